@@ -1,0 +1,116 @@
+"""Every error that Tenter raises on purpose.
+
+    TenterError
+    ├── InvalidInput            the user's to mend; exit code 2
+    │   ├── InvalidWorkflow     a list of problems, each with its place
+    │   ├── InvalidTable        a table, a column, an encoding
+    │   └── InvalidConfig
+    ├── StepFailed              a step of one row; the others go on
+    │   ├── CallFailed          the backend could not answer
+    │   ├── OutputInvalid       the answer does not fit the output model
+    │   └── ToolFailed
+    ├── BackendUnavailable      nobody answers calls; exit code 5
+    ├── RunMismatch             a resumed run whose plan differs; exit code 6
+    ├── BudgetReached           exit code 4, resumable
+    └── JournalError            the journal cannot be read or written
+
+A message names what is wrong, where, and what would be right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class TenterError(Exception):
+    """Base of all of Tenter's errors; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InvalidInput(TenterError):
+    """Something that the user wrote is wrong; nothing has run."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a workflow: where, what, and what would be right.
+
+    `line` and `column` count from 1; 0 where there is no place.
+    """
+
+    message: str
+    file: str = ""
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        where = self.file
+        if self.line:
+            where += f":{self.line}"
+            if self.column:
+                where += f":{self.column}"
+        return f"{where}: {self.message}" if where else self.message
+
+
+class InvalidWorkflow(InvalidInput):
+    """A workflow does not compile. `problems` has all that were found, in order of place."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class InvalidTable(InvalidInput):
+    """A table cannot be read, or lacks a column."""
+
+
+class InvalidConfig(InvalidInput):
+    """A setting is unknown or out of range."""
+
+
+class StepFailed(TenterError):
+    """A step of one program failed. `step` is its id."""
+
+    def __init__(self, message: str, step: str = "") -> None:
+        self.step = step
+        super().__init__(f"step {step!r}: {message}" if step else message)
+
+
+class CallFailed(StepFailed):
+    """A backend could not answer a call."""
+
+
+class OutputInvalid(StepFailed):
+    """An answer does not fit the step's output model. `output` is the model's text."""
+
+    def __init__(self, message: str, step: str = "", output: str = "") -> None:
+        self.output = output
+        super().__init__(message, step)
+
+
+class ToolFailed(StepFailed):
+    """A tool raised, timed out, or was given bad arguments."""
+
+
+class BackendUnavailable(TenterError):
+    """No backend can answer calls."""
+
+    exit_code = 5
+
+
+class RunMismatch(TenterError):
+    """A run cannot be resumed, since the workflow, the model or the input differ."""
+
+    exit_code = 6
+
+
+class BudgetReached(TenterError):
+    """A run stopped at its budget; it can be resumed."""
+
+    exit_code = 4
+
+
+class JournalError(TenterError):
+    """The journal cannot be read or written."""
