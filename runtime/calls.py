@@ -7,32 +7,12 @@ backends share words without importing each other. Token counts are `_tokens`, t
 from dataclasses import dataclass, field
 from typing import Literal, NewType, Protocol
 
+from ..planner.graph import Sampling
+
 CallId = NewType("CallId", str)
 SessionId = NewType("SessionId", str)
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are drawn.
-
-    `temperature` 0 is greedy. With `temperature` above 0 a `seed` makes the draw repeatable and
-    independent of the batch that the call runs in.
-    """
-
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int = 0  # 0: no limit
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()  # cut from the text; found across token borders
-    seed: int | None = None
-    ignore_eos: bool = False  # for benchmarks: run to `max_tokens`
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether the same request gives the same answer each time."""
-        return self.temperature == 0.0 or self.seed is not None
 
 
 GREEDY = Sampling()

@@ -1,0 +1,215 @@
+"""The logical graph: what a workflow computes, as a typed DAG of steps over named values.
+
+Workflow inputs and step ids share one namespace. A row is data, never a node: the graph of a
+workflow is the same for ten rows and for a million.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .prompt import Prompt
+
+Effect = Literal["pure", "idempotent", "once"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn.
+
+    `temperature` 0 is greedy. With `temperature` above 0 a `seed` makes the draw repeatable and
+    independent of the batch that the call runs in.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0  # 0: no limit
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()  # cut from the text; found across token borders
+    seed: int | None = None
+    ignore_eos: bool = False  # for benchmarks: run to `max_tokens`
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same request gives the same answer each time."""
+        return self.temperature == 0.0 or self.seed is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the author wrote a step; lines and columns count from 1, 0 is unknown."""
+
+    file: str = ""
+    line: int = 0
+    column: int = 0
+
+
+NOWHERE = Place()
+
+
+# ---- values: what is handed to a step ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """A constant, kept as canonical JSON text so that it can be hashed and compared."""
+
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An input, a step's result or an `each` item by name, perhaps a part of it."""
+
+    name: str
+    path: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Expr:
+    """A pure expression in Jinja's expression language over the names in `uses`."""
+
+    source: str
+    uses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    items: "tuple[Value, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class DictOf:
+    items: "tuple[tuple[str, Value], ...]"
+
+
+Value = Const | Ref | Expr | ListOf | DictOf
+Args = tuple[tuple[str, Value], ...]
+
+
+# ---- steps -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LLM:
+    """A call of a model.
+
+    `args` feeds the fields of `prompt` and `system`. With `choices` the result is one of them
+    (a string); with `schema` (JSON Schema as text) it is a JSON value; otherwise text.
+    A false `when` skips the step: its result is then None, and only a `Select` may read it.
+    """
+
+    id: str
+    prompt: Prompt
+    system: Prompt | None = None
+    args: Args = ()
+    model: str = "default"
+    sampling: Sampling = Sampling()
+    choices: tuple[str, ...] = ()
+    schema: str | None = None
+    when: Value | None = None
+    place: Place = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call of the tool registered under `tool`."""
+
+    id: str
+    tool: str
+    args: Args = ()
+    effect: Effect = "once"
+    when: Value | None = None
+    place: Place = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select:
+    """Joins two branches: `then` where `condition` is true, else `otherwise`.
+
+    The steps of the branches carry the condition in their own `when`.
+    """
+
+    id: str
+    condition: Value
+    then: Value
+    otherwise: Value
+    when: Value | None = None
+    place: Place = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Each:
+    """Runs `body` for every item of the list `items`, all at once; the result is the list of
+    `result`s in the order of the items. Inside the body the item is called `item`; outer names
+    are visible.
+    """
+
+    id: str
+    items: Value
+    item: str
+    body: "tuple[Step, ...]"
+    result: Value
+    when: Value | None = None
+    place: Place = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """A value put together from others without a call: a template, a list, a dict."""
+
+    id: str
+    value: Value
+    when: Value | None = None
+    place: Place = field(default=NOWHERE, compare=False)
+
+
+Step = LLM | ToolCall | Select | Each | Compute
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A workflow's steps in an order in which each comes after what it reads."""
+
+    name: str
+    inputs: tuple[str, ...]
+    steps: tuple[Step, ...]
+    result: Value
+
+
+def names_in(value: Value | None) -> Iterator[str]:
+    """The names that `value` reads, in order, with repeats."""
+    match value:
+        case Ref(name):
+            yield name
+        case Expr(_, uses):
+            yield from uses
+        case ListOf(items):
+            for item in items:
+                yield from names_in(item)
+        case DictOf(items):
+            for _, item in items:
+                yield from names_in(item)
+        case Const() | None:
+            return
+
+
+def reads(step: Step) -> tuple[str, ...]:
+    """The names that `step` reads from outside itself, each once, in order."""
+    found: dict[str, None] = dict.fromkeys(names_in(step.when))
+    match step:
+        case LLM(args=args) | ToolCall(args=args):
+            for _, value in args:
+                found.update(dict.fromkeys(names_in(value)))
+        case Select(condition=condition, then=then, otherwise=otherwise):
+            for value in (condition, then, otherwise):
+                found.update(dict.fromkeys(names_in(value)))
+        case Compute(value=value):
+            found.update(dict.fromkeys(names_in(value)))
+        case Each(items=items, item=item, body=body, result=result):
+            found.update(dict.fromkeys(names_in(items)))
+            inner = {item, *(inside.id for inside in body)}
+            for inside in body:
+                found.update((name, None) for name in reads(inside) if name not in inner)
+            found.update((name, None) for name in names_in(result) if name not in inner)
+    return tuple(found)

@@ -1,0 +1,37 @@
+"""The program that the current task runs for: what an `async def` workflow's awaited steps reach."""
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from ...planner.graph import LLM, ToolCall
+from ..calls import Message, ToolSpec
+from ..workflow import Workflow
+
+
+class Session(Protocol):
+    """An append-only chat with one model, whose KV cache is kept while tools run."""
+
+    async def ask(self, content: str, tools: tuple[ToolSpec, ...] = ()) -> Message:
+        """Append a user turn and the model's answer; returns the assistant's message."""
+        ...
+
+
+class Program(Protocol):
+    """One run of a workflow for one input, seen from inside."""
+
+    async def llm(self, step: LLM, values: Mapping[str, Any]) -> Any:
+        """Run one LLM step on values by field name; the JSON result (text, choice, object)."""
+        ...
+
+    async def tool(self, step: ToolCall, values: Mapping[str, Any]) -> Any:
+        """Run one tool step on argument values; the tool is found in `Workflow.tools`, or in
+        those that the program has used before."""
+        ...
+
+    async def workflow(self, workflow: Workflow, values: Mapping[str, Any]) -> Any:
+        """Run another workflow as a part of this program; its JSON result."""
+        ...
+
+
+current_program: ContextVar[Program | None] = ContextVar("tenter_program", default=None)

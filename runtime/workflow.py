@@ -1,0 +1,57 @@
+"""A workflow as everybody below the authoring layer sees it: typed inputs, and a graph or a program."""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..planner.graph import Graph
+from ..tools import Tool
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of a workflow; `schema` is a JSON Schema as text ("{}": anything)."""
+
+    name: str
+    schema: str = "{}"
+    required: bool = True
+    default: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which backend serves a model name of a workflow, and its settings.
+
+    `backend` is a name in the registry of backends ("embedded", "sim", ...).
+    """
+
+    name: str = "default"
+    backend: str = "embedded"
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """What the author wrote, ready to be planned (`graph`) or run as it is (`program`).
+
+    Exactly one of `graph` and `program` is set. `convert` turns the JSON result into what the
+    author's annotation promises. `identity` is a canonical text of everything that determines
+    answers (templates, sampling, schemas, tool sources), for the fingerprint.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    graph: Graph | None = None
+    program: Callable[..., Awaitable[Any]] | None = None
+    tools: Mapping[str, Tool] = field(default_factory=dict[str, Tool])
+    models: Mapping[str, ModelSpec] = field(default_factory=dict[str, ModelSpec])
+    result_schema: str = "{}"
+    convert: Callable[[Any], Any] | None = None
+    identity: str = ""
+    file: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the workflow may give other answers; 32 hex digits."""
+        return hashlib.blake2b(self.identity.encode(), digest_size=16).hexdigest()
