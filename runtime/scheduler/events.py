@@ -1,0 +1,207 @@
+"""What the scheduler is told (events) and what it decides (commands).
+
+Both go into the trace as they are, so that a trace replays into the core. Names of programs,
+calls, sessions and workers are short strings; times are seconds on the run's clock.
+"""
+
+from typing import Literal
+
+from ..calls import FinishReason
+from ..trace import Record
+
+# ---- events ------------------------------------------------------------------------------------
+
+
+class ProgramArrived(Record):
+    """A program (one row, one agent) wants to run."""
+
+    program: str
+    row: int
+    workflow: str
+
+
+class ProgramEnded(Record):
+    """A program is over; its sessions are released."""
+
+    program: str
+    row: int
+    ok: bool
+    error: str | None = None
+
+
+class CallReady(Record):
+    """A call has its inputs and may be dispatched."""
+
+    call: str
+    program: str
+    step: str
+    model: str
+    prompt_tokens: int
+    max_tokens: int
+    session: str | None = None
+    group: str | None = None  # calls of one group share a prefix (the plan's hint)
+
+
+class CallEnded(Record):
+    """A backend has answered, failed or aborted a call."""
+
+    call: str
+    program: str
+    step: str
+    finish: FinishReason
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    error: str | None = None
+
+
+class CallShared(Record):
+    """A call needed no generation: its equal had been, or is being, answered."""
+
+    program: str
+    step: str
+    how: Literal["joined", "cached", "journal", "once"]
+    prompt_tokens: int = 0  # what was saved, where known
+    output_tokens: int = 0
+
+
+class ToolStarted(Record):
+    """A tool runs; `session` is the KV context that waits for it, if any."""
+
+    program: str
+    step: str
+    tool: str
+    session: str | None = None
+    eta_s: float | None = None
+
+
+class ToolEnded(Record):
+    """A tool has answered or failed."""
+
+    program: str
+    step: str
+    tool: str
+    seconds: float
+    ok: bool
+    session: str | None = None
+    error: str | None = None
+
+
+class CancelProgram(Record):
+    """Somebody wants a program stopped: its waiting calls are dropped, its running ones aborted."""
+
+    program: str
+
+
+class Drain(Record):
+    """No program may start any more; what runs may end."""
+
+
+class WorkerUp(Record):
+    """A worker may be used."""
+
+    worker: str
+    model: str
+    max_running: int
+    kv_tokens: int
+
+
+class WorkerDown(Record):
+    """A worker is gone; its calls become ready again."""
+
+    worker: str
+    error: str = ""
+
+
+class TimerFired(Record):
+    """The time of the last SetTimer has come."""
+
+
+Event = (
+    ProgramArrived
+    | ProgramEnded
+    | CallReady
+    | CallEnded
+    | ToolStarted
+    | ToolEnded
+    | CancelProgram
+    | Drain
+    | WorkerUp
+    | WorkerDown
+    | TimerFired
+)
+
+# ---- commands ----------------------------------------------------------------------------------
+
+
+class StartProgram(Record):
+    """A program is admitted: its steps may run."""
+
+    program: str
+
+
+class Dispatch(Record):
+    """Send a call to a worker. Smaller priority goes first."""
+
+    call: str
+    worker: str
+    priority: float
+
+
+class Abort(Record):
+    """Stop a dispatched call on its worker."""
+
+    call: str
+    worker: str
+
+
+class DropCall(Record):
+    """A call that waited will not run."""
+
+    call: str
+    reason: str
+
+
+class Retain(Record):
+    """Keep a session's KV until a time (None: until released)."""
+
+    session: str
+    worker: str
+    until_s: float | None
+
+
+class Release(Record):
+    """Let go of a session's KV."""
+
+    session: str
+    worker: str
+
+
+class SetTimer(Record):
+    """Send TimerFired at this time; replaces an earlier timer."""
+
+    at_s: float
+
+
+Command = StartProgram | Dispatch | Abort | DropCall | Retain | Release | SetTimer
+
+# ---- what else a trace of a run holds -----------------------------------------------------------
+
+
+class RunStarted(Record):
+    """The first line of a trace."""
+
+    version: int
+    run: str
+    workflow: str
+    rows: int | None  # None: not known yet
+    resumed_rows: int = 0  # finished before
+
+
+class RunEnded(Record):
+    """The last line of a trace."""
+
+    status: Literal["done", "paused", "failed"]

@@ -1,0 +1,1 @@
+"""How the tiny model that ships with Tenter is made: jobs, tokenizer, network, training, scoring."""
