@@ -1,1 +1,2 @@
 """."""
+POLICIES = {"continuum": None}

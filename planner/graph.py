@@ -4,10 +4,13 @@ Workflow inputs and step ids share one namespace. A row is data, never a node: t
 workflow is the same for ten rows and for a million.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from heapq import heapify, heappop, heappush
+from typing import Any, Literal, cast
 
+from .errors import PlannerError
 from .prompt import Prompt
 
 Effect = Literal["pure", "idempotent", "once"]
@@ -213,3 +216,74 @@ def reads(step: Step) -> tuple[str, ...]:
                 found.update((name, None) for name in reads(inside) if name not in inner)
             found.update((name, None) for name in names_in(result) if name not in inner)
     return tuple(found)
+
+
+def walk(steps: Iterable[Step]) -> Iterator[Step]:
+    """All steps, each followed by those of its body."""
+    for step in steps:
+        yield step
+        if isinstance(step, Each):
+            yield from walk(step.body)
+
+
+def sort(graph: Graph) -> Graph:
+    """The graph with each step after what it reads, and else in the order of the author.
+
+    Raises `PlannerError` where steps wait for each other.
+    """
+    steps = _sorted(graph.steps)
+    return graph if steps == graph.steps else replace(graph, steps=steps)
+
+
+def _sorted(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    place = {step.id: index for index, step in enumerate(steps)}
+    readers: dict[int, list[int]] = {index: [] for index in range(len(steps))}
+    waits = [0] * len(steps)
+    for index, step in enumerate(steps):
+        for name in reads(step):
+            if name in place:
+                readers[place[name]].append(index)
+                waits[index] += 1
+    ready = [index for index, count in enumerate(waits) if not count]
+    heapify(ready)
+    order: list[Step] = []
+    while ready:
+        index = heappop(ready)
+        order.append(_sorted_within(steps[index]))
+        for reader in readers[index]:
+            waits[reader] -= 1
+            if not waits[reader]:
+                heappush(ready, reader)
+    if len(order) < len(steps):
+        stuck = ", ".join(step.id for step, count in zip(steps, waits, strict=True) if count)
+        raise PlannerError(f"these steps wait for each other: {stuck}")
+    return tuple(order)
+
+
+def _sorted_within(step: Step) -> Step:
+    if not isinstance(step, Each):
+        return step
+    body = _sorted(step.body)
+    return step if body == step.body else replace(step, body=body)
+
+
+def canonical(graph: Graph) -> str:
+    """The graph as canonical JSON text, without places: equal texts mean equal graphs."""
+    return json.dumps(_plain(graph), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _plain(node: Any) -> Any:
+    match node:
+        case Prompt(source):
+            return {"prompt": source}
+        case tuple():
+            return [_plain(item) for item in cast("tuple[Any, ...]", node)]
+        case _ if is_dataclass(node):
+            plain = {
+                part.name: _plain(getattr(node, part.name))
+                for part in fields(node)
+                if part.name != "place"
+            }
+            return {"kind": type(node).__name__, **plain}
+        case _:
+            return node

@@ -7,6 +7,8 @@ backends share words without importing each other. Token counts are `_tokens`, t
 from dataclasses import dataclass, field
 from typing import Literal, NewType, Protocol
 
+import msgspec
+
 from ..planner.graph import Sampling
 
 CallId = NewType("CallId", str)
@@ -18,8 +20,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 GREEDY = Sampling()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One generation request.
 
     `token_ids` is the whole prompt, so that a prefix stays a prefix. With `choices` (token ids of
@@ -40,8 +41,7 @@ class Request:
     stream: bool = False  # chunks as tokens come; otherwise one last chunk
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """What the engine measured for one call. Seconds are of the backend's own clock."""
 
     prompt_tokens: int = 0
@@ -52,8 +52,7 @@ class Usage:
     decode_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """A piece of an answer. Only the last one has `finish` and `usage`.
 
     `text` and `token_ids` are what is new since the previous chunk; `text` never ends within a

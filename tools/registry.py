@@ -1,10 +1,39 @@
-"""The nouns of the room: a tool, its side-effect class, its limits."""
+"""The nouns of the room: a tool, its side-effect class, its limits, and what can go wrong."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Effect = Literal["pure", "idempotent", "once"]
+EFFECTS: tuple[Effect, ...] = ("pure", "idempotent", "once")
+
+Validate = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+class ToolError(Exception):
+    """A tool raised, or `tool` was used wrongly; `cause` is what it raised, if it did."""
+
+    def __init__(self, tool: str, message: str, cause: BaseException | None = None) -> None:
+        self.tool = tool
+        self.message = message
+        self.cause = cause
+        super().__init__(f"tool {tool!r}: {message}")
+
+
+class InvalidTool(ToolError):
+    """A function cannot be made a tool."""
+
+
+class InvalidArguments(ToolError):
+    """The arguments do not fit the tool's schema; the tool was not called."""
+
+
+class InvalidResult(ToolError):
+    """What the tool returned cannot be written as JSON."""
+
+
+class ToolTimeout(ToolError):
+    """The tool did not end in its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +42,9 @@ class Tool:
 
     `effect`: `pure` may be shared, memoised and retried; `idempotent` may be retried; `once` is
     never repeated without asking. `parameters` is a JSON Schema as text. `source_hash` changes
-    with the code. `eta_s` is the author's hint of how long a call takes.
+    with the code. `eta_s` is the author's hint of how long a call takes. `validate` turns JSON
+    arguments into what `function` expects; without it they are handed on as they are. `origin` is
+    where the function is found, as "module:function".
     """
 
     name: str
@@ -26,3 +57,24 @@ class Tool:
     max_concurrency: int | None = None
     eta_s: float | None = None
     source_hash: str = ""
+    validate: Validate | None = field(default=None, compare=False, repr=False)
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        if problem := _limit_problem(self):
+            raise InvalidTool(self.name, problem)
+
+
+def _limit_problem(tool: Tool) -> str | None:
+    """What is wrong with the limits of `tool`, if anything is."""
+    if tool.effect not in EFFECTS:
+        return f"effect is one of {', '.join(EFFECTS)}, not {tool.effect!r}"
+    if tool.timeout_s is not None and not tool.timeout_s > 0:
+        return f"timeout_s is above 0, or None for no limit; not {tool.timeout_s}"
+    if tool.retries < 0:
+        return f"retries is 0 or more, not {tool.retries}"
+    if tool.retries and tool.effect == "once":
+        return 'a tool with effect "once" is never repeated: set retries=0, or effect="idempotent"'
+    if tool.max_concurrency is not None and tool.max_concurrency < 1:
+        return f"max_concurrency is 1 or more, not {tool.max_concurrency}"
+    return None

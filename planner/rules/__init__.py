@@ -1,1 +1,5 @@
-"""."""
+"""The planner's rules: one function in one file each, `rule(plan, context) -> plan`.
+
+A rule never changes an answer. One that finds nothing returns the plan it was given. `optimize`
+runs them in the order of `RULES` and checks the plan after each.
+"""

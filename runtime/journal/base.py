@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ..errors import JournalError
+
 JOURNAL_VERSION = 1
+
+MAX_VALUE_BYTES = 64 * 1024 * 1024  # of one recorded value
 
 RunStatus = Literal["running", "paused", "done", "failed"]
 
@@ -60,21 +64,46 @@ class RunInfo:
     summary: Mapping[str, float]
 
 
+Entry = StepRecord | RowRecord
+
+
+def check(entry: Entry) -> None:
+    """Refuse an entry that no journal can hold: too large, or a path that is not Unicode."""
+    value = entry.value
+    if value is not None and len(value) > MAX_VALUE_BYTES:
+        raise JournalError(
+            f"row {entry.row}: a result of {len(value):,} bytes is larger than a journal takes "
+            f"({MAX_VALUE_BYTES:,} bytes); return a reference to it instead"
+        )
+    if isinstance(entry, StepRecord) and not entry.path.isascii():
+        try:
+            entry.path.encode()
+        except UnicodeEncodeError:
+            raise JournalError(
+                f"row {entry.row}: step {entry.path!r} is not Unicode text"
+            ) from None
+
+
 class Journal(Protocol):
     """One run's record. All methods are called on the event loop's thread and never block it."""
 
-    def record(
-        self, entry: StepRecord | RowRecord, then: Callable[[], None] | None = None
-    ) -> None:
+    on_failure: Callable[[JournalError], None] | None
+    """Called once on the loop when a write has failed; from then on `record` raises the error."""
+
+    def record(self, entry: StepRecord | RowRecord, then: Callable[[], None] | None = None) -> None:
         """Append `entry`; call `then` on the loop once it is durable. Order is kept.
 
-        After a failed write every waiting program ends with JournalError (`failed`), and
-        nothing is acknowledged any more.
+        The last record of a key wins. Raises JournalError for an entry that cannot be held (the
+        others go on), and after a failed write: then no waiting `then` is ever called,
+        `on_failure` is called once, and the caller ends every program with its error.
         """
         ...
 
     async def steps(self, first_row: int, last_row: int) -> Mapping[tuple[int, str], StepRecord]:
-        """What was recorded for rows first_row..last_row (both included)."""
+        """What was recorded for rows first_row..last_row (both included), in order of (row, path).
+
+        Like all reads it sees every record made before it, acknowledged or not.
+        """
         ...
 
     async def rows(self, first_row: int, last_row: int) -> Mapping[int, RowRecord]:

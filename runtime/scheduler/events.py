@@ -39,7 +39,8 @@ class CallReady(Record):
     prompt_tokens: int
     max_tokens: int
     session: str | None = None
-    group: str | None = None  # calls of one group share a prefix (the plan's hint)
+    shared_tokens: int = 0  # of the prompt, expected in the cache (the plan's hint)
+    deadline_s: float | None = None  # on the run's clock: not answered by then, it is aborted
 
 
 class CallEnded(Record):
@@ -100,6 +101,14 @@ class Drain(Record):
     """No program may start any more; what runs may end."""
 
 
+class PrefixKnown(Record):
+    """Many calls to come share this prefix: compute it once and keep it while the run lasts."""
+
+    session: str
+    model: str
+    tokens: int
+
+
 class WorkerUp(Record):
     """A worker may be used."""
 
@@ -117,7 +126,7 @@ class WorkerDown(Record):
 
 
 class TimerFired(Record):
-    """The time of the last SetTimer has come."""
+    """The time of an earlier SetTimer has come."""
 
 
 Event = (
@@ -127,6 +136,7 @@ Event = (
     | CallEnded
     | ToolStarted
     | ToolEnded
+    | PrefixKnown
     | CancelProgram
     | Drain
     | WorkerUp
@@ -165,6 +175,13 @@ class DropCall(Record):
     reason: str
 
 
+class Warm(Record):
+    """Compute a known prefix on a worker, so that the calls after it find it in the cache."""
+
+    session: str
+    worker: str
+
+
 class Retain(Record):
     """Keep a session's KV until a time (None: until released)."""
 
@@ -186,7 +203,7 @@ class SetTimer(Record):
     at_s: float
 
 
-Command = StartProgram | Dispatch | Abort | DropCall | Retain | Release | SetTimer
+Command = StartProgram | Dispatch | Abort | DropCall | Warm | Retain | Release | SetTimer
 
 # ---- what else a trace of a run holds -----------------------------------------------------------
 

@@ -35,8 +35,10 @@ _TEMPLATE_LINES = (
     "{{- '\\n\\n' if system else '' -}}",
     "{{- 'Tools you may call:\\n<tools>\\n' -}}",
     "{%- for tool in tools -%}{{- tool | tojson + '\\n' -}}{%- endfor -%}",
-    "{{- '</tools>\\nA call looks like <tool_call>"
-    '{"name": "...", "arguments": {...}}</tool_call>.\' -}}',
+    (
+        "{{- '</tools>\\nA call looks like <tool_call>"
+        '{"name": "...", "arguments": {...}}</tool_call>.\' -}}'
+    ),
     "{%- endif -%}",
     "{{- '<|im_end|>\\n' -}}",
     "{%- endif -%}",
@@ -59,7 +61,7 @@ _TEMPLATE_LINES = (
     "{%- for call in message.tool_calls or [] -%}",
     "{%- set function = call.function if call.function else call -%}",
     "{{- '\\n' if content or not loop.first else '' -}}",
-    "{{- '<tool_call>\\n{\"name\": \"' + function.name + '\", \"arguments\": ' -}}",
+    '{{- \'<tool_call>\\n{"name": "\' + function.name + \'", "arguments": \' -}}',
     "{%- if function.arguments is string -%}{{- function.arguments -}}",
     "{%- else -%}{{- function.arguments | tojson -}}{%- endif -%}",
     "{{- '}\\n</tool_call>' -}}",

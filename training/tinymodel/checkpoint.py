@@ -93,5 +93,6 @@ def save_weights(out: Path, weights: dict[str, torch.Tensor]) -> int:
     target, partial = out / "model.safetensors", out / "model.safetensors.partial"
     halved = {name: w.detach().to(torch.bfloat16).contiguous() for name, w in weights.items()}
     save_file(halved, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # safetensors writes files that only their owner may read
     partial.replace(target)
     return target.stat().st_size

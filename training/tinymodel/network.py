@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from .checkpoint import Shape
 
@@ -114,7 +114,7 @@ class Decoder(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """The decoder with its tied output; `forward` is the mean loss over the learned positions."""
+    """The decoder with its tied output; `forward` is the mean loss over what is learned."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -124,15 +124,17 @@ class LanguageModel(nn.Module):
             if weight.ndim == 2:
                 nn.init.normal_(weight, std=_initial_std(name, weight.shape[1]))
 
-    def forward(self, ids: Tensor, positions: Tensor, targets: Tensor, learned: Tensor) -> Tensor:
-        """Cross-entropy of `targets` where `learned` is true; `positions` is one row for all."""
+    def forward(self, ids: Tensor, positions: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Weighted mean cross-entropy of `targets`; `positions` is one row for all."""
         cos, sin = self._angles(positions)
         x = F.embedding(ids, self.model.embed_tokens.weight)
         for layer in self.model.layers:
             x = layer(x, cos, sin)
+        learned = weights > 0
         x = self.model.norm(x)[learned]  # only positions with a loss reach the vocabulary
         logits = F.linear(x, self.model.embed_tokens.weight).float()
-        return F.cross_entropy(logits, targets[learned])
+        losses = F.cross_entropy(logits, targets[learned], reduction="none")
+        return (losses * weights[learned]).sum() / weights.sum().clamp(min=1.0)
 
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         dim = self.shape.head_dim

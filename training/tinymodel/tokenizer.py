@@ -1,5 +1,6 @@
 """Trains the byte-level BPE tokenizer on the generated jobs."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from .chat import CONTROL_TOKENS, MARKUP_TOKENS
 
 VOCABULARY = 1024
+_MARKS = re.compile("|".join(re.escape(mark) for mark in (*CONTROL_TOKENS, *MARKUP_TOKENS)))
 
 
 def _blank() -> Tokenizer:
@@ -31,7 +33,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Token
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((p for t in texts for p in _MARKS.split(t) if p), trainer)
     return _with_visible_markup(tokenizer)
 
 

@@ -1,0 +1,72 @@
+# Everything a contributor needs, each target from a fresh clone and quick the second time.
+#   make demo    install, then answer the example table on the CPU, with nothing else needed
+#   make test    install what the tests need and run all of them
+#   make check   format, lint, types and the quick tests: before every commit
+#   make bench   the benchmarks; one JSON line per figure
+#   make clean   forget the virtual environment and what was built
+
+PYTHON ?= python3.11
+VENV ?= .venv
+# Installed before anything that depends on it, so that nothing else chooses a build.
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+# A changed pyproject.toml changes the names of the stamps, so that the next target installs again.
+KEY := $(shell cksum < pyproject.toml | tr -d ' ')
+STAMPS := $(VENV)/.stamps
+READY := $(STAMPS)/runtime-$(KEY)
+READY_DEV := $(STAMPS)/dev-$(KEY)
+DEMO := .tenter/demo
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench clean
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(STAMPS)/venv:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "tenter needs Python 3.11 or newer, and there is no '$(PYTHON)' here." >&2; \
+	  echo "Install it (Debian: apt install python3.11 python3.11-venv), or name another: make PYTHON=python3.12 ..." >&2; \
+	  exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make a virtual environment: its module ensurepip is missing." >&2; \
+	  echo "Install it (Debian: apt install python3.11-venv) and run make again." >&2; \
+	  exit 1; }
+	@test -x $(BIN)/python || { echo "making a virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "bringing pip up to date"
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/torch: | $(STAMPS)/venv
+	@echo "installing $(TORCH) (the largest part; a few minutes on a slow line)"
+	@$(PIP) install '$(TORCH)'
+	@touch $@
+
+$(READY): | $(STAMPS)/torch
+	@echo "installing tenter with its extras"
+	@$(PIP) install --editable '.[all]'
+	@touch $@
+
+$(READY_DEV): | $(READY)
+	@echo "installing what the tests and checks need"
+	@$(PIP) install --group dev
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/python examples/demo.py --out $(DEMO)
+
+test: $(READY_DEV)
+	$(BIN)/python -m pytest
+
+check: $(READY_DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --warnings
+	$(BIN)/python -m pytest -q -m "not slow"
+
+bench: $(READY_DEV)
+	@for bench in benchmarks/*.py; do echo "== $$bench" >&2; $(BIN)/python $$bench || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis $(DEMO)

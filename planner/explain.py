@@ -1,0 +1,109 @@
+"""Plans as indented text."""
+
+from collections.abc import Iterator
+
+from .graph import LLM, Args, Compute, Each, Graph, Select, Step, ToolCall
+from .lint import lint
+from .lower import NOTHING, lower
+from .optimize import optimize
+from .plan import Context, Plan, PlanStep, walk
+from .values import spell
+
+_WIDTH = 60
+
+
+def explain(plan: Plan, estimates: bool = True) -> str:
+    """The plan, a line per step; estimates are marked with a tilde."""
+    lines = [f"plan {plan.name}: {_counts(plan)}"]
+    lines.append(f"  inputs: {', '.join(_inputs(plan)) or 'none'}")
+    lines.append(f"  rows: {_rows(plan)}")
+    for step in plan.steps:
+        lines += _step(step, "  ", estimates)
+    lines.append(f"  result: {shorten(spell(plan.result))}")
+    lines += [f"  note: {note}" for note in plan.notes]
+    return "\n".join(lines) + "\n"
+
+
+def explain_rules(graph: Graph, context: Context = NOTHING) -> str:
+    """The plan before any rule and after each, "unchanged" where one found nothing."""
+    parts = [f"== lower\n{explain(lower(graph, context))}"]
+
+    def observe(rule: str, plan: Plan, changed: bool) -> None:
+        parts.append(f"== {rule}\n{explain(plan) if changed else 'unchanged' + chr(10)}")
+
+    plan = optimize(graph, context, observe)
+    parts += [f"warning: {warning}\n" for warning in lint(plan, context)]
+    return "".join(parts)
+
+
+def _counts(plan: Plan) -> str:
+    steps = list(walk(plan.steps))
+    once = sum(step.scope == "once" for step in plan.steps)
+    return f"{len(steps)} steps, {once} once" if len(steps) != 1 else f"1 step, {once} once"
+
+
+def _inputs(plan: Plan) -> Iterator[str]:
+    for name in plan.inputs:
+        yield f"{name} (constant)" if name in plan.constants else name
+
+
+def _rows(plan: Plan) -> str:
+    columns = plan.row_order.columns
+    return f"sorted by {', '.join(columns)}" if columns else "as they come"
+
+
+def _step(step: PlanStep, indent: str, estimates: bool) -> Iterator[str]:
+    logical = step.step
+    yield f"{indent}{step.scope:<4} {step.id} = {_what(logical)}{''.join(_marks(step))}"
+    if estimates and (told := "; ".join(_estimate(step))):
+        yield f"{indent}       ~ {told}"
+    for inside in step.body:
+        yield from _step(inside, indent + "    ", estimates)
+    if isinstance(logical, Each):
+        yield f"{indent}    result: {shorten(spell(logical.result))}"
+
+
+def _what(step: Step) -> str:
+    match step:
+        case LLM():
+            kind = "choice" if step.choices else "json" if step.schema else "text"
+            return f"llm {step.model} {kind}({_args(step.args)})"
+        case ToolCall():
+            return f"tool {step.tool}({_args(step.args)}) {step.effect}"
+        case Select():
+            branches = f"{spell(step.then)} else {spell(step.otherwise)}"
+            return f"select {spell(step.condition)} ? {branches}"
+        case Each():
+            return f"each {step.item} of {shorten(spell(step.items))}"
+        case Compute():
+            return f"compute {shorten(spell(step.value))}"
+
+
+def _args(args: Args) -> str:
+    return ", ".join(
+        name if spell(value) == name else f"{name}={shorten(spell(value))}" for name, value in args
+    )
+
+
+def _marks(step: PlanStep) -> Iterator[str]:
+    if step.step.when is not None:
+        yield f" when {spell(step.step.when)}"
+    if step.consolidate and step.scope == "row":
+        yield " [shared]"
+    if step.group is not None:
+        yield f" [group {step.group}]"
+
+
+def _estimate(step: PlanStep) -> Iterator[str]:
+    guess = step.estimate
+    if isinstance(step.step, LLM):
+        yield f"prompt {guess.prompt_tokens} tokens, {guess.shared_prefix_tokens} of them shared"
+        yield f"output {guess.output_tokens}"
+    if isinstance(step.step, LLM | ToolCall) and step.scope == "row":
+        yield f"{guess.calls_per_row:.3g} calls per row"
+
+
+def shorten(text: str, width: int = _WIDTH) -> str:
+    """The text on one line, cut to `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,184 @@
+"""The physical plan of a graph over a batch: the planner's second kind of nouns.
+
+A plan says of each step whether it runs once or for every row, which prefix its prompts share,
+and in which order the rows go. It names columns, never rows: the plan for a million rows is as
+large as the one for ten.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from .errors import InvariantBroken
+from .graph import LLM, Each, Graph, Step, ToolCall, Value, names_in, reads
+from .stats import TableStats
+
+Scope = Literal["once", "row"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a plan is made for, besides the graph."""
+
+    stats: TableStats | None = None
+    constants: frozenset[str] = frozenset()  # inputs that are the same in every row
+    consolidate: bool = True  # whether equal work may be done once
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """How a step's prompts begin: static text, then fields, outermost first."""
+
+    text: str = ""
+    fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a step is expected to take, per call; guesses, at about four characters per token.
+
+    `shared_prefix_tokens` is the part of `prompt_tokens` that a cache is expected to hold, in the
+    plan's row order. `calls_per_row` counts what is left after equal calls were joined.
+    """
+
+    prompt_tokens: int = 0
+    shared_prefix_tokens: int = 0
+    output_tokens: int = 0
+    calls_per_row: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStep:
+    """A step and how it is to run.
+
+    `scope` "once": its result is the same for every row of the run. In the body of an `each`,
+    "row" means once per item. `consolidate`: equal calls of different rows may be answered once.
+    Calls of one `group` share the static part of their prefix. `body` has the steps of an `each`.
+    """
+
+    step: Step
+    scope: Scope = "row"
+    consolidate: bool = False
+    depth: int = 0
+    prefix: Prefix = Prefix()
+    group: str | None = None
+    estimate: Estimate = Estimate()
+    body: "tuple[PlanStep, ...]" = ()
+
+    @property
+    def id(self) -> str:
+        return self.step.id
+
+    def with_body(self, body: "tuple[PlanStep, ...]") -> "PlanStep":
+        """The same `each` over another body."""
+        if not isinstance(self.step, Each) or body == self.body:
+            return self
+        step = replace(self.step, body=tuple(inside.step for inside in body))
+        return replace(self, step=step, body=body)
+
+
+@dataclass(frozen=True, slots=True)
+class RowOrder:
+    """The input columns by which the rows of a window are sorted; none: as they come."""
+
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A graph made ready to run over the rows of a table."""
+
+    name: str
+    inputs: tuple[str, ...]
+    steps: tuple[PlanStep, ...]
+    result: Value
+    constants: frozenset[str] = frozenset()
+    row_order: RowOrder = field(default=RowOrder())
+    notes: tuple[str, ...] = ()
+
+    @property
+    def graph(self) -> Graph:
+        """The logical graph that the plan carries out."""
+        return Graph(self.name, self.inputs, tuple(step.step for step in self.steps), self.result)
+
+    def invariants(self) -> None:
+        """Raises `InvariantBroken` where the plan makes no sense."""
+        once = {name: name in self.constants for name in self.inputs}
+        _check_steps(self.steps, once)
+        for name in names_in(self.result):
+            if name not in once:
+                raise InvariantBroken(f"the result reads {name!r}, which no step makes")
+        for column in self.row_order.columns:
+            if column not in self.inputs:
+                raise InvariantBroken(f"rows are ordered by {column!r}, which is no input")
+        seen: set[str] = set()
+        for step in walk(self.steps):
+            if step.id in seen:
+                raise InvariantBroken(f"two steps are called {step.id!r}")
+            seen.add(step.id)
+
+
+def walk(steps: tuple[PlanStep, ...]) -> Iterator[PlanStep]:
+    """All steps of a plan, each followed by those of its body."""
+    for step in steps:
+        yield step
+        yield from walk(step.body)
+
+
+def _check_steps(steps: tuple[PlanStep, ...], once: dict[str, bool]) -> None:
+    """Each read resolves to an earlier name; what runs once reads nothing of a row.
+
+    `once` maps the names known so far to whether they are the same for every row.
+    """
+    for step in steps:
+        for name in reads(step.step):
+            if name not in once:
+                raise InvariantBroken(f"step {step.id!r} reads {name!r} before it is made")
+            if step.scope == "once" and not once[name]:
+                raise InvariantBroken(f"step {step.id!r} runs once but reads {name!r} of each row")
+        if step.scope == "once" and not repeatable(step.step):
+            raise InvariantBroken(f"step {step.id!r} runs once though its results may differ")
+        if isinstance(step.step, Each):
+            if tuple(inside.step for inside in step.body) != step.step.body:
+                raise InvariantBroken(f"the body of {step.id!r} is not that of its step")
+            _check_body(step, step.step, once)
+        once[step.id] = step.scope == "once"
+
+
+def _check_body(step: PlanStep, each: Each, once: dict[str, bool]) -> None:
+    inner = {**once, each.item: False}
+    _check_steps(step.body, inner)
+    for name in names_in(each.result):
+        if name not in inner:
+            raise InvariantBroken(f"the result of {each.id!r} reads {name!r}, which is not made")
+
+
+def repeatable(step: Step) -> bool:
+    """Whether a step gives equal results for equal inputs and does nothing else."""
+    match step:
+        case LLM(sampling=sampling):
+            return sampling.deterministic
+        case ToolCall(effect=effect):
+            return effect == "pure"
+        case Each(body=body):
+            return all(repeatable(inside) for inside in body)
+        case _:
+            return True
+
+
+def depths(steps: tuple[Step, ...], above: Mapping[str, int] | None = None) -> dict[str, int]:
+    """How many steps must come before each, in a chain."""
+    found = dict(above or {})
+    for step in steps:
+        found[step.id] = max((found[name] + 1 for name in reads(step) if name in found), default=0)
+    return found
+
+
+def with_depths(
+    steps: tuple[PlanStep, ...], above: Mapping[str, int] | None = None
+) -> tuple[PlanStep, ...]:
+    """The steps with their depths counted anew."""
+    found = depths(tuple(step.step for step in steps), above)
+    return tuple(
+        replace(step, depth=found[step.id], body=with_depths(step.body, found)) for step in steps
+    )

@@ -1,0 +1,40 @@
+"""Prune: drops the steps whose results nothing reads.
+
+A tool that acts on the world stays, and so does what it needs.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from ..graph import Each, Step, ToolCall, names_in, reads
+from ..plan import Context, Plan, PlanStep
+
+
+def prune(plan: Plan, context: Context) -> Plan:
+    """The plan without the steps that nobody needs."""
+    steps = _needed(plan.steps, set(names_in(plan.result)))
+    return plan if steps == plan.steps else replace(plan, steps=steps)
+
+
+def _needed(steps: tuple[PlanStep, ...], read: Collection[str]) -> tuple[PlanStep, ...]:
+    """The steps that are read or act, last to first, since a read comes after what it reads."""
+    wanted = set(read)
+    kept: list[PlanStep] = []
+    for step in reversed(steps):
+        if step.id in wanted or acts(step.step):
+            if isinstance(step.step, Each):
+                step = step.with_body(_needed(step.body, set(names_in(step.step.result))))
+            wanted.update(reads(step.step))
+            kept.append(step)
+    return tuple(reversed(kept))
+
+
+def acts(step: Step) -> bool:
+    """Whether a step does something besides making its result."""
+    match step:
+        case ToolCall(effect=effect):
+            return effect != "pure"
+        case Each(body=body):
+            return any(acts(inside) for inside in body)
+        case _:
+            return False

@@ -1,0 +1,408 @@
+"""What is wrong with a graph, all at once: each problem with its step, its place and a cure."""
+
+import json
+import keyword
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from math import isfinite
+from typing import Any, Literal, cast
+
+from .errors import EvaluationError, PromptError
+from .graph import (
+    LLM,
+    NOWHERE,
+    Args,
+    Compute,
+    Const,
+    DictOf,
+    Each,
+    Expr,
+    Graph,
+    ListOf,
+    Place,
+    Sampling,
+    Select,
+    Step,
+    ToolCall,
+    Value,
+    names_in,
+    reads,
+    walk,
+)
+from .prompt import Prompt
+from .values import check_expression, compile_value, spell
+
+Severity = Literal["error", "warning"]
+
+_RESERVED = frozenset(keyword.kwlist) | {"true", "false", "none", "loop", "self", "caller"}
+
+
+@dataclass(frozen=True, slots=True)
+class GraphProblem:
+    """One thing that is wrong: the step ("" for the graph itself), its place, what would be right."""
+
+    step: str
+    place: Place
+    message: str
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        return f"step {self.step!r}: {self.message}" if self.step else self.message
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What a step may read: names, the guards that hold, and the guarded steps."""
+
+    names: frozenset[str]
+    guards: tuple[Value, ...] = ()
+    guarded: tuple[tuple[str, Value], ...] = ()
+
+    def within(self, steps: tuple[Step, ...]) -> "_Scope":
+        names = frozenset(step.id for step in steps)
+        guarded = tuple((step.id, step.when) for step in steps if step.when is not None)
+        return replace(self, names=self.names | names, guarded=self.guarded + guarded)
+
+
+def validate(
+    graph: Graph,
+    tools: Collection[str] | None = None,
+    models: Collection[str] | None = None,
+) -> list[GraphProblem]:
+    """All problems of `graph`, in the order of its steps; empty if it can run.
+
+    With `tools` or `models`, steps that name others are problems.
+    """
+    scope = _Scope(frozenset(graph.inputs)).within(graph.steps)
+    problems = list(_names(graph))
+    problems += _steps(graph.steps, scope, _Known(tools, models))
+    problems += _result(graph, scope)
+    problems += _unused(graph)
+    return problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    tools: Collection[str] | None
+    models: Collection[str] | None
+
+
+def _problem(step: Step, message: str, severity: Severity = "error") -> GraphProblem:
+    return GraphProblem(step.id, step.place, message, severity)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name."""
+    names = sorted(set(known))
+    if close := get_close_matches(name, names, n=1):
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(names)}" if names else ""
+
+
+# ---- names --------------------------------------------------------------------------------------
+
+
+def _names(graph: Graph) -> Iterator[GraphProblem]:
+    """Inputs, step ids and `each` items: usable, and each meaning one thing."""
+    for name, count in Counter(graph.inputs).items():
+        if count > 1:
+            yield GraphProblem("", NOWHERE, f"the input {name!r} is declared {count} times")
+        if not _usable(name):
+            yield GraphProblem("", NOWHERE, _unusable("input", name))
+    taken: dict[str, str] = dict.fromkeys(graph.inputs, "an input")
+    for step in walk(graph.steps):
+        if step.id in taken:
+            yield _problem(step, f"its id {step.id!r} is {taken[step.id]} already; rename one")
+        elif not _usable(step.id):
+            yield _problem(step, _unusable("id", step.id))
+        taken.setdefault(step.id, "another step")
+    for step in walk(graph.steps):
+        if isinstance(step, Each):
+            if step.item in taken:
+                yield _problem(step, f"its item {step.item!r} is {taken[step.item]}; rename it")
+            elif not _usable(step.item):
+                yield _problem(step, _unusable("item", step.item))
+
+
+def _usable(name: str) -> bool:
+    return name.isidentifier() and name.lower() not in _RESERVED and name not in _RESERVED
+
+
+def _unusable(what: str, name: str) -> str:
+    return f"the {what} {name!r} cannot be used in templates; use letters, digits and _"
+
+
+# ---- steps --------------------------------------------------------------------------------------
+
+
+def _steps(steps: tuple[Step, ...], scope: _Scope, known: _Known) -> Iterator[GraphProblem]:
+    cyclic = list(_cycles(steps))
+    for step in steps:
+        yield from (problem for problem in cyclic if problem.step == step.id)
+        yield from _unknown_names(step, scope)
+        yield from _skipped_reads(step, scope)
+        yield from _values(step)
+        match step:
+            case LLM():
+                yield from _llm(step, known)
+            case ToolCall():
+                yield from _tool(step, known)
+            case Each():
+                yield from _each(step, scope, known)
+            case Select() | Compute():
+                pass
+
+
+def _cycles(steps: tuple[Step, ...]) -> Iterator[GraphProblem]:
+    """One problem per knot of steps that wait for each other."""
+    ids = {step.id: step for step in steps}
+    edges = [(step.id, name) for step in steps for name in reads(step) if name in ids]
+    if not edges:
+        return
+    import networkx as nx
+
+    knots = nx.DiGraph(edges)
+    order = {step.id: index for index, step in enumerate(steps)}
+    for part in nx.strongly_connected_components(knots):
+        first = min(part, key=order.__getitem__)
+        if len(part) > 1 or knots.has_edge(first, first):
+            circle = _cycle(knots.subgraph(part), first)
+            path = " -> ".join([*circle, circle[0]])
+            yield _problem(ids[first], f"steps read each other in a circle: {path}; cut one read")
+
+
+def _cycle(knot: Any, start: str) -> list[str]:
+    """The steps of one circle in a knot; `start` comes first if the circle has it."""
+    import networkx as nx
+
+    found: list[tuple[str, str]] = cast(Any, nx).find_cycle(knot, start)
+    return [at for at, _ in found]
+
+
+def _unknown_names(step: Step, scope: _Scope) -> Iterator[GraphProblem]:
+    known = scope.names
+    if isinstance(step, Each):  # its body is looked at by itself
+        used = dict.fromkeys([*names_in(step.when), *names_in(step.items)])
+    else:
+        used = dict.fromkeys(reads(step))
+    for name in used:
+        if name not in known:
+            yield _problem(step, f"reads {name!r}, which is not defined{did_you_mean(name, known)}")
+
+
+def _skipped_reads(step: Step, scope: _Scope) -> Iterator[GraphProblem]:
+    """A step that may have been skipped is None, which only a `Select` can handle."""
+    mine = [*scope.guards, *([] if step.when is None else [step.when])]
+    match step:
+        case Select(condition=condition):
+            used = {*names_in(condition), *names_in(step.when)}
+        case Each(items=items):
+            used = {*names_in(items), *names_in(step.when)}
+        case _:
+            used = set(reads(step))
+    for name, guard in scope.guarded:
+        if name in used and name != step.id and not any(implies(have, guard) for have in mine):
+            yield _problem(
+                step,
+                f"reads {name!r}, which is skipped unless {spell(guard)}; join the branches with "
+                "a select, or give this step the same condition",
+            )
+
+
+def implies(have: Value, guard: Value) -> bool:
+    """Whether `guard` holds wherever `have` does, as far as their texts tell."""
+    return have == guard or spell(guard) in _conjuncts(have)
+
+
+def _conjuncts(value: Value) -> set[str]:
+    """The texts that an `and` joins, with and without their brackets."""
+    parts = [part.strip() for part in spell(value).split(" and ")]
+    bare = [part[1:-1] for part in parts if part.startswith("(") and part.endswith(")")]
+    return {*parts, *bare}
+
+
+# ---- values -------------------------------------------------------------------------------------
+
+
+def _values(step: Step) -> Iterator[GraphProblem]:
+    for what, value in _values_of(step):
+        for message in _value(value):
+            yield _problem(step, f"{what}: {message}")
+
+
+def _values_of(step: Step) -> Iterator[tuple[str, Value]]:
+    if step.when is not None:
+        yield "when", step.when
+    match step:
+        case LLM(args=args) | ToolCall(args=args):
+            yield from ((f"argument {name!r}", value) for name, value in args)
+        case Select():
+            yield from (("then", step.then), ("otherwise", step.otherwise))
+            yield "condition", step.condition
+        case Each():
+            yield from (("items", step.items), ("result", step.result))
+        case Compute():
+            yield "value", step.value
+
+
+def _value(value: Value) -> Iterator[str]:
+    match value:
+        case Expr(source, uses):
+            try:
+                found = check_expression(source)
+            except PromptError as error:
+                yield f"{source!r} is no expression: {error.message}"
+                return
+            if missing := sorted(set(found) - set(uses)):
+                yield f"{source!r} also reads {', '.join(missing)}"
+        case Const():
+            try:
+                compile_value(value)
+            except EvaluationError as error:
+                yield str(error)
+        case ListOf(items):
+            for item in items:
+                yield from _value(item)
+        case DictOf(items):
+            for _, item in items:
+                yield from _value(item)
+        case _:
+            return
+
+
+# ---- kinds of steps -----------------------------------------------------------------------------
+
+
+def _llm(step: LLM, known: _Known) -> Iterator[GraphProblem]:
+    fields: dict[str, None] = {}
+    broken = False
+    for what, prompt in (("system", step.system), ("prompt", step.prompt)):
+        try:
+            fields.update(dict.fromkeys(prompt.fields if isinstance(prompt, Prompt) else ()))
+        except PromptError as error:
+            broken = True
+            yield _problem(step, f"its {what} does not parse: {error}")
+    if not broken:
+        yield from _args(step, step.args, tuple(fields))
+    if known.models is not None and step.model not in known.models:
+        cure = did_you_mean(step.model, known.models)
+        yield _problem(step, f"the model {step.model!r} is not defined{cure}")
+    for message in (*_choices(step), *_schema(step), *_sampling(step.sampling)):
+        yield _problem(step, message)
+
+
+def _args(step: LLM, args: Args, fields: tuple[str, ...]) -> Iterator[GraphProblem]:
+    given = [name for name, _ in args]
+    spare = [name for name in given if name not in fields]
+    for name in fields:
+        if name not in given:
+            cure = did_you_mean(name, spare) if spare else ""
+            yield _problem(step, f"the prompt's field {name!r} has no argument{cure}")
+    for name in dict.fromkeys(spare):
+        cure = did_you_mean(name, fields) or "; the prompt has no fields"
+        yield _problem(step, f"no field of the prompt uses the argument {name!r}{cure}")
+    yield from _repeated(step, args)
+
+
+def _repeated(step: Step, args: Args) -> Iterator[GraphProblem]:
+    for name, count in Counter(name for name, _ in args).items():
+        if count > 1:
+            yield _problem(step, f"the argument {name!r} is given {count} times")
+
+
+def _choices(step: LLM) -> Iterator[str]:
+    if not step.choices:
+        return
+    if step.schema is not None:
+        yield "it has choices and an output model; keep one of them"
+    if len(step.choices) == 1:
+        yield f"the only choice is {step.choices[0]!r}; give two or more"
+    for choice, count in Counter(step.choices).items():
+        if count > 1:
+            yield f"the choice {choice!r} is there {count} times"
+        if not choice.strip():
+            yield "a choice is empty; give each some text"
+
+
+def _schema(step: LLM) -> Iterator[str]:
+    if step.schema is None:
+        return
+    try:
+        schema = json.loads(step.schema)
+    except ValueError as error:
+        yield f"its output schema is not JSON: {error}"
+        return
+    if not isinstance(schema, dict | bool):
+        yield "its output schema must be a JSON object"
+
+
+def _sampling(sampling: Sampling) -> Iterator[str]:
+    if sampling.max_tokens < 1:
+        yield f"max_tokens is {sampling.max_tokens}; it must be 1 or more"
+    if not (isfinite(sampling.temperature) and sampling.temperature >= 0):
+        yield f"temperature is {sampling.temperature}; it must be 0 or more"
+    if sampling.top_k < 0:
+        yield f"top_k is {sampling.top_k}; it must be 0 (no limit) or more"
+    if not 0 < sampling.top_p <= 1:
+        yield f"top_p is {sampling.top_p}; it must be above 0 and at most 1"
+    if "" in sampling.stop:
+        yield "a stop text is empty; it would stop every answer at once"
+
+
+def _tool(step: ToolCall, known: _Known) -> Iterator[GraphProblem]:
+    if known.tools is not None and step.tool not in known.tools:
+        cure = did_you_mean(step.tool, known.tools)
+        yield _problem(step, f"the tool {step.tool!r} is not defined{cure}")
+    yield from _repeated(step, step.args)
+
+
+def _each(step: Each, scope: _Scope, known: _Known) -> Iterator[GraphProblem]:
+    if isinstance(step.items, DictOf) or (isinstance(step.items, Const) and not _is_list(step)):
+        yield _problem(step, f"it runs over {spell(step.items)}, which is not a list")
+    guards = scope.guards if step.when is None else (*scope.guards, step.when)
+    names = (scope.names | {step.item}) - {step.id}
+    inside = replace(scope, names=names, guards=guards).within(step.body)
+    yield from _steps(step.body, inside, known)
+    for name in dict.fromkeys(names_in(step.result)):
+        if name not in inside.names:
+            cure = did_you_mean(name, inside.names)
+            yield _problem(step, f"its result reads {name!r}, which is not defined{cure}")
+
+
+def _is_list(step: Each) -> bool:
+    try:
+        return isinstance(
+            json.loads(step.items.json if isinstance(step.items, Const) else ""), list
+        )
+    except ValueError:
+        return True  # reported as a broken constant
+
+
+# ---- the whole graph ----------------------------------------------------------------------------
+
+
+def _result(graph: Graph, scope: _Scope) -> Iterator[GraphProblem]:
+    for name in dict.fromkeys(names_in(graph.result)):
+        if name not in scope.names:
+            cure = did_you_mean(name, scope.names)
+            yield GraphProblem("", NOWHERE, f"the result reads {name!r}, not defined{cure}")
+    for message in _value(graph.result):
+        yield GraphProblem("", NOWHERE, f"result: {message}")
+    guarded: Mapping[str, Value] = dict(scope.guarded)
+    for name in dict.fromkeys(names_in(graph.result)):
+        if name in guarded:
+            message = f"the result reads {name!r}, which is null unless {spell(guarded[name])}"
+            yield GraphProblem("", NOWHERE, message, "warning")
+
+
+def _unused(graph: Graph) -> Iterator[GraphProblem]:
+    used = set(names_in(graph.result)).union(*(reads(step) for step in graph.steps))
+    for name in graph.inputs:
+        if name not in used:
+            yield GraphProblem("", NOWHERE, f"nothing reads the input {name!r}", "warning")
+    for step in graph.steps:
+        acts = isinstance(step, Each) or (isinstance(step, ToolCall) and step.effect != "pure")
+        if step.id not in used and not acts:
+            yield _problem(step, "nothing reads its result, so it will not run", "warning")

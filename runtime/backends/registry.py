@@ -1,0 +1,94 @@
+"""Backends by name: what `models:` in a workflow and `--model` on the command line refer to."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import InvalidConfig
+from ..workflow import ModelSpec
+from .base import Backend
+
+Factory = Callable[..., Backend]
+
+
+def _embedded(**options: Any) -> Backend:
+    from .embedded import EmbeddedBackend
+
+    return EmbeddedBackend(**options)
+
+
+def _simulated(**options: Any) -> Backend:
+    from .sim import SimulatedBackend
+
+    return SimulatedBackend(**options)
+
+
+def _fake(latency_s: float = 0.0, max_running: int = 64, reply: str = "ok") -> Backend:
+    from .fake import FakeBackend
+
+    return FakeBackend(lambda prompt: reply, latency_s=latency_s, max_running=max_running)
+
+
+BACKENDS: dict[str, Factory] = {"embedded": _embedded, "sim": _simulated, "fake": _fake}
+
+
+def open_backend(spec: ModelSpec) -> Backend:
+    """The backend that `spec` names, not entered yet; InvalidConfig tells what does not fit."""
+    factory = BACKENDS.get(spec.backend)
+    if factory is None:
+        raise InvalidConfig(
+            f"model {spec.name!r}: there is no backend {spec.backend!r}"
+            f"{_hint(spec.backend, list(BACKENDS))}; there is {', '.join(sorted(BACKENDS))}"
+        )
+    try:
+        return factory(**spec.options)
+    except TypeError as error:
+        known = _options(factory)
+        wrong = [name for name in spec.options if name not in known]
+        if not wrong or not known:
+            raise InvalidConfig(f"model {spec.name!r}: {error}") from error
+        raise InvalidConfig(
+            f"model {spec.name!r}: backend {spec.backend!r} has no option {wrong[0]!r}"
+            f"{_hint(wrong[0], known)}; it has {', '.join(known)}"
+        ) from error
+
+
+def _options(factory: Factory) -> list[str]:
+    """The options of a backend, read from the class that its factory makes."""
+    if factory is _embedded:
+        from .embedded import EmbeddedBackend
+
+        factory = EmbeddedBackend
+    elif factory is _simulated:
+        from .sim import SimulatedBackend
+
+        factory = SimulatedBackend
+    return [name for name in inspect.signature(factory).parameters if name != "self"]
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def parse_model(name: str, text: str) -> ModelSpec:
+    """A model from the command line: `embedded`, or `embedded:path=DIR,dtype=bfloat16`.
+
+    Values that read as JSON are numbers, booleans or null; others are text.
+    """
+    import json
+
+    backend, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for part in rest.split(",") if rest else ():
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise InvalidConfig(
+                f"model {name!r}: {part!r} is not an option; write {backend}:name=value,name=value"
+            )
+        try:
+            options[key.strip()] = json.loads(value)
+        except ValueError:
+            options[key.strip()] = value
+    return ModelSpec(name, backend, options)

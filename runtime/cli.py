@@ -1,0 +1,327 @@
+"""The command line: what each command takes and says of itself. The work is done below.
+
+Results go to stdout, everything said along the way to stderr. `main` returns the exit code:
+0 done, 1 failed, 2 usage or invalid input, 3 done with row errors, 4 budget reached,
+5 no backend, 6 the plan differs from the run's, 130 and 143 stopped by a signal.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated, cast
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from .errors import InvalidWorkflow, TenterError
+
+FIRST_STEPS = """
+First steps:
+
+```
+tenter doctor                           what this machine can do
+tenter explain examples/triage.yaml     what would run, and what it costs
+tenter map examples/triage.yaml examples/tickets.csv --out answers.csv
+```
+"""
+
+app = App(
+    name="tenter",
+    help="Run agent workflows with as few model calls as their answers need.",
+    help_epilogue=FIRST_STEPS,
+    help_format="markdown",
+    version_flags=(),
+    default_parameter=Parameter(show_default=False),
+)
+RUNNING = Group("Run", sort_key=1)
+READING = Group("Look before", sort_key=2)
+AFTERWARDS = Group("Look after", sort_key=3)
+MACHINE = Group("This machine", sort_key=4)
+
+Workflow = Annotated[str, Parameter(help="`pipeline.yaml`, `file.py:name` or `module:name`.")]
+Models = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--model",
+        help="Another model behind a name of the workflow's: "
+        "`default=embedded:path=/models/qwen3,dtype=bfloat16`. May be given several times.",
+        negative=(),
+    ),
+]
+Home = Annotated[
+    str | None, Parameter(help="Where runs are kept. Default: `$TENTER_HOME`, else `./.tenter`.")
+]
+Json = Annotated[bool, Parameter(name="--json", help="Only JSON lines on stdout.", negative=())]
+
+
+@app.command(help_epilogue="", group=RUNNING, sort_key=1)
+def run(
+    workflow: Workflow,
+    /,
+    *inputs: Annotated[str, Parameter(help="`name=value`; `-` reads a JSON object from stdin.")],
+    model: Models = (),
+    home: Home = None,
+    json: Json = False,
+) -> int:
+    """Run a workflow once and print its result.
+
+    ```
+    tenter run examples/triage.yaml ticket="My invoice is wrong."
+    echo '{"ticket": "Where is my parcel?"}' | tenter run examples/triage.yaml -
+    ```
+    """
+    from .cli_work import run_one
+
+    return run_one(workflow, inputs, model, home, json)
+
+
+@app.command(help_epilogue="", group=RUNNING, sort_key=2)
+def map(
+    workflow: Workflow,
+    table: Annotated[str, Parameter(help="CSV, JSONL or Parquet, one input per row.")],
+    /,
+    *,
+    out: Annotated[str, Parameter(help="Where the answers go; its ending says how.")],
+    limit: Annotated[int | None, Parameter(help="Only the first rows.")] = None,
+    columns: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Input columns to keep in the output: `id,ticket`. Default: all.", negative=()
+        ),
+    ] = (),
+    model: Models = (),
+    concurrency: Annotated[int | None, Parameter(help="Rows in flight at most.")] = None,
+    max_errors: Annotated[
+        int | None, Parameter(help="Give up after this many failed rows. Default: never.")
+    ] = None,
+    show: Annotated[int, Parameter(help="Print this many answers at the end.")] = 0,
+    force: Annotated[bool, Parameter(help="Replace the output if it exists.", negative=())] = False,
+    no_journal: Annotated[
+        bool, Parameter(help="Record nothing; the run cannot be resumed.", negative=())
+    ] = False,
+    no_consolidate: Annotated[
+        bool, Parameter(help="Repeat equal calls instead of sharing them.", negative=())
+    ] = False,
+    home: Home = None,
+    json: Json = False,
+) -> int:
+    """Run a workflow over every row of a table.
+
+    A row that fails becomes an error in its row and in a file beside the output; the others go
+    on. Ctrl-C finishes what is running and leaves a run that `tenter resume` continues.
+
+    ```
+    tenter map triage.yaml tickets.csv --out answers.csv --limit 20
+    tenter map flows.py:triage tickets.parquet --out answers.parquet --columns id
+    ```
+    """
+    from .cli_work import map_rows, overrides
+    from .jobs import MapSpec
+
+    spec = MapSpec(
+        workflow=workflow,
+        table=table,
+        out=out,
+        columns=_listed(columns),
+        limit=limit,
+        models=overrides(model),
+        home=home,
+        concurrency=concurrency,
+        journal=not no_journal,
+        consolidate=not no_consolidate,
+        max_errors=max_errors,
+    )
+    return map_rows(spec, show, force, json)
+
+
+@app.command(help_epilogue="", group=RUNNING, sort_key=3)
+def resume(
+    run: Annotated[str, Parameter(help="The run's name as `tenter ls` lists it, or `last`.")],
+    /,
+    *,
+    show: Annotated[int, Parameter(help="Print this many answers at the end.")] = 0,
+    home: Home = None,
+    json: Json = False,
+) -> int:
+    """Continue a run that was stopped; nothing that was recorded is computed again.
+
+    ```
+    tenter resume last
+    ```
+    """
+    from .cli_work import resume_run
+
+    return resume_run(run, home, show, json)
+
+
+@app.command(help_epilogue="", group=READING, sort_key=4)
+def explain(
+    workflow: Workflow,
+    table: Annotated[str | None, Parameter(help="The table it would run over.")] = None,
+    /,
+    *,
+    limit: Annotated[int | None, Parameter(help="Only the first rows.")] = None,
+    verbose: Annotated[
+        bool, Parameter(alias="-v", help="The plan after each rule.", negative=())
+    ] = False,
+) -> int:
+    """Show the plan of a workflow, with estimates; nothing runs.
+
+    ```
+    tenter explain examples/triage.yaml examples/tickets.csv
+    ```
+    """
+    from .cli_look import explain_workflow
+
+    return explain_workflow(workflow, table, limit, verbose)
+
+
+@app.command(help_epilogue="", group=READING, sort_key=5)
+def validate(
+    *workflows: Annotated[str, Parameter(help="`pipeline.yaml`, `file.py:name` ...")],
+    json: Json = False,
+) -> int:
+    """Check workflows without running them; all problems are listed with their places.
+
+    ```
+    tenter validate pipelines/*.yaml
+    ```
+    """
+    from .cli_look import validate_workflows
+
+    return validate_workflows(workflows, json)
+
+
+@app.command(help_epilogue="", group=READING, sort_key=6)
+def schema() -> int:
+    """Print the JSON Schema of YAML workflows, for editors.
+
+    ```
+    tenter schema > tenter.schema.json
+    ```
+    """
+    from .cli_look import print_schema
+
+    return print_schema()
+
+
+@app.command(help_epilogue="", group=READING, sort_key=7)
+def graph(workflow: Workflow, /) -> int:
+    """Print a workflow's graph as a Mermaid diagram.
+
+    ```
+    tenter graph examples/triage.yaml
+    ```
+    """
+    from .cli_look import print_graph
+
+    return print_graph(workflow)
+
+
+@app.command(name="ls", help_epilogue="", group=AFTERWARDS, sort_key=8)
+def list_runs(*, home: Home = None, json: Json = False) -> int:
+    """List the runs, the newest first."""
+    from .cli_look import list_runs
+
+    return list_runs(home, json)
+
+
+@app.command(help_epilogue="", group=AFTERWARDS, sort_key=9)
+def show(
+    run: Annotated[str, Parameter(help="The run's name, or `last`.")],
+    /,
+    *,
+    home: Home = None,
+    json: Json = False,
+) -> int:
+    """Show what a run was of, how far it came and where its tokens went.
+
+    ```
+    tenter show last
+    ```
+    """
+    from .cli_look import show_run
+
+    return show_run(run, home, json)
+
+
+@app.command(help_epilogue="", group=MACHINE)
+def doctor(*, home: Home = None, json: Json = False) -> int:
+    """Check what this machine can do, and say what would change it."""
+    from .doctor import report
+
+    return report(home, json)
+
+
+@app.command(help_epilogue="", group=MACHINE)
+def version() -> int:
+    """Print the version."""
+    from importlib.metadata import version as version_of
+
+    print(f"tenter {version_of('tenter')} (Python {sys.version.split()[0]})")
+    return 0
+
+
+def _listed(given: Sequence[str]) -> tuple[str, ...]:
+    """Names given one by one or with commas."""
+    return tuple(name.strip() for part in given for name in part.split(",") if name.strip())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; no traceback unless TENTER_DEBUG=1."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if tokens in (["--version"], ["-V"]):
+        tokens = ["version"]
+    try:
+        code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:  # the reader of stdout has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        _say("stopped")
+        return 130
+    except Exception as error:
+        if os.environ.get("TENTER_DEBUG") == "1":
+            raise
+        return _explain_failure(error)
+
+
+def _explain_failure(error: Exception) -> int:
+    """One line per thing that is wrong, and the exit code."""
+    leaves = list(_leaves(error))
+    known = [leaf for leaf in leaves if isinstance(leaf, TenterError | CycloptsError)]
+    for leaf in known or leaves:
+        match leaf:
+            case InvalidWorkflow():
+                for problem in leaf.problems:
+                    _say(str(problem))
+            case CycloptsError():
+                _say(f"{_first_line(leaf)} (tenter --help lists the commands)")
+            case TenterError():
+                _say(_first_line(leaf))
+            case _:
+                _say(
+                    f"{type(leaf).__name__}: {_first_line(leaf)} "
+                    "(this is not your doing; TENTER_DEBUG=1 shows where)"
+                )
+    if not known:
+        return 1
+    first = known[0]
+    return first.exit_code if isinstance(first, TenterError) else 2
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _say(line: str) -> None:
+    print(f"tenter: {line}", file=sys.stderr)

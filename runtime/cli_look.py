@@ -1,0 +1,219 @@
+"""The commands that only look: at workflows before they run, and at runs afterwards."""
+
+import json as jsonlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import anyio
+
+from ..planner.graph import LLM, Each, Graph, Select, Step, ToolCall
+from .errors import InvalidInput, InvalidWorkflow, JournalError, Problem
+from .journal.base import RunInfo
+from .journal.store import Store
+from .load import load_workflow
+from .workflow import Workflow
+
+# ---- before ------------------------------------------------------------------------------------
+
+
+def explain_workflow(workflow: str, table: str | None, limit: int | None, verbose: bool) -> int:
+    """`tenter explain`."""
+    from .jobs import explain
+
+    print(anyio.run(explain, workflow, table, limit, verbose))
+    return 0
+
+
+def validate_workflows(references: Sequence[str], json: bool) -> int:
+    """`tenter validate`: all problems of all workflows; 2 if there is one."""
+    if not references:
+        raise InvalidInput("name at least one workflow: tenter validate pipeline.yaml")
+    fine = True
+    for reference in references:
+        problems, warnings, shape = _check(reference)
+        fine &= not problems
+        if json:
+            _emit(
+                {
+                    "type": "workflow",
+                    "workflow": reference,
+                    "ok": not problems,
+                    "problems": [_place(problem) for problem in problems],
+                    "warnings": warnings,
+                }
+            )
+            continue
+        for problem in problems:
+            print(f"tenter: {problem}", file=sys.stderr)
+        for warning in warnings:
+            print(f"tenter: {reference}: {warning}", file=sys.stderr)
+        if not problems:
+            print(f"{reference}: ok, {shape}")
+    return 0 if fine else 2
+
+
+def _check(reference: str) -> tuple[list[Problem], list[str], str]:
+    """What is wrong with a workflow, what is unwise in it, and its shape in words."""
+    try:
+        workflow = load_workflow(reference)
+    except InvalidWorkflow as error:
+        return list(error.problems), [], ""
+    except InvalidInput as error:
+        return [Problem(str(error))], [], ""
+    if workflow.graph is None:
+        return [], [], f"{_signature(workflow)}; an async workflow, its steps are found as it runs"
+    from ..planner import lint
+
+    steps = ", ".join(f"{step.id} ({_kind(step)})" for step in workflow.graph.steps)
+    return [], [str(hint) for hint in lint(workflow.graph)], f"{_signature(workflow)}: {steps}"
+
+
+def _signature(workflow: Workflow) -> str:
+    inputs = ", ".join(wanted.name for wanted in workflow.inputs)
+    return f"{workflow.name}({inputs})"
+
+
+def _kind(step: Step) -> str:
+    match step:
+        case LLM(choices=choices):
+            return "choice" if choices else "llm"
+        case ToolCall():
+            return "tool"
+        case Select():
+            return "select"
+        case Each():
+            return "each"
+        case _:
+            return "value"
+
+
+def _place(problem: Problem) -> dict[str, Any]:
+    return {
+        "message": problem.message,
+        "file": problem.file,
+        "line": problem.line,
+        "column": problem.column,
+    }
+
+
+def print_schema() -> int:
+    """`tenter schema`."""
+    from .schema import json_schema
+
+    print(jsonlib.dumps(json_schema(), indent=2))
+    return 0
+
+
+def print_graph(reference: str) -> int:
+    """`tenter graph`."""
+    from ..planner import mermaid
+
+    print(mermaid(_graph_of(reference)))
+    return 0
+
+
+def _graph_of(reference: str) -> Graph:
+    graph = load_workflow(reference).graph
+    if graph is None:
+        raise InvalidInput(
+            f"{reference} is an async workflow: its graph is known only as it runs; "
+            "write a plain `def` to have it before"
+        )
+    return graph
+
+
+# ---- after -------------------------------------------------------------------------------------
+
+
+def list_runs(home: str | None, json: bool) -> int:
+    """`tenter ls`."""
+    store = Store(home)
+    infos = store.list(on_damaged=_say_damaged)
+    if json:
+        for info in reversed(infos):
+            _emit(_run_record(info))
+        return 0
+    if not infos:
+        print(f"no runs in {store.home} yet")
+        return 0
+    head = ("run", "workflow", "status", "done", "failed", "created")
+    rows = [head, *(_cells(info) for info in reversed(infos))]
+    print("\n".join(_aligned(rows)))
+    return 0
+
+
+def _say_damaged(run: str, error: JournalError) -> None:
+    print(f"tenter: {run}: {error}", file=sys.stderr)
+
+
+def _cells(info: RunInfo) -> tuple[str, ...]:
+    manifest = info.manifest
+    return (
+        manifest.run,
+        manifest.workflow,
+        info.status,
+        f"{info.rows_done:,}",
+        f"{info.rows_failed:,}",
+        manifest.created_at[:19].replace("T", " "),
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+
+
+def _run_record(info: RunInfo) -> dict[str, Any]:
+    manifest = info.manifest
+    return {
+        "type": "run",
+        "run": manifest.run,
+        "workflow": manifest.workflow,
+        "status": info.status,
+        "rows_done": info.rows_done,
+        "rows_failed": info.rows_failed,
+        "created_at": manifest.created_at,
+        "settings": dict(manifest.settings),
+        "summary": dict(info.summary),
+    }
+
+
+def show_run(run: str, home: str | None, json: bool) -> int:
+    """`tenter show`."""
+    store = Store(home)
+    name = store.find(run)
+    info = store.info(name)
+    if json:
+        _emit(_run_record(info))
+        return 0
+    facts = [
+        ("run", name),
+        ("workflow", info.manifest.workflow),
+        ("status", info.status),
+        ("rows", f"{info.rows_done:,} done, {info.rows_failed:,} failed"),
+        ("created", info.manifest.created_at),
+        *info.manifest.settings.items(),
+        ("trace", str(store.trace_path(name))),
+    ]
+    print("\n".join(_aligned(facts)))
+    tally = _tally_of(store, name)
+    if tally:
+        print(f"\n{tally}")
+    if info.status in ("paused", "failed"):
+        print(f"\nto go on: tenter resume {name}" + (f" --home {home}" if home else ""))
+    return 0
+
+
+def _tally_of(store: Store, run: str) -> str:
+    """The summary of a run's trace, where it has one."""
+    from .report.summary import render
+
+    return ""
+
+
+def _emit(record: dict[str, Any]) -> None:
+    print(jsonlib.dumps(record, ensure_ascii=False), flush=True)

@@ -1,0 +1,135 @@
+"""What this machine can do, checked one thing at a time, each with what would change it."""
+
+import importlib.util
+import json as jsonlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+
+import anyio
+
+from .backends.registry import open_backend
+from .calls import CallId, Message, Request
+from .errors import TenterError
+from .journal.store import Store
+from .models import tiny_path
+from .workflow import ModelSpec
+
+EXTRAS = {
+    "embedded": ("torch", "tokenizers", "safetensors", "llguidance", "numpy"),
+    "tables": ("pyarrow",),
+}
+LOW_DISK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was checked. `cure` says what to do where it is not `ok`."""
+
+    name: str
+    ok: bool
+    detail: str
+    cure: str = ""
+
+
+def report(home: str | None, json: bool) -> int:
+    """`tenter doctor`: one line per finding; 1 if something is amiss."""
+    fine = True
+    for finding in findings(home):
+        fine &= finding.ok
+        sys.stdout.write(_json(finding) if json else _line(finding))
+        sys.stdout.flush()
+    return 0 if fine else 1
+
+
+def _json(finding: Finding) -> str:
+    return jsonlib.dumps({"type": "finding", **asdict(finding)}) + "\n"
+
+
+def _line(finding: Finding) -> str:
+    text = f"{'ok' if finding.ok else 'no':<4}{finding.name:<12}{finding.detail}\n"
+    return text + (f"{'':16}{finding.cure}\n" if finding.cure and not finding.ok else "")
+
+
+def findings(home: str | None) -> Iterator[Finding]:
+    """Each check as it is done; the last ones take a second or two."""
+    yield Finding("python", True, f"{sys.version.split()[0]} at {sys.executable}")
+    for extra in EXTRAS:
+        yield _extra(extra)
+    yield _home(home)
+    yield _disk(home)
+    if _missing(EXTRAS["embedded"]):
+        return
+    yield _threads()
+    yield _device()
+    yield _tiny_model()
+
+
+def _missing(modules: tuple[str, ...]) -> list[str]:
+    return [name for name in modules if importlib.util.find_spec(name) is None]
+
+
+def _extra(extra: str) -> Finding:
+    missing = _missing(EXTRAS[extra])
+    if missing:
+        cure = f"pip install 'tenter[{extra}]' (missing: {', '.join(missing)})"
+        return Finding(extra, False, "not installed", cure)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in EXTRAS[extra])
+    return Finding(extra, True, versions)
+
+
+def _home(home: str | None) -> Finding:
+    folder = Store(home).home
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return Finding("home", True, f"{folder.resolve()} can be written")
+    except OSError as error:
+        cure = "choose another with --home or TENTER_HOME"
+        return Finding("home", False, f"{folder}: {error.strerror or error}", cure)
+
+
+def _disk(home: str | None) -> Finding:
+    folder = Store(home).home
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free_bytes = shutil.disk_usage(folder).free
+    detail = f"{free_bytes / 1e9:,.1f} GB free"
+    cure = "journals need room; remove old runs or choose another home"
+    return Finding("disk", free_bytes > LOW_DISK_BYTES, detail, cure)
+
+
+def _threads() -> Finding:
+    import torch
+
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    detail = f"{threads} for torch, {cores} cores for this process"
+    return Finding("threads", threads <= cores, detail, f"set OMP_NUM_THREADS={cores}")
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("device", True, torch.cuda.get_device_name(0))
+    return Finding("device", True, "CPU (no GPU is visible to torch)")
+
+
+def _tiny_model() -> Finding:
+    try:
+        answer = anyio.run(_ask_tiny)
+    except (TenterError, OSError, RuntimeError, ValueError) as error:
+        cure = "install again: pip install --force-reinstall --no-deps tenter"
+        return Finding("tiny model", False, f"{type(error).__name__}: {error}", cure)
+    return Finding("tiny model", bool(answer), f"asked 'Compute 2 + 3.', answered {answer!r}")
+
+
+async def _ask_tiny() -> str:
+    async with open_backend(ModelSpec(options={"path": str(tiny_path())})) as backend:
+        prompt = backend.tokenizer.chat([Message("user", "Compute 2 + 3.")])
+        parts = [chunk async for chunk in backend.generate(Request(CallId("doctor"), tuple(prompt)))]
+    return "".join(part.text for part in parts).split("</think>")[-1].strip()

@@ -1,0 +1,285 @@
+"""The SQLite file of one run: its schema, its statements, and the refusal of files that are not it.
+
+Values above `INLINE_BYTES` live once in `blobs`, by content (blake2b-128). Every record carries a
+checksum, since SQLite's pages have none; a record that does not match it is never handed out.
+One connection per file, used from one thread (SQLite's WAL-reset bug needs two).
+"""
+
+import hashlib
+import sqlite3
+import zlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..errors import JournalError
+from .base import JOURNAL_VERSION, Entry, Manifest, RowRecord, RunInfo, RunStatus, StepRecord
+
+APPLICATION_ID = 0x546E7472  # "Tntr"
+INLINE_BYTES = 512
+
+_SCHEMA = f"""
+CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE steps (
+    row INTEGER NOT NULL, path TEXT NOT NULL, value BLOB, blob BLOB, signature BLOB,
+    sum INTEGER NOT NULL, PRIMARY KEY (row, path)) WITHOUT ROWID;
+CREATE INDEX steps_signature ON steps (signature) WHERE signature IS NOT NULL;
+CREATE TABLE rows (
+    row INTEGER PRIMARY KEY, value BLOB, blob BLOB, error TEXT, sum INTEGER NOT NULL);
+CREATE INDEX rows_ok ON rows ((error IS NULL));
+CREATE TABLE blobs (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, value BLOB NOT NULL);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {JOURNAL_VERSION};
+"""
+_ADD_BLOB = "INSERT OR IGNORE INTO blobs (digest, value) VALUES (?, ?)"
+_ADD_STEP = "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?)"
+_ADD_ROW = "INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?)"
+_SET = "INSERT OR REPLACE INTO run VALUES (?, ?)"
+_STEPS = """SELECT s.row, s.path, s.value, s.blob, s.signature, s.sum, b.value
+    FROM steps s LEFT JOIN blobs b ON b.digest = s.blob"""
+_STEPS_OF_ROWS = f"{_STEPS} WHERE s.row BETWEEN ? AND ? ORDER BY s.row, s.path"
+_STEP_BY_SIGNATURE = f"{_STEPS} WHERE s.signature = ? ORDER BY s.row, s.path LIMIT 1"
+_ROWS = """SELECT r.row, r.value, r.blob, r.error, r.sum, b.value
+    FROM rows r LEFT JOIN blobs b ON b.digest = r.blob WHERE r.row BETWEEN ? AND ? ORDER BY r.row"""
+_COUNT_ROWS = "SELECT (error IS NULL), count(*) FROM rows GROUP BY (error IS NULL)"
+
+_CURES = {
+    "SQLITE_FULL": "the disk is full; make room and resume",
+    "SQLITE_READONLY": "it cannot be written; check the permissions of the file and its folder",
+    "SQLITE_CANTOPEN": "it cannot be opened; check the permissions of the file and its folder",
+    "SQLITE_IOERR": "the disk failed; check it, then resume",
+    "SQLITE_BUSY": "another process uses it; wait until that has ended",
+    "SQLITE_CORRUPT": "the file is damaged; start a new run",
+    "SQLITE_NOTADB": "it is no journal of Tenter, or damaged",
+}
+
+
+def _explain(error: BaseException) -> str:
+    """What went wrong and what would help, from an SQLite error."""
+    name: str = getattr(error, "sqlite_errorname", "")
+    for prefix, cure in _CURES.items():
+        if name.startswith(prefix):
+            return f"{cure} ({error})"
+    return str(error) or type(error).__name__
+
+
+@contextmanager
+def _reported(path: Path) -> Generator[None]:
+    try:
+        yield
+    except JournalError:
+        raise
+    except (sqlite3.Error, OSError, OverflowError, ValueError) as error:
+        raise JournalError(f"journal {path}: {_explain(error)}") from error
+
+
+def _digest(value: bytes) -> bytes:
+    return hashlib.blake2b(value, digest_size=16).digest()
+
+
+def _sum(row: int, text: str, signature: bytes, stored: bytes) -> int:
+    head = b"%d\0%b\0%b\0" % (row, text.encode(), signature)
+    return zlib.crc32(stored, zlib.crc32(head))
+
+
+class JournalFile:
+    """An open journal file. `create`, `open` and `read` make one; `close` checkpoints it."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._db = connection
+
+    @classmethod
+    def create(cls, path: Path, manifest: Manifest) -> "JournalFile":
+        """A new file; its schema and manifest are there together or not at all."""
+        with _reported(path):
+            path.touch(exist_ok=False)
+            return cls._connect(path, lambda file: file._initialise(manifest))
+
+    @classmethod
+    def open(cls, path: Path) -> "JournalFile":
+        """An existing file, recovered from its WAL, checked, ready for more."""
+
+        def prepare(file: "JournalFile") -> None:
+            file._check_identity()
+            file._tune()
+            file._check_pages()
+
+        with _reported(path):
+            return cls._connect(path, prepare)
+
+    @classmethod
+    def read(cls, path: Path) -> "JournalFile":
+        """An existing file for a look beside its writer; never written, never checkpointed."""
+        with _reported(path):
+            return cls._connect(path, JournalFile._check_identity, mode="ro")
+
+    @classmethod
+    def _connect(
+        cls, path: Path, prepare: "Callable[[JournalFile], None]", mode: str = "rw"
+    ) -> "JournalFile":
+        uri = f"{path.absolute().as_uri()}?mode={mode}"
+        file = cls(path, sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5))
+        try:
+            prepare(file)
+        except BaseException:
+            file._db.close()
+            raise
+        return file
+
+    def _initialise(self, manifest: Manifest) -> None:
+        self._tune()
+        text = msgspec.json.encode(manifest).decode()
+        with self._transaction():
+            for statement in _SCHEMA.split(";"):
+                self._db.execute(statement)
+            self._db.executemany(_SET, [("manifest", text), ("status", "running")])
+
+    def _tune(self) -> None:
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",  # an fsync for each group
+            "wal_autocheckpoint = 4000",  # pages: a WAL of 16 MB
+            "journal_size_limit = 67108864",
+            "cache_size = -16384",
+            "cell_size_check = ON",
+            "trusted_schema = OFF",
+        ):
+            self._db.execute(f"PRAGMA {pragma}").fetchall()
+
+    def _check_identity(self) -> None:
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
+            raise JournalError(f"journal {self.path}: it is no journal of Tenter")
+        if version > JOURNAL_VERSION:
+            raise JournalError(
+                f"journal {self.path}: it was written by a newer Tenter (journal version "
+                f"{version}; this one reads up to {JOURNAL_VERSION}); upgrade Tenter"
+            )
+
+    def _check_pages(self) -> None:
+        (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise JournalError(
+                f"journal {self.path}: the file is damaged; start a new run ({verdict})"
+            )
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Make all of `entries` durable, or none of them."""
+        steps: list[tuple[object, ...]] = []
+        rows: list[tuple[object, ...]] = []
+        blobs: dict[bytes, bytes] = {}
+        for entry in entries:
+            if isinstance(entry, StepRecord):
+                steps.append(_step_columns(entry, blobs))
+            else:
+                rows.append(_row_columns(entry, blobs))
+        with _reported(self.path), self._transaction():
+            if blobs:
+                self._db.executemany(_ADD_BLOB, blobs.items())
+            if steps:
+                self._db.executemany(_ADD_STEP, steps)
+            if rows:
+                self._db.executemany(_ADD_ROW, rows)
+
+    def steps(self, first_row: int, last_row: int) -> dict[tuple[int, str], StepRecord]:
+        with _reported(self.path):
+            found = self._db.execute(_STEPS_OF_ROWS, (first_row, last_row))
+            return {(c[0], c[1]): self._step(c) for c in found}
+
+    def results(self, signatures: Sequence[bytes]) -> dict[bytes, bytes]:
+        with _reported(self.path):
+            found = (self._db.execute(_STEP_BY_SIGNATURE, (s,)).fetchone() for s in signatures)
+            return {c[4]: self._step(c).value for c in found if c is not None}
+
+    def rows(self, first_row: int, last_row: int) -> dict[int, RowRecord]:
+        with _reported(self.path):
+            found = self._db.execute(_ROWS, (first_row, last_row))
+            return {c[0]: self._row(c) for c in found}
+
+    def _step(self, columns: tuple[Any, ...]) -> StepRecord:
+        row, path, value, blob, signature, checksum, content = columns
+        if checksum != _sum(row, path, signature or b"", blob or value or b""):
+            raise self._damaged(row)
+        if blob is not None:
+            value = self._content(row, blob, content)
+        return StepRecord(row, path, value, signature)
+
+    def _row(self, columns: tuple[Any, ...]) -> RowRecord:
+        row, value, blob, error, checksum, content = columns
+        if checksum != _sum(row, error or "", b"", blob or value or b""):
+            raise self._damaged(row)
+        if blob is not None:
+            value = self._content(row, blob, content)
+        return RowRecord(row, value, error)
+
+    def _content(self, row: int, digest: bytes, content: bytes | None) -> bytes:
+        if content is None or _digest(content) != digest:
+            raise self._damaged(row)
+        return content
+
+    def _damaged(self, row: int) -> JournalError:
+        return JournalError(
+            f"journal {self.path}: the record of row {row} is damaged; start a new run"
+        )
+
+    def set_status(self, status: RunStatus, summary: Mapping[str, float]) -> None:
+        text = msgspec.json.encode(dict(summary)).decode()
+        with _reported(self.path), self._transaction():
+            self._db.executemany(_SET, [("status", status), ("summary", text)])
+
+    def info(self) -> RunInfo:
+        with _reported(self.path):
+            about = dict(self._db.execute("SELECT key, value FROM run").fetchall())
+            counts = dict(self._db.execute(_COUNT_ROWS).fetchall())
+            return RunInfo(
+                manifest=msgspec.json.decode(about.get("manifest", ""), type=Manifest),
+                status=msgspec.json.decode(f'"{about.get("status", "")}"', type=RunStatus),
+                rows_done=counts.get(1, 0),
+                rows_failed=counts.get(0, 0),
+                summary=msgspec.json.decode(about.get("summary", "{}"), type=dict[str, float]),
+            )
+
+    def close(self) -> None:
+        with _reported(self.path):
+            self._db.close()
+
+
+def _stored(value: bytes, blobs: dict[bytes, bytes]) -> tuple[bytes | None, bytes | None]:
+    """The `value` and `blob` columns of a value; a large one is added to `blobs`."""
+    if len(value) <= INLINE_BYTES:
+        return value, None
+    digest = _digest(value)
+    blobs[digest] = value
+    return None, digest
+
+
+def _step_columns(step: StepRecord, blobs: dict[bytes, bytes]) -> tuple[object, ...]:
+    value, blob = _stored(step.value, blobs)
+    signature = step.signature
+    checksum = _sum(step.row, step.path, signature or b"", blob or value or b"")
+    return step.row, step.path, value, blob, signature, checksum
+
+
+def _row_columns(row: RowRecord, blobs: dict[bytes, bytes]) -> tuple[object, ...]:
+    value, blob = (None, None) if row.value is None else _stored(row.value, blobs)
+    error = row.error
+    if error is not None:
+        error = error.encode("utf-8", "backslashreplace").decode()
+    checksum = _sum(row.row, error or "", b"", blob or value or b"")
+    return row.row, value, blob, error, checksum

@@ -1,0 +1,170 @@
+"""How far a run is, on stderr: one live line for a terminal, plain lines for a file, or JSON.
+
+Looks at the run's tally a few times a second; the run itself never waits for it.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from .clock import now
+from .report.summary import hit_rate
+from .report.tally import Tally, TallySnapshot
+
+REDRAW_S = 0.25
+LINE_S = 5.0
+WINDOW_S = 20.0  # rates are of the last seconds, so that a slow start is forgotten
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What the run does now, per second, and how long it would still take at that."""
+
+    rows_per_s: float = 0.0
+    tokens_per_s: float = 0.0
+    left_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Window:
+    """The last snapshots' counts, from which rates are taken."""
+
+    counts: deque[tuple[float, int, int]] = field(default_factory=deque[tuple[float, int, int]])
+
+    def pace(self, at_s: float, snapshot: TallySnapshot) -> Pace:
+        rows = snapshot.rows_done + snapshot.rows_failed
+        tokens = snapshot.total.output_tokens
+        while self.counts and self.counts[0][0] < at_s - WINDOW_S:
+            self.counts.popleft()
+        since_s, rows_then, tokens_then = self.counts[0] if self.counts else (at_s, rows, tokens)
+        self.counts.append((at_s, rows, tokens))
+        seconds = at_s - since_s
+        if seconds <= 0:
+            return Pace()
+        rows_per_s = (rows - rows_then) / seconds
+        left_s = None
+        if snapshot.rows_total is not None and rows_per_s > 0:
+            left_s = max(0, snapshot.rows_total - snapshot.rows_finished) / rows_per_s
+        return Pace(rows_per_s, (tokens - tokens_then) / seconds, left_s)
+
+
+def facts(snapshot: TallySnapshot, pace: Pace) -> str:
+    """The line that people read."""
+    total = snapshot.rows_total
+    parts = [f"{snapshot.rows_finished:,}{'' if total is None else f'/{total:,}'} rows"]
+    if snapshot.rows_failed:
+        parts.append(f"{snapshot.rows_failed:,} failed")
+    parts += (
+        f"{pace.rows_per_s:,.1f} rows/s",
+        f"{pace.tokens_per_s:,.0f} tokens/s",
+        f"{hit_rate(snapshot.total):.0%} cached",
+        f"{snapshot.total.shared:,} shared",
+    )
+    if pace.left_s is not None:
+        parts.append(f"{_clock(pace.left_s)} left")
+    return "  ".join(parts)
+
+
+def record(snapshot: TallySnapshot, pace: Pace) -> dict[str, Any]:
+    """The same for programs: a `progress` record of `--json`."""
+    return {
+        "type": "progress",
+        "run": snapshot.run,
+        "rows_done": snapshot.rows_done + snapshot.rows_resumed,
+        "rows_failed": snapshot.rows_failed,
+        "rows_total": snapshot.rows_total,
+        "rows_per_s": round(pace.rows_per_s, 3),
+        "tokens_per_s": round(pace.tokens_per_s, 1),
+        "hit_rate": round(hit_rate(snapshot.total), 4),
+        "shared_calls": snapshot.total.shared,
+        "left_s": None if pace.left_s is None else round(pace.left_s, 1),
+    }
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+async def show(tally: Tally, emit: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Show the run behind `tally` until cancelled: with `emit` as records, else on stderr."""
+    if emit is not None:
+        await _emit(tally, emit)
+    elif sys.stderr.isatty():
+        await _draw(tally)
+    else:
+        await _print(tally)
+
+
+async def _emit(tally: Tally, emit: Callable[[dict[str, Any]], None]) -> None:
+    window = _Window()
+    launched, due_s = False, 0.0
+    while True:
+        snapshot = tally.snapshot()
+        if snapshot.run and not launched:
+            launched = True
+            emit(
+                {
+                    "type": "launch",
+                    "run": snapshot.run,
+                    "workflow": snapshot.workflow,
+                    "rows_total": snapshot.rows_total,
+                    "rows_resumed": snapshot.rows_resumed,
+                }
+            )
+        pace = window.pace(now(), snapshot)
+        if launched and now() >= due_s:
+            due_s = now() + 1.0
+            emit(record(snapshot, pace))
+        await anyio.sleep(REDRAW_S)
+
+
+async def _print(tally: Tally) -> None:
+    window = _Window()
+    window.pace(now(), tally.snapshot())
+    while True:
+        await anyio.sleep(LINE_S)
+        snapshot = tally.snapshot()
+        if snapshot.run:
+            line = facts(snapshot, window.pace(now(), snapshot))
+            sys.stderr.write(f"tenter: {line}\n")
+            sys.stderr.flush()
+
+
+async def _draw(tally: Tally) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    window = _Window()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[facts]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
+        task = bar.add_task("starting", total=None, facts="")
+
+        def redraw() -> None:
+            snapshot = tally.snapshot()
+            pace = window.pace(now(), snapshot)
+            if snapshot.run:
+                bar.update(
+                    task,
+                    description=snapshot.workflow,
+                    total=snapshot.rows_total,
+                    completed=snapshot.rows_finished,
+                    facts=facts(snapshot, pace),
+                )
+            bar.refresh()
+
+        try:
+            while True:
+                redraw()
+                await anyio.sleep(REDRAW_S)
+        finally:
+            redraw()

@@ -1,0 +1,173 @@
+"""The summary of a run, for people and for programs: what it did, what it cost, what it saved."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .tally import StepTally, TallySnapshot
+
+
+def summary(snapshot: TallySnapshot) -> dict[str, Any]:
+    """The figures as one JSON-able object; rates are 0 where nothing has run."""
+    total = snapshot.total
+    return {
+        "run": snapshot.run,
+        "workflow": snapshot.workflow,
+        "rows": {
+            "total": snapshot.rows_total,
+            "done": snapshot.rows_done,
+            "failed": snapshot.rows_failed,
+            "resumed": snapshot.rows_resumed,
+        },
+        "calls": {
+            "made": total.calls,
+            "failed": total.failed,
+            "saved": total.shared,
+            "saved_by": dict(snapshot.shared),
+        },
+        "tokens": {
+            "prompt": total.prompt_tokens,
+            "cached": total.cached_tokens,
+            "output": total.output_tokens,
+            "saved_prompt": snapshot.saved_prompt_tokens,
+            "saved_output": snapshot.saved_output_tokens,
+        },
+        "hit_rate": hit_rate(total),
+        "seconds": _seconds(total) | {"elapsed": snapshot.elapsed_s},
+        "rates": {
+            "rows_per_s": _ratio(
+                snapshot.rows_done + snapshot.rows_failed, snapshot.last_s - snapshot.first_s
+            ),
+            "output_tokens_per_s": _ratio(total.output_tokens, snapshot.elapsed_s),
+            "prompt_tokens_per_s": _ratio(total.prompt_tokens, snapshot.elapsed_s),
+        },
+        "slowest_step": slowest_step(snapshot),
+        "steps": {name: _step(step) for name, step in snapshot.steps.items()},
+        "errors": {
+            kind: {"count": error.count, "first": error.first}
+            for kind, error in snapshot.errors.items()
+        },
+    }
+
+
+def hit_rate(step: StepTally) -> float:
+    """The part of the prompt tokens that the KV cache had."""
+    return _ratio(step.cached_tokens, step.prompt_tokens)
+
+
+def slowest_step(snapshot: TallySnapshot) -> str | None:
+    """The step with the most seconds in calls and tools."""
+    return max(snapshot.steps, key=lambda name: snapshot.steps[name].seconds, default=None)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
+
+
+def _seconds(step: StepTally) -> dict[str, float]:
+    return {
+        "queue": step.queue_s,
+        "prefill": step.prefill_s,
+        "decode": step.decode_s,
+        "tools": step.tool_s,
+    }
+
+
+def _step(step: StepTally) -> dict[str, Any]:
+    return {
+        "calls": step.calls,
+        "failed": step.failed,
+        "saved": step.shared,
+        "tool_calls": step.tool_calls,
+        "prompt_tokens": step.prompt_tokens,
+        "cached_tokens": step.cached_tokens,
+        "output_tokens": step.output_tokens,
+        "seconds": _seconds(step),
+    }
+
+
+def render(snapshot: TallySnapshot) -> str:
+    """The figures as plain text of some twenty lines."""
+    total = snapshot.total
+    rates = summary(snapshot)["rates"]
+    tokens = (
+        f"{total.prompt_tokens:,} in ({total.cached_tokens:,} cached, {hit_rate(total):.1%}), "
+        f"{total.output_tokens:,} out"
+    )
+    seconds = ", ".join(f"{where} {_time(s)}" for where, s in _seconds(total).items())
+    speed = (
+        f"{rates['rows_per_s']:,.1f} rows/s, {rates['output_tokens_per_s']:,.1f} output tokens/s, "
+        f"{_time(snapshot.elapsed_s)} in all"
+    )
+    lines = [
+        ("rows", _rows(snapshot)),
+        ("calls", f"{total.calls:,} made, {_saved(snapshot)}"),
+        ("tokens", tokens),
+        ("time in", seconds),
+        ("speed", speed),
+    ]
+    slowest = slowest_step(snapshot)
+    if slowest is not None:
+        lines.append(("slowest step", f"{slowest} ({_time(snapshot.steps[slowest].seconds)})"))
+    lines += [(f"error x{e.count:,}", _first_line(e.first)) for e in snapshot.errors.values()]
+    width = max(len(name) for name, _ in lines)
+    head = [f"{name:<{width}}  {text}" for name, text in lines]
+    return "\n".join([*head, *_step_table(snapshot)])
+
+
+def _rows(snapshot: TallySnapshot) -> str:
+    of = "" if snapshot.rows_total is None else f" of {snapshot.rows_total:,}"
+    text = (
+        f"{snapshot.rows_done + snapshot.rows_resumed:,}{of} done, {snapshot.rows_failed:,} failed"
+    )
+    return text + (f" ({snapshot.rows_resumed:,} before)" if snapshot.rows_resumed else "")
+
+
+def _saved(snapshot: TallySnapshot) -> str:
+    how = ", ".join(f"{count:,} {name}" for name, count in snapshot.shared.items())
+    return f"{snapshot.total.shared:,} saved" + (f" ({how})" if how else "")
+
+
+def _time(seconds: float) -> str:
+    """`12.3 s`, `4 min 05 s`, `2 h 03 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _first_line(text: str) -> str:
+    line = text.split("\n", 1)[0]
+    return line if len(line) <= 100 else line[:99] + "…"
+
+
+def _step_table(snapshot: TallySnapshot) -> Iterable[str]:
+    if not snapshot.steps:
+        return ()
+    head = ("step", "calls", "saved", "tools", "in", "cached", "out", "seconds")
+    rows = [head, *(_cells(name, step) for name, step in snapshot.steps.items())]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return [
+        "",
+        *(
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ),
+    ]
+
+
+def _cells(name: str, step: StepTally) -> tuple[str, ...]:
+    return (
+        name,
+        f"{step.calls:,}",
+        f"{step.shared:,}",
+        f"{step.tool_calls:,}",
+        f"{step.prompt_tokens:,}",
+        f"{hit_rate(step):.0%}",
+        f"{step.output_tokens:,}",
+        f"{step.seconds:,.1f}",
+    )

@@ -1,0 +1,242 @@
+"""A running tally of a trace: rows, calls, tokens and seconds, in memory that does not grow.
+
+The one fold behind progress lines, summaries and budgets. It works record by record, so it can
+be fed live (as a Trace) or from a file.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ..scheduler import events
+from ..trace import Record
+
+MAX_STEPS = 500  # steps told apart; the rest go to OTHER
+MAX_ERRORS = 20  # kinds of errors told apart; the rest go to OTHER
+OTHER = "(other)"
+
+_KIND = re.compile(r"[A-Za-z_][\w.]*(?=:)")
+
+
+@dataclass(frozen=True, slots=True)
+class StepTally:
+    """What one step of the workflow has used so far, over all rows."""
+
+    calls: int = 0
+    failed: int = 0  # calls and tool calls
+    shared: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    tool_calls: int = 0
+    tool_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time in calls and tools, summed over all that ran side by side."""
+        return self.queue_s + self.prefill_s + self.decode_s + self.tool_s
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorTally:
+    """How often a kind of error ended a program or a call, and its first message."""
+
+    count: int
+    first: str
+
+
+@dataclass(frozen=True, slots=True)
+class TallySnapshot:
+    """The tally at one moment. `total` sums all steps; times are on the run's clock."""
+
+    run: str
+    workflow: str
+    rows_total: int | None
+    rows_resumed: int  # finished before the last start of the run
+    rows_done: int  # in this trace, since the last start
+    rows_failed: int
+    programs_live: int
+    programs_waiting: int
+    calls_running: int
+    total: StepTally
+    steps: Mapping[str, StepTally]
+    shared: Mapping[str, int]  # calls answered without the model, by how
+    saved_prompt_tokens: int
+    saved_output_tokens: int
+    errors: Mapping[str, ErrorTally]
+    first_s: float
+    last_s: float
+    elapsed_s: float  # of all starts of the run together
+
+    @property
+    def rows_finished(self) -> int:
+        """Rows that need no more work, failed ones included."""
+        return self.rows_resumed + self.rows_done + self.rows_failed
+
+
+@dataclass(slots=True)
+class _Sums:
+    """The counters of one step, while they grow; the fields of StepTally."""
+
+    calls: int = 0
+    failed: int = 0
+    shared: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    tool_calls: int = 0
+    tool_s: float = 0.0
+
+    def add_call(self, call: events.CallEnded) -> None:
+        self.calls += 1
+        self.failed += call.finish == "error"
+        self.prompt_tokens += call.prompt_tokens
+        self.cached_tokens += call.cached_tokens
+        self.output_tokens += call.output_tokens
+        self.queue_s += call.queue_s
+        self.prefill_s += call.prefill_s
+        self.decode_s += call.decode_s
+
+    def add_tool(self, tool: events.ToolEnded) -> None:
+        self.tool_calls += 1
+        self.failed += not tool.ok
+        self.tool_s += tool.seconds
+
+    def frozen(self) -> StepTally:
+        return StepTally(**{name: getattr(self, name) for name in self.__slots__})
+
+
+@dataclass(slots=True)
+class Tally:
+    """The fold. `add` takes each record in order (`write` is the same, so a Tally is a Trace)."""
+
+    _run: str = ""
+    _workflow: str = ""
+    _rows_total: int | None = None
+    _rows_resumed: int = 0
+    _rows_done: int = 0
+    _rows_failed: int = 0
+    _waiting: set[str] = field(default_factory=set[str])  # programs; bounded by the run's window
+    _live: set[str] = field(default_factory=set[str])
+    _running: set[str] = field(default_factory=set[str])  # calls on a worker
+    _total: _Sums = field(default_factory=_Sums)
+    _steps: dict[str, _Sums] = field(default_factory=dict[str, _Sums])
+    _shared: dict[str, int] = field(default_factory=dict[str, int])
+    _saved_prompt_tokens: int = 0
+    _saved_output_tokens: int = 0
+    _errors: dict[str, ErrorTally] = field(default_factory=dict[str, ErrorTally])
+    _first_s: float | None = None  # since the last start
+    _last_s: float = 0.0
+    _earlier_s: float = 0.0  # elapsed before the last start
+
+    def write(self, at_s: float, record: Record) -> None:
+        self.add(at_s, record)
+
+    def add(self, at_s: float, record: Record) -> None:
+        """Count `record`; kinds that say nothing about work are passed over."""
+        if isinstance(record, events.RunStarted):
+            self._start(record)
+        if self._first_s is None:
+            self._first_s = at_s
+        self._last_s = at_s
+        match record:
+            case events.CallEnded():
+                self._end_call(record)
+            case events.Dispatch():
+                self._running.add(record.call)
+            case events.CallShared():
+                self._share(record)
+            case events.ToolEnded():
+                self._total.add_tool(record)
+                self._step(record.step).add_tool(record)
+            case events.ProgramArrived():
+                self._waiting.add(record.program)
+            case events.StartProgram():
+                self._waiting.discard(record.program)
+                self._live.add(record.program)
+            case events.ProgramEnded():
+                self._end_program(record)
+            case _:
+                pass
+
+    def _start(self, record: events.RunStarted) -> None:
+        if self._first_s is not None:
+            self._earlier_s += self._last_s - self._first_s
+        self._first_s = None
+        self._run, self._workflow = record.run, record.workflow
+        self._rows_total, self._rows_resumed = record.rows, record.resumed_rows
+        self._rows_done = self._rows_failed = 0
+        for names in (self._waiting, self._live, self._running):
+            names.clear()
+
+    def _end_call(self, record: events.CallEnded) -> None:
+        self._running.discard(record.call)
+        self._total.add_call(record)
+        self._step(record.step).add_call(record)
+        if record.finish == "error":
+            self._add_error(record.error or "")
+
+    def _share(self, record: events.CallShared) -> None:
+        self._total.shared += 1
+        self._step(record.step).shared += 1
+        self._shared[record.how] = self._shared.get(record.how, 0) + 1
+        self._saved_prompt_tokens += record.prompt_tokens
+        self._saved_output_tokens += record.output_tokens
+
+    def _end_program(self, record: events.ProgramEnded) -> None:
+        self._waiting.discard(record.program)
+        self._live.discard(record.program)
+        if record.ok:
+            self._rows_done += 1
+            return
+        self._rows_failed += 1
+        self._add_error(record.error or "")
+
+    def _step(self, name: str) -> _Sums:
+        if name not in self._steps and len(self._steps) >= MAX_STEPS:
+            name = OTHER
+        return self._steps.setdefault(name, _Sums())
+
+    def _add_error(self, message: str) -> None:
+        kind = error_kind(message)
+        if kind not in self._errors and len(self._errors) >= MAX_ERRORS:
+            kind = OTHER
+        known = self._errors.get(kind) or ErrorTally(0, message[:500])
+        self._errors[kind] = replace(known, count=known.count + 1)
+
+    def snapshot(self) -> TallySnapshot:
+        first_s = self._last_s if self._first_s is None else self._first_s
+        return TallySnapshot(
+            run=self._run,
+            workflow=self._workflow,
+            rows_total=self._rows_total,
+            rows_resumed=self._rows_resumed,
+            rows_done=self._rows_done,
+            rows_failed=self._rows_failed,
+            programs_live=len(self._live),
+            programs_waiting=len(self._waiting),
+            calls_running=len(self._running),
+            total=self._total.frozen(),
+            steps={name: sums.frozen() for name, sums in self._steps.items()},
+            shared=dict(self._shared),
+            saved_prompt_tokens=self._saved_prompt_tokens,
+            saved_output_tokens=self._saved_output_tokens,
+            errors=dict(self._errors),
+            first_s=first_s,
+            last_s=self._last_s,
+            elapsed_s=self._earlier_s + self._last_s - first_s,
+        )
+
+
+def error_kind(message: str) -> str:
+    """What a message is about: the class before its colon, or its text without what varies."""
+    named = _KIND.match(message)
+    if named is not None:
+        return named.group()
+    return re.sub(r"'[^']*'|\d+", "…", message.split("\n", 1)[0])[:80] or "unknown"

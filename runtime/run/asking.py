@@ -1,0 +1,162 @@
+"""One LLM step, compiled: from values to a request, and from an answer to the step's value."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ...planner.graph import LLM
+from ...planner.values import compile_args
+from ..calls import CallId, Capabilities, Message, Request, Tokenizer
+from ..errors import CallFailed, OutputInvalid
+from ..scheduler.loop import Answer
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+SEED_BITS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as programs see it: its tokenizer and what its workers can do."""
+
+    name: str
+    tokenizer: Tokenizer
+    capabilities: Capabilities
+
+
+class Asking:
+    """An LLM step compiled for one model.
+
+    The chat is rendered first; equal chats have equal signatures, so that duplicates are found
+    before anything is tokenised.
+    """
+
+    def __init__(self, step: LLM, model: Model) -> None:
+        self.step = step
+        self.model = model
+        self.arguments = compile_args(step.args)
+        self._prompt = step.prompt.render
+        self._system = step.system.render if step.system is not None else None
+        self._kind = _digest_of_kind(step, model)
+        self._choices = tuple(
+            (*model.tokenizer.encode(choice), *model.tokenizer.end_of_turn_ids)
+            for choice in step.choices
+        )
+        self._validator: Validator | None = None
+        self.shared_tokens = 0  # of its prompts, once their common beginning is pinned
+
+    def chat(self, values: Mapping[str, Any]) -> list[Message]:
+        """The messages for these argument values."""
+        messages = [Message("user", self._prompt(values))]
+        if self._system is not None:
+            messages.insert(0, Message("system", self._system(values)))
+        return messages
+
+    def signature(self, chat: list[Message]) -> bytes | None:
+        """16 bytes that equal calls have in common; None where an answer is not repeatable."""
+        if not self.step.sampling.deterministic and not self.step.choices:
+            return None
+        digest = self._kind.copy()
+        for message in chat:
+            digest.update(message.content.encode("utf-8", "surrogatepass"))
+            digest.update(b"\x00")
+        return digest.digest()
+
+    def request(
+        self,
+        call: CallId,
+        chat: list[Message],
+        seed: Callable[[], int],
+        deadline_s: float | None = None,
+    ) -> Request:
+        """The request for `chat`; `seed` is asked where the step samples without one of its own."""
+        sampling = self.step.sampling
+        if sampling.temperature > 0 and sampling.seed is None:
+            sampling = replace(sampling, seed=seed())
+        return Request(
+            call=call,
+            token_ids=tuple(self.model.tokenizer.chat(chat)),
+            sampling=sampling,
+            choices=self._choices or None,
+            schema=self.step.schema,
+            deadline_s=deadline_s,
+        )
+
+    def read(self, answer: Answer) -> Any:
+        """The step's value, or raises StepFailed."""
+        step = self.step
+        if answer.error is not None:
+            raise CallFailed(answer.error, step.id)
+        if step.choices:
+            scores = answer.choice_logprobs
+            if scores is None or len(scores) != len(step.choices):
+                raise CallFailed("the backend did not score the choices", step.id)
+            return step.choices[scores.index(max(scores))]
+        text = without_thought(answer.text)
+        return text if step.schema is None else self._parse(text, answer.finish)
+
+    def _parse(self, text: str, finish: str) -> Any:
+        step = self.step
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            cure = (
+                f"it was cut off at max_tokens={step.sampling.max_tokens}; allow more"
+                if finish == "length"
+                else f"it is not JSON: {error}"
+            )
+            raise OutputInvalid(
+                f"the answer does not fit the output: {cure}", step.id, text
+            ) from None
+        if self._validator is None:
+            from jsonschema import Draft202012Validator
+
+            self._validator = Draft202012Validator(json.loads(step.schema or "{}"))
+        for problem in self._validator.iter_errors(value):
+            where = "/".join(str(part) for part in problem.absolute_path) or "the answer"
+            message = f"the answer does not fit the output: {where}: {problem.message[:200]}"
+            raise OutputInvalid(message, step.id, text)
+        return value
+
+    def prefix(self) -> tuple[int, ...]:
+        """The token ids that every call of the step begins with, whatever its arguments."""
+        one, two = (dict.fromkeys(self._fields(), mark) for mark in ("0", "Z"))
+        try:
+            chats = [self.model.tokenizer.chat(self.chat(values)) for values in (one, two)]
+        except Exception:  # a template that cannot take text for its fields has no known prefix
+            return ()
+        length = 0
+        for left, right in zip(*chats, strict=False):
+            if left != right:
+                break
+            length += 1
+        return tuple(chats[0][:length])
+
+    def _fields(self) -> tuple[str, ...]:
+        system = self.step.system.fields if self.step.system is not None else ()
+        return (*self.step.prompt.fields, *system)
+
+
+def without_thought(text: str) -> str:
+    """The answer proper: what follows a `<think>` block, without blanks around it."""
+    if "</think>" in text:
+        text = text.rpartition("</think>")[2]
+    return text.strip()
+
+
+def seed_for(run_seed: int, row: int, path: str) -> int:
+    """A seed that a call keeps over restarts: of the run's seed, its row and its place."""
+    digest = blake2b(f"{run_seed}/{row}/{path}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> (64 - SEED_BITS)
+
+
+def _digest_of_kind(step: LLM, model: Model) -> "blake2b":
+    """A hash of all that determines an answer beside the chat itself."""
+    sampling = msgspec.to_builtins(step.sampling)
+    kind = [model.capabilities.model_fingerprint, sampling, step.choices, step.schema]
+    return blake2b(msgspec.json.encode(kind), digest_size=16)

@@ -1,0 +1,369 @@
+"""What the programs of one run share: models, tools, results, the journal and the scheduler."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from ...planner.graph import LLM
+from ...tools import Tool
+from ...tools.call import call as call_tool
+from ..calls import CallId, Message, Request
+from ..clock import now
+from ..errors import InvalidWorkflow, Problem, ToolFailed
+from ..journal.base import Journal, StepRecord
+from ..scheduler.events import CallShared, ToolEnded, ToolStarted
+from ..scheduler.loop import Answer, Scheduler, Turn
+from ..trace import Trace
+from .asking import Asking, Model, seed_for
+from .sharing import Settled, Sharing
+
+encode = msgspec.json.encode
+decode = msgspec.json.decode
+NO_REQUEST = Request(CallId(""), ())
+
+
+@dataclass(slots=True)
+class Owner:
+    """The program that work is done for. `recorded` holds what an earlier attempt finished."""
+
+    name: str
+    row: int
+    recorded: Mapping[str, StepRecord]
+    ended: bool = False
+    session: str | None = None  # the KV context that waits while a tool runs
+    task: asyncio.Task[None] | None = None  # of an `async def` program
+
+
+class Host:
+    """Performs steps for programs: answered from the journal, shared with equal work, or done.
+
+    Every result is recorded before it is handed on.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        models: Mapping[str, Model],
+        journal: Journal,
+        trace: Trace,
+        tasks: asyncio.TaskGroup,
+        sharing: Sharing | None = None,
+        seed: int = 0,
+        resumed: bool = False,
+        call_timeout_s: float | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.models = models
+        self.journal = journal
+        self.sharing = sharing
+        self._trace = trace
+        self._tasks = tasks
+        self.seed = seed
+        self._resumed = resumed
+        self.call_timeout_s = call_timeout_s
+        self._asking: dict[int, Asking] = {}
+        self._steps: dict[int, LLM] = {}  # keeps the keys of `_asking` alive
+        self._tool_tasks: dict[str, set[asyncio.Task[None]]] = {}
+
+    # ---- LLM steps --------------------------------------------------------------------------------
+
+    def asking(self, step: LLM) -> Asking:
+        """`step` compiled for the model that it names."""
+        found = self._asking.get(id(step))
+        if found is None:
+            model = self.models.get(step.model)
+            if model is None:
+                known = ", ".join(sorted(self.models)) or "none"
+                message = f"step {step.id!r}: there is no model {step.model!r}; known: {known}"
+                raise InvalidWorkflow([Problem(message)])
+            found = self._asking[id(step)] = Asking(step, model)
+            self._steps[id(step)] = step
+        return found
+
+    def answer(
+        self, owner: Owner, path: str, asking: Asking, values: Mapping[str, Any], done: Settled
+    ) -> None:
+        """Run an LLM step; `done(value, error)` is called once, perhaps before this returns."""
+        if owner.recorded and self._answered_before(owner, path, asking.step.id, done):
+            return
+        chat = asking.chat(values)
+        signature = asking.signature(chat) if self.sharing is not None else None
+        work = _LLMWork(self, owner, path, asking, chat, signature, done)
+        self._share(owner, asking.step.id, signature, work.start, done)
+
+    def _answered_before(self, owner: Owner, path: str, step: str, done: Settled) -> bool:
+        record = owner.recorded.get(path)
+        if record is None:
+            return False
+        self.note(CallShared(program=owner.name, step=step, how="journal"))
+        done(decode(record.value), None)
+        return True
+
+    def _share(
+        self,
+        owner: Owner,
+        step: str,
+        signature: bytes | None,
+        start: Callable[[], None],
+        done: Settled,
+    ) -> None:
+        """Answer from equal work if there is any; otherwise `start`."""
+        sharing = self.sharing
+        if sharing is None or signature is None:
+            start()
+        elif sharing.known(signature):
+            self.note(CallShared(program=owner.name, step=step, how="cached"))
+            done(sharing.result(signature), None)
+        elif sharing.in_flight(signature):
+            sharing.join(signature, done, lambda: self._share(owner, step, signature, start, done))
+            self.note(CallShared(program=owner.name, step=step, how="joined"))
+        elif self._resumed:
+            sharing.begin(signature)
+            self._tasks.create_task(self._look_up(owner, step, signature, start, done))
+        else:
+            sharing.begin(signature)
+            start()
+
+    async def _look_up(
+        self, owner: Owner, step: str, signature: bytes, start: Callable[[], None], done: Settled
+    ) -> None:
+        """A resumed run may have recorded equal work before it was stopped."""
+        found = await self.journal.results([signature])
+        if signature not in found or self.sharing is None:
+            start()
+            return
+        value = decode(found[signature])
+        self.note(CallShared(program=owner.name, step=step, how="journal"))
+        self.sharing.finish(signature, value)
+        done(value, None)
+
+    def record(
+        self, owner: Owner, path: str, value: Any, signature: bytes | None, done: Settled
+    ) -> None:
+        """Write down a step's value, then hand it on, to those too who wait for equal work."""
+
+        def durable() -> None:
+            if signature is not None and self.sharing is not None:
+                self.sharing.finish(signature, value)
+            done(value, None)
+
+        self.journal.record(StepRecord(owner.row, path, encode(value), signature), durable)
+
+    def failed(self, signature: bytes | None, error: Exception, done: Settled) -> None:
+        """A step has failed, and so has equal work."""
+        if signature is not None and self.sharing is not None:
+            self.sharing.fail(signature, error)
+        done(None, error)
+
+    def abandon(self, signature: bytes | None) -> None:
+        """A step's program has ended before it: somebody else who waits must do the work."""
+        if signature is not None and self.sharing is not None:
+            self.sharing.give_up(signature)
+
+    # ---- sessions -----------------------------------------------------------------------------------
+
+    def submit(
+        self, owner: Owner, step: str, model: str, request: Request, done: Callable[[Answer], None]
+    ) -> None:
+        """Send one turn of a session: never shared, since a session is a program's own."""
+        self.scheduler.submit(Turn(request, owner.name, step, model, done))
+
+    # ---- tool steps -----------------------------------------------------------------------------------
+
+    def use(
+        self,
+        owner: Owner,
+        path: str,
+        step: str,
+        tool: Tool,
+        values: Mapping[str, Any],
+        done: Settled,
+    ) -> None:
+        """Run a tool step; `done(value, error)` is called once, perhaps before this returns."""
+        if owner.recorded and self._answered_before(owner, path, step, done):
+            return
+        signature = self._tool_signature(tool, values) if tool.effect == "pure" else None
+
+        def start() -> None:
+            if owner.ended:
+                self.abandon(signature)
+                return
+            work = self._use(owner, path, step, tool, values, signature, done)
+            task = self._tasks.create_task(work)
+            mine = self._tool_tasks.setdefault(owner.name, set())
+            mine.add(task)
+            task.add_done_callback(mine.discard)
+
+        if tool.effect == "once":
+            self._declare(owner, path, step, tool, start, done)
+        else:
+            self._share(owner, step, signature, start, done)
+
+    def _tool_signature(self, tool: Tool, values: Mapping[str, Any]) -> bytes | None:
+        if self.sharing is None:
+            return None
+        kind = ["tool", tool.name, tool.source_hash, dict(values)]
+        return blake2b(encode(kind, order="sorted"), digest_size=16).digest()
+
+    def _declare(
+        self,
+        owner: Owner,
+        path: str,
+        step: str,
+        tool: Tool,
+        start: Callable[[], None],
+        done: Settled,
+    ) -> None:
+        """Write down that a tool with an effect starts, so that it is never silently repeated."""
+        intent = f"{path}?"
+        if intent in owner.recorded:
+            message = (
+                f"tool {tool.name!r} had been started when the run stopped, and may have had its "
+                "effect; it is not repeated. Declare it idempotent if it may be"
+            )
+            done(None, ToolFailed(message, step))
+            return
+        self.journal.record(StepRecord(owner.row, intent, b"null"), start)
+
+    async def _use(
+        self,
+        owner: Owner,
+        path: str,
+        step: str,
+        tool: Tool,
+        values: Mapping[str, Any],
+        signature: bytes | None,
+        done: Settled,
+    ) -> None:
+        send, session = self.scheduler.send, owner.session
+        started_s = now()
+        send(
+            ToolStarted(
+                program=owner.name, step=step, tool=tool.name, session=session, eta_s=tool.eta_s
+            )
+        )
+        error: Exception | None = None
+        value: Any = None
+        try:
+            value = decode(encode(await call_tool(tool, values)))
+        except asyncio.CancelledError:
+            self.abandon(signature)
+            raise
+        except Exception as failure:
+            error = ToolFailed(f"{failure}", step)
+        send(
+            ToolEnded(
+                program=owner.name,
+                step=step,
+                tool=tool.name,
+                seconds=now() - started_s,
+                ok=error is None,
+                session=session,
+                error=str(error) if error else None,
+            )
+        )
+        if owner.ended:
+            self.abandon(signature)
+        elif error is not None:
+            self.failed(signature, error, done)
+        else:
+            self.record(owner, path, value, signature, done)
+
+    def stop(self, owner: Owner) -> None:
+        """Cancel what still runs for a program, except its calls, which the scheduler stops."""
+        for task in tuple(self._tool_tasks.pop(owner.name, ())):
+            task.cancel()
+        if owner.task is not None and owner.task is not asyncio.current_task():
+            owner.task.cancel()
+
+    # ---- the rest ---------------------------------------------------------------------------------------
+
+    def run_task(self, work: Any) -> asyncio.Task[None]:
+        """Run a coroutine as a child of the run."""
+        return self._tasks.create_task(work)
+
+    def share_prefixes(self, steps: list[LLM]) -> None:
+        """Have the fixed beginnings of these steps' prompts computed once and pinned."""
+        for step in steps:
+            model = self.models[step.model]
+            prefix = self.asking(step).prefix()
+            if len(prefix) >= model.capabilities.page_tokens:
+                self.asking(step).shared_tokens = len(prefix)
+                self.scheduler.share_prefix(f"prefix/{step.id}", step.model, prefix)
+
+    def note(self, record: CallShared) -> None:
+        """Write down that work was saved."""
+        self._trace.write(now(), record)
+
+
+class _LLMWork:
+    """One LLM step of one program on its way through the scheduler (a `Submission`)."""
+
+    __slots__ = ("_asking", "_chat", "_done", "_host", "_owner", "_path", "_signature", "request")
+
+    def __init__(
+        self,
+        host: Host,
+        owner: Owner,
+        path: str,
+        asking: Asking,
+        chat: list[Message],
+        signature: bytes | None,
+        done: Settled,
+    ) -> None:
+        self._host = host
+        self._owner = owner
+        self._path = path
+        self._asking = asking
+        self._chat = chat
+        self._signature = signature
+        self._done = done
+        self.request = NO_REQUEST
+
+    @property
+    def program(self) -> str:
+        return self._owner.name
+
+    @property
+    def step(self) -> str:
+        return self._asking.step.id
+
+    @property
+    def model(self) -> str:
+        return self._asking.step.model
+
+    @property
+    def shared_tokens(self) -> int:
+        return self._asking.shared_tokens
+
+    def start(self) -> None:
+        """Hand the call to the scheduler."""
+        owner, host = self._owner, self._host
+        if owner.ended:
+            host.abandon(self._signature)
+            return
+        call = CallId(f"{owner.name}/{self._path}")
+        timeout_s = host.call_timeout_s
+        self.request = self._asking.request(
+            call,
+            self._chat,
+            lambda: seed_for(host.seed, owner.row, self._path),
+            now() + timeout_s if timeout_s else None,
+        )
+        host.scheduler.submit(self)
+
+    def done(self, answer: Answer) -> None:
+        """Read the answer and record the step's value."""
+        if self._owner.ended:
+            self._host.abandon(self._signature)
+            return
+        try:
+            value = self._asking.read(answer)
+        except Exception as error:
+            self._host.failed(self._signature, error, self._done)
+            return
+        self._host.record(self._owner, self._path, value, self._signature, self._done)

@@ -1,0 +1,166 @@
+"""A run in this process: backends opened, scheduler started, programs run."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from ...kvpolicy import POLICIES
+from ...planner.graph import LLM, Each, Step
+from ..backends.base import Backend
+from ..backends.registry import open_backend
+from ..errors import InvalidInput
+from ..journal.base import Journal
+from ..journal.memory import NoJournal
+from ..scheduler.core import Core
+from ..scheduler.loop import Scheduler
+from ..scheduler.policies import ORDERS
+from ..trace import NoTrace, Trace
+from ..workflow import ModelSpec, Workflow
+from .asking import Model
+from .host import Host
+from .program import Programs
+from .sharing import Sharing
+
+log = logging.getLogger(__name__)
+
+
+def llm_steps(steps: Iterable[Step]) -> list[LLM]:
+    """All LLM steps, those inside `each` too."""
+    found: list[LLM] = []
+    for step in steps:
+        if isinstance(step, LLM):
+            found.append(step)
+        elif isinstance(step, Each):
+            found.extend(llm_steps(step.body))
+    return found
+
+
+def model_specs(workflow: Workflow) -> dict[str, ModelSpec]:
+    """The models that a workflow uses; `default` is the embedded engine unless it says otherwise."""
+    specs = dict(workflow.models)
+    if workflow.graph is None:
+        used = {"default"} if not specs else set(specs)
+    else:
+        used = {step.model for step in llm_steps(workflow.graph.steps)}
+    missing = used - specs.keys() - {"default"}
+    if missing:
+        known = ", ".join(sorted({*specs, "default"}))
+        raise InvalidInput(f"there is no model {min(missing)!r}; known: {known}")
+    if "default" in used:
+        specs.setdefault("default", ModelSpec())
+    return {name: spec for name, spec in specs.items() if name in used}
+
+
+@asynccontextmanager
+async def open_backends(specs: Mapping[str, ModelSpec]) -> AsyncGenerator[dict[str, Backend]]:
+    """Backends by model name, loaded; models with equal settings share one."""
+    async with AsyncExitStack() as stack:
+        opened: list[tuple[ModelSpec, Backend]] = []
+        backends: dict[str, Backend] = {}
+        for name, spec in specs.items():
+            for other, backend in opened:
+                if (other.backend, other.options) == (spec.backend, spec.options):
+                    backends[name] = backend
+                    break
+            else:
+                backends[name] = await stack.enter_async_context(open_backend(spec))
+                opened.append((spec, backends[name]))
+        yield backends
+
+
+@asynccontextmanager
+async def open_host(
+    backends: Mapping[str, Backend],
+    *,
+    journal: Journal | None = None,
+    trace: Trace | None = None,
+    order: str = "fcfs",
+    retention: str = "continuum",
+    max_programs: int = 1024,
+    share: bool = True,
+    seed: int = 0,
+    resumed: bool = False,
+    call_timeout_s: float | None = None,
+) -> AsyncGenerator[Host]:
+    """What programs run on: a scheduler over `backends` (model name -> backend, entered)."""
+    trace = trace or NoTrace()
+    core = Core(ORDERS[order], POLICIES[retention], max_programs)
+    workers = {f"{name}/0": backend for name, backend in backends.items()}
+    names = {f"{name}/0": name for name in backends}
+    models = {
+        name: Model(name, backend.tokenizer, backend.capabilities)
+        for name, backend in backends.items()
+    }
+    async with Scheduler(core, workers, names, trace) as scheduler, asyncio.TaskGroup() as tasks:
+        yield Host(
+            scheduler,
+            models,
+            journal or NoJournal(),
+            trace,
+            tasks,
+            sharing=Sharing() if share else None,
+            seed=seed,
+            resumed=resumed,
+            call_timeout_s=call_timeout_s,
+        )
+
+
+async def run_program(host: Host, workflow: Workflow, inputs: Mapping[str, Any]) -> Any:
+    """One program, alone, on `host`; its JSON result. Cancelling the caller cancels it."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def ended(value: Any, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    programs = Programs(host, workflow)
+    programs.arrive(0, bind(workflow, inputs), ended)
+    try:
+        return await future
+    except asyncio.CancelledError:
+        programs.cancel("r0")
+        raise
+
+
+def bind(workflow: Workflow, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a workflow with its defaults filled in; InvalidInput names what is wrong."""
+    known = {given.name for given in workflow.inputs}
+    unknown = [name for name in inputs if name not in known]
+    if unknown:
+        names = ", ".join(sorted(known)) or "none"
+        raise InvalidInput(f"{workflow.name}: there is no input {unknown[0]!r}; it takes {names}")
+    bound: dict[str, Any] = {}
+    for given in workflow.inputs:
+        if given.name in inputs:
+            bound[given.name] = inputs[given.name]
+        elif given.required:
+            raise InvalidInput(f"{workflow.name}: input {given.name!r} is missing")
+        else:
+            bound[given.name] = given.default
+    return bound
+
+
+async def run_workflow(
+    workflow: Workflow,
+    inputs: Mapping[str, Any],
+    *,
+    backends: Mapping[str, Backend] | None = None,
+    trace: Trace | None = None,
+    **options: Any,
+) -> Any:
+    """Run `workflow` once and return its JSON result.
+
+    `backends` (by model name, entered) are used instead of those that the workflow names;
+    `options` are those of `open_host`.
+    """
+    async with AsyncExitStack() as stack:
+        if backends is None:
+            backends = await stack.enter_async_context(open_backends(model_specs(workflow)))
+        host = await stack.enter_async_context(open_host(backends, trace=trace, **options))
+        return await run_program(host, workflow, inputs)

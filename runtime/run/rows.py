@@ -1,0 +1,230 @@
+"""A workflow over a stream of rows: windows, their order, back pressure, and each row's end.
+
+Rows are read a window at a time, sorted within the window so that equal prefixes lie together,
+and run with bounded concurrency. Nothing here grows with the number of rows.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from ..errors import StepFailed, TenterError
+from ..journal.base import Journal, RowRecord, StepRecord
+from .control import Control, Wish
+from .host import decode, encode
+from .program import NOTHING, Programs
+
+WINDOW_ROWS = 16_384
+WINDOW_CHARS = 16_000_000
+
+Status = Literal["done", "paused", "failed"]
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of a table: its place, its cells, and the workflow's inputs made of them.
+
+    `problem` is set where the row cannot be used.
+    """
+
+    row: int
+    cells: Mapping[str, Any]
+    inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    problem: str | None = None
+
+
+class Sink(Protocol):
+    """Where finished rows go, in any order, each once."""
+
+    def put(self, row: Row, value: Any, error: str | None) -> None:
+        """Take a finished row."""
+        ...
+
+    @property
+    def held(self) -> int:
+        """Finished rows that wait for an earlier one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a run over rows."""
+
+    concurrency: int = 256
+    window_rows: int = WINDOW_ROWS
+    window_chars: int = WINDOW_CHARS
+    max_errors: int | None = None
+
+
+class RowRun:
+    """Runs `programs` over rows and hands each finished row to `sink`.
+
+    `order` names the inputs that rows of a window are sorted by. With `resumed`, rows and steps
+    that the journal has are not done again.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        journal: Journal,
+        sink: Sink,
+        control: Control,
+        order: tuple[str, ...] = (),
+        limits: Limits | None = None,
+        resumed: bool = False,
+    ) -> None:
+        self._programs = programs
+        self._journal = journal
+        self._sink = sink
+        self._control = control
+        self._order = order
+        self._limits = limits or Limits()
+        self._resumed = resumed
+        self._changed = asyncio.Event()
+        self._live: set[str] = set()
+        self._unrecorded = 0
+        self._open = 0  # rows read and not yet given to the sink
+        self.failed = 0
+
+    async def run(self, rows: Iterator[Row]) -> Status:
+        """Run every row; returns how it ended. What has started is finished unless aborted."""
+        self._control.attach(self._changed.set)
+        try:
+            while window := self._read(rows):
+                await self._feed(deque(await self._prepare(window)))
+                if self._stopped:
+                    break
+                await self._until(lambda: self._open + self._sink.held < self._limits.window_rows)
+            await self._wait_for_rest()
+        finally:
+            self._control.detach()
+        if self._too_many_errors:
+            return "failed"
+        return "paused" if self._control.wish > Wish.RUN else "done"
+
+    # ---- reading ------------------------------------------------------------------------------------
+
+    def _read(self, rows: Iterator[Row]) -> list[Row]:
+        """The next window: a bounded number of rows and of characters."""
+        window: list[Row] = []
+        chars = 0
+        if self._stopped:
+            return window
+        for row in rows:
+            window.append(row)
+            chars += sum(len(cell) if isinstance(cell, str) else 16 for cell in row.cells.values())
+            if len(window) >= self._limits.window_rows or chars >= self._limits.window_chars:
+                break
+        self._open += len(window)
+        return window
+
+    async def _prepare(self, window: list[Row]) -> list[tuple[Row, Mapping[str, StepRecord]]]:
+        """The rows of a window that are still to be run, in the plan's order."""
+        recorded: dict[int, dict[str, StepRecord]] = {}
+        if self._resumed:
+            first, last = window[0].row, window[-1].row
+            finished = await self._journal.rows(first, last)
+            for (row, path), step in (await self._journal.steps(first, last)).items():
+                recorded.setdefault(row, {})[path] = step
+            window = [row for row in window if not self._restore(row, finished.get(row.row))]
+        window = [row for row in window if not self._refuse(row)]
+        if self._order:
+            window.sort(key=lambda row: [str(row.inputs.get(name)) for name in self._order])
+        return [(row, recorded.get(row.row, NOTHING)) for row in window]
+
+    def _restore(self, row: Row, record: RowRecord | None) -> bool:
+        """Hand out a row that an earlier attempt finished."""
+        if record is None:
+            return False
+        value = decode(record.value) if record.value is not None else None
+        self._give(row, value, record.error)
+        return True
+
+    def _refuse(self, row: Row) -> bool:
+        if row.problem is None:
+            return False
+        self._end(row, None, row.problem)
+        return True
+
+    # ---- running ------------------------------------------------------------------------------------
+
+    async def _feed(self, rows: deque[tuple[Row, Mapping[str, StepRecord]]]) -> None:
+        """Start every row, no more than `concurrency` at once."""
+        while rows and not self._stopped:
+            await self._until(self._has_room)
+            while rows and self._has_room() and not self._stopped:
+                self._start(*rows.popleft())
+            await asyncio.sleep(0)
+
+    def _has_room(self) -> bool:
+        return len(self._live) + self._unrecorded < self._limits.concurrency
+
+    def _start(self, row: Row, recorded: Mapping[str, StepRecord]) -> None:
+        name = f"r{row.row}"
+        self._live.add(name)
+
+        def ended(value: Any, error: Exception | None) -> None:
+            self._live.discard(name)
+            if self._control.wish == Wish.ABORT:
+                self._changed.set()  # not recorded: it will be done again
+            else:
+                self._end(row, value, tell(error) if error is not None else None)
+
+        self._programs.arrive(row.row, row.inputs, ended, recorded)
+
+    def _end(self, row: Row, value: Any, error: str | None) -> None:
+        """Record a row's end, then hand it out."""
+        self._unrecorded += 1
+
+        def durable() -> None:
+            self._unrecorded -= 1
+            self._give(row, value, error)
+
+        data = encode(value) if error is None else None
+        self._journal.record(RowRecord(row.row, data, error), durable)
+
+    def _give(self, row: Row, value: Any, error: str | None) -> None:
+        self._open -= 1
+        self.failed += error is not None
+        self._sink.put(row, value, error)
+        self._changed.set()
+
+    # ---- stopping -----------------------------------------------------------------------------------
+
+    @property
+    def _too_many_errors(self) -> bool:
+        most = self._limits.max_errors
+        return most is not None and self.failed > most
+
+    @property
+    def _stopped(self) -> bool:
+        return self._control.wish > Wish.RUN or self._too_many_errors
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        """Wait until `ready()`, or until the run is to stop."""
+        while not ready() and not self._stopped:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _wait_for_rest(self) -> None:
+        """Wait for what has started; when aborted, have it cancelled first."""
+        aborted = False
+        if self._stopped:
+            self._programs.drain()
+        while self._live or self._unrecorded:
+            if self._control.wish == Wish.ABORT and not aborted:
+                aborted = True
+                for name in sorted(self._live):
+                    self._programs.cancel(name)
+            self._changed.clear()
+            if self._live or self._unrecorded:
+                await self._changed.wait()
+
+
+def tell(error: Exception) -> str:
+    """An error as one line, for the error column."""
+    if isinstance(error, StepFailed | TenterError):
+        return " ".join(str(error).split())
+    return " ".join(f"{type(error).__name__}: {error}".split())

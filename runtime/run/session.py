@@ -1,0 +1,180 @@
+"""A chat session of an `async def` workflow: an append-only context whose KV waits for its tools."""
+
+import asyncio
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from ...planner.graph import Sampling
+from ...tools import Tool
+from ..calls import CallId, Message, Request, SessionId, ToolSpec
+from ..clock import now
+from ..errors import CallFailed, StepFailed, ToolFailed
+from ..journal.base import StepRecord
+from ..scheduler.events import CallShared
+from ..scheduler.loop import Answer
+from .asking import seed_for, without_thought
+
+if TYPE_CHECKING:
+    from .program import AsyncProgram
+
+TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+
+
+class HasTool(Protocol):
+    """What `@tool` makes of a function."""
+
+    @property
+    def tool(self) -> Tool: ...
+
+
+class ChatSession:
+    """One conversation with one model (`context.Session`).
+
+    `messages` is what has been said. Every turn's prompt extends the previous one, so the engine
+    finds it in the cache; while a tool runs, the scheduler decides how long it stays there.
+    """
+
+    def __init__(self, program: "AsyncProgram", system: str | None, model: str) -> None:
+        if model not in program.host.models:
+            known = ", ".join(sorted(program.host.models))
+            raise StepFailed(f"there is no model {model!r}; known: {known}")
+        self._program = program
+        self._model = program.host.models[model]
+        self._name = SessionId(f"{program.owner.name}/{program.path('session')}")
+        self.messages: list[Message] = [Message("system", system)] if system else []
+
+    async def ask(
+        self,
+        content: str,
+        tools: Iterable[Tool | HasTool] = (),
+        sampling: Sampling | None = None,
+    ) -> Message:
+        """Append a user turn and the model's answer; returns the assistant's message."""
+        self.messages.append(Message("user", content))
+        return await self._turn(_tools(tools), sampling or Sampling())
+
+    async def give(
+        self,
+        results: Iterable[Any],
+        tools: Iterable[Tool | HasTool] = (),
+        sampling: Sampling | None = None,
+    ) -> Message:
+        """Append the results of the last message's tool calls, in order, and the model's answer."""
+        for result in results:
+            text = result if isinstance(result, str) else json.dumps(result)
+            self.messages.append(Message("tool", text))
+        return await self._turn(_tools(tools), sampling or Sampling())
+
+    async def run(
+        self,
+        content: str,
+        tools: Iterable[Tool | HasTool] = (),
+        sampling: Sampling | None = None,
+        max_turns: int = 10,
+    ) -> str:
+        """Ask, call the tools that the model wants, hand it their results, until it answers.
+
+        A tool that fails, does not exist or is called wrongly is told to the model as its
+        result. Raises StepFailed after `max_turns` turns without an answer.
+        """
+        known = _tools(tools)
+        message = await self.ask(content, known, sampling)
+        for _ in range(max_turns - 1):
+            if not message.tool_calls:
+                return message.content
+            calls = [self._call(known, name, arguments) for name, arguments in message.tool_calls]
+            message = await self.give(await asyncio.gather(*calls), known, sampling)
+        if message.tool_calls:
+            raise StepFailed(f"the agent still calls tools after {max_turns} turns; allow more")
+        return message.content
+
+    async def _call(self, tools: list[Tool], name: str, arguments: str) -> Any:
+        tool = next((tool for tool in tools if tool.name == name), None)
+        if tool is None:
+            known = ", ".join(tool.name for tool in tools) or "none"
+            return f"error: there is no tool {name!r}; there is {known}"
+        try:
+            values = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            return f"error: the arguments are not JSON: {error}"
+        if not isinstance(values, dict):
+            return "error: the arguments must be a JSON object"
+        try:
+            return await self._program.use(tool, cast("Mapping[str, Any]", values))
+        except ToolFailed as error:
+            return f"error: {error}"
+
+    async def _turn(self, tools: list[Tool], sampling: Sampling) -> Message:
+        program, host, owner = self._program, self._program.host, self._program.owner
+        path = program.path("turn")
+        record = owner.recorded.get(path)
+        if record is not None:
+            note = CallShared(program=owner.name, step="turn", how="journal")
+            host.note(note)
+            text = str(json.loads(record.value))
+        else:
+            text = await self._generate(path, tools, sampling)
+            await self._keep(StepRecord(owner.row, path, json.dumps(text).encode()))
+        message = read_turn(text)
+        self.messages.append(message)
+        return message
+
+    async def _generate(self, path: str, tools: list[Tool], sampling: Sampling) -> str:
+        host, owner = self._program.host, self._program.owner
+        specs = tuple(ToolSpec(t.name, t.description, t.parameters) for t in tools)
+        token_ids = tuple(self._model.tokenizer.chat(self.messages, specs))
+        if sampling.temperature > 0 and sampling.seed is None:
+            sampling = replace(sampling, seed=seed_for(host.seed, owner.row, path))
+        owner.session = self._name
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        host.submit(
+            owner,
+            "turn",
+            self._model.name,
+            Request(
+                call=CallId(f"{owner.name}/{path}"),
+                token_ids=token_ids,
+                sampling=sampling,
+                session=self._name,
+                deadline_s=now() + host.call_timeout_s if host.call_timeout_s else None,
+            ),
+            lambda answer: None if future.done() else future.set_result(answer),
+        )
+        answer = await future
+        if answer.error is not None:
+            raise CallFailed(answer.error, path)
+        return answer.text
+
+    async def _keep(self, record: StepRecord) -> None:
+        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def then() -> None:
+            if not durable.done():
+                durable.set_result(None)
+
+        self._program.host.journal.record(record, then)
+        await durable
+
+
+def _tools(tools: Iterable[Tool | HasTool]) -> list[Tool]:
+    return [tool if isinstance(tool, Tool) else tool.tool for tool in tools]
+
+
+def read_turn(text: str) -> Message:
+    """The assistant's message in `text`, with the tool calls in it (Hermes and Qwen style).
+
+    A call that cannot be read stays in the content, where the author or the model sees it.
+    """
+    answer = without_thought(text)
+    calls: list[tuple[str, str]] = []
+    for found in TOOL_CALL.finditer(answer):
+        try:
+            call = json.loads(found[1])
+            calls.append((str(call["name"]), json.dumps(call.get("arguments", {}))))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+    content = TOOL_CALL.sub("", answer).strip() if calls else answer
+    return Message("assistant", content, tuple(calls))

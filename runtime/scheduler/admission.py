@@ -1,0 +1,16 @@
+"""Who may enter: a pure test of a worker's room for one more call."""
+
+HEADROOM = 0.95  # share of the KV capacity that calls may reserve (Past-Future, 2507.10150)
+
+
+def may_enter(running: int, max_running: int, reserved: int, room: int, demand: int) -> bool:
+    """Whether a call that may come to hold `demand` KV tokens fits beside what runs.
+
+    `reserved` is what the running calls may come to hold, `room` the capacity less pins. A worker
+    that runs nothing takes any call that fits it at all, so that the headroom starves nobody.
+    """
+    if running >= max_running:
+        return False
+    if running == 0:
+        return demand <= room
+    return reserved + demand <= HEADROOM * room

@@ -1,0 +1,340 @@
+"""The loop around the core: it owns it, performs its commands, and turns what happens into events.
+
+Everything runs on one event loop's thread. `send` puts an event in the inbox; whoever finds the
+inbox idle empties it, so the core is never entered twice and events keep their order.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import msgspec
+
+from ..backends.base import Backend
+from ..calls import CallId, Chunk, FinishReason, Request, SessionId, Usage
+from ..errors import BackendUnavailable
+from ..trace import NoTrace, Trace
+from .core import Core
+from .events import (
+    Abort,
+    CallEnded,
+    CallReady,
+    Command,
+    Dispatch,
+    DropCall,
+    Event,
+    PrefixKnown,
+    ProgramArrived,
+    Release,
+    Retain,
+    SetTimer,
+    StartProgram,
+    TimerFired,
+    Warm,
+    WorkerDown,
+    WorkerUp,
+)
+
+NO_USAGE = Usage()
+log = logging.getLogger(__name__)
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a call came to. `error` is set when there is no answer."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    usage: Usage = NO_USAGE
+    finish: FinishReason = "stop"
+    choice_logprobs: tuple[float, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    error: str | None = None
+
+
+class Submission(Protocol):
+    """A call on its way: what to send, for whom, and whom to tell."""
+
+    @property
+    def request(self) -> Request: ...
+    @property
+    def program(self) -> str: ...
+    @property
+    def step(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def shared_tokens(self) -> int: ...
+
+    def done(self, answer: Answer) -> None:
+        """Takes the answer; called exactly once."""
+        ...
+
+
+@dataclass(slots=True)
+class Turn:
+    """The plainest submission."""
+
+    request: Request
+    program: str
+    step: str
+    model: str
+    tell: Callable[[Answer], None]
+    shared_tokens: int = 0
+
+    def done(self, answer: Answer) -> None:
+        self.tell(answer)
+
+
+class Scheduler:
+    """Owns a core and performs its commands on `backends` (worker name -> backend).
+
+    Use as an asynchronous context manager; leaving aborts what still runs. `models` says which
+    model name each worker serves.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        backends: Mapping[str, Backend],
+        models: Mapping[str, str],
+        trace: Trace | None = None,
+    ) -> None:
+        self.core = core
+        self._backends = backends
+        self._models = models
+        self._trace: Trace = trace or NoTrace()
+        self._inbox: deque[Event] = deque()
+        self._busy = False
+        self._tasks = asyncio.TaskGroup()
+        self._calls: dict[str, Submission] = {}
+        self._running: dict[str, tuple[asyncio.Task[None], str]] = {}  # call -> task, worker
+        self._controls: dict[str, asyncio.Queue[Awaitable[None] | None]] = {}  # worker -> in order
+        self._closing = False
+        self._starts: dict[str, Callable[[], None]] = {}
+        self._prefixes: dict[str, tuple[int, ...]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._perform: dict[type[Command], Callable[..., None]] = {
+            StartProgram: self._start_program,
+            Dispatch: self._dispatch,
+            Abort: self._abort,
+            DropCall: self._drop,
+            Warm: self._warm,
+            Retain: self._retain,
+            Release: self._release,
+            SetTimer: self._set_timer,
+        }
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        await self._tasks.__aenter__()
+        for worker, backend in self._backends.items():
+            self._controls[worker] = asyncio.Queue()
+            self._tasks.create_task(self._control(worker))
+            able = backend.capabilities
+            self.send(
+                WorkerUp(
+                    worker=worker,
+                    model=self._models[worker],
+                    max_running=able.max_running,
+                    kv_tokens=able.kv_tokens,
+                )
+            )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task, _ in tuple(self._running.values()):
+            task.cancel()
+        for queue in self._controls.values():
+            queue.put_nowait(None)
+        await self._tasks.__aexit__(kind, error, trace)
+
+    # ---- what others call -----------------------------------------------------------------------
+
+    def arrive(self, program: str, row: int, workflow: str, start: Callable[[], None]) -> None:
+        """Announce a program; `start` is called when it may run."""
+        self._starts[program] = start
+        self.send(ProgramArrived(program=program, row=row, workflow=workflow))
+
+    def submit(self, call: Submission) -> None:
+        """Hand over a call whose inputs are ready; `call.done` gets the answer, exactly once."""
+        request = call.request
+        if self._closing:
+            call.done(Answer(finish="abort", error="the run is closing"))
+            return
+        self._calls[request.call] = call
+        self.send(
+            CallReady(
+                call=request.call,
+                program=call.program,
+                step=call.step,
+                model=call.model,
+                prompt_tokens=len(request.token_ids),
+                max_tokens=0 if request.choices else request.sampling.max_tokens,
+                session=request.session,
+                shared_tokens=call.shared_tokens,
+                deadline_s=request.deadline_s,
+            )
+        )
+
+    def share_prefix(self, session: str, model: str, token_ids: tuple[int, ...]) -> None:
+        """Have a prefix of many calls computed once and kept while the run lasts."""
+        self._prefixes[session] = token_ids
+        self.send(PrefixKnown(session=session, model=model, tokens=len(token_ids)))
+
+    def send(self, event: Event) -> None:
+        """Tell the core; what it decides is performed before this returns, unless it is at work."""
+        self._inbox.append(event)
+        if self._busy:
+            return
+        self._busy = True
+        inbox, handle, write, perform = (
+            self._inbox,
+            self.core.handle,
+            self._trace.write,
+            self._perform,
+        )
+        try:
+            while inbox:
+                event = inbox.popleft()
+                now_s = self._loop.time()
+                write(now_s, event)
+                for command in handle(event, now_s):
+                    write(now_s, command)
+                    perform[type(command)](command)
+        finally:
+            self._busy = False
+
+    def lose(self, worker: str, error: str) -> None:
+        """A worker is gone: its calls go to another one, or end with `error`."""
+        if worker not in self.core.workers:
+            return
+        for call, (task, name) in tuple(self._running.items()):
+            if name == worker:
+                del self._running[call]
+                task.cancel()
+        self.send(WorkerDown(worker=worker, error=error))
+
+    # ---- commands -------------------------------------------------------------------------------
+
+    def _start_program(self, command: StartProgram) -> None:
+        self._starts.pop(command.program)()
+
+    def _dispatch(self, command: Dispatch) -> None:
+        call = command.call
+        task = self._tasks.create_task(self._run_call(self._calls[call], command.worker))
+        self._running[call] = (task, command.worker)
+
+    async def _run_call(self, call: Submission, worker: str) -> None:
+        """Read one call's answer to its end; whatever happens, the core hears of it once."""
+        name = call.request.call
+        chunks: list[Chunk] = []
+        error: str | None = None
+        try:
+            chunks = [chunk async for chunk in self._backends[worker].generate(call.request)]
+        except asyncio.CancelledError:
+            error = "cancelled"
+        except BackendUnavailable as failure:
+            self.lose(worker, str(failure))
+            return
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {failure}"
+        if self._running.pop(name, None) is not None:
+            self._finish(call, _answer(chunks, error))
+
+    def _finish(self, call: Submission, answer: Answer) -> None:
+        del self._calls[call.request.call]
+        usage = answer.usage
+        self.send(
+            CallEnded(
+                call=call.request.call,
+                program=call.program,
+                step=call.step,
+                finish=answer.finish,
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                output_tokens=usage.output_tokens,
+                queue_s=usage.queue_s,
+                prefill_s=usage.prefill_s,
+                decode_s=usage.decode_s,
+                error=answer.error,
+            )
+        )
+        call.done(answer)
+
+    def _drop(self, command: DropCall) -> None:
+        call = self._calls.pop(command.call, None)
+        if call is not None:
+            call.done(Answer(finish="abort", error=command.reason))
+
+    def _abort(self, command: Abort) -> None:
+        # Not in the worker's queue: an abort must not wait behind a warm-up.
+        self._tasks.create_task(self._guard(self._abort_call(command)))
+
+    async def _abort_call(self, command: Abort) -> None:
+        await self._backends[command.worker].abort(CallId(command.call))
+
+    def _warm(self, command: Warm) -> None:
+        backend, token_ids = self._backends[command.worker], self._prefixes[command.session]
+        self._order(command.worker, backend.warm(SessionId(command.session), token_ids))
+
+    def _retain(self, command: Retain) -> None:
+        backend = self._backends[command.worker]
+        self._order(command.worker, backend.retain(SessionId(command.session), command.until_s))
+
+    def _release(self, command: Release) -> None:
+        backend = self._backends[command.worker]
+        self._order(command.worker, backend.release(SessionId(command.session)))
+
+    def _order(self, worker: str, action: Awaitable[None]) -> None:
+        """Have `action` done after the earlier ones of the same worker."""
+        self._controls[worker].put_nowait(action)
+
+    async def _control(self, worker: str) -> None:
+        queue = self._controls[worker]
+        while (action := await queue.get()) is not None:
+            await self._guard(action)
+
+    async def _guard(self, action: Awaitable[None]) -> None:
+        """A cache hint that fails costs time, never an answer: it is logged, not raised."""
+        try:
+            await action
+        except Exception:
+            log.warning("a backend refused a retention command", exc_info=True)
+
+    def _set_timer(self, command: SetTimer) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(command.at_s, self.send, TimerFired())
+
+
+def _answer(chunks: list[Chunk], error: str | None) -> Answer:
+    """The chunks of one call put together."""
+    if error is not None:
+        finish: FinishReason = "abort" if error == "cancelled" else "error"
+        return Answer(finish=finish, error=error)
+    if not chunks or chunks[-1].finish is None:
+        return Answer(finish="error", error="the backend's answer ended without a finish")
+    last = chunks[-1]
+    usage = last.usage or NO_USAGE
+    if last.finish == "error" or last.finish == "abort":
+        reason = last.error or "the backend aborted the call"
+        return Answer(finish=last.finish, usage=usage, error=reason)
+    if len(chunks) == 1:
+        text, token_ids, logprobs = last.text, last.token_ids, last.logprobs
+    else:
+        text = "".join(chunk.text for chunk in chunks)
+        token_ids = tuple(token for chunk in chunks for token in chunk.token_ids)
+        logprobs = tuple(p for chunk in chunks for p in chunk.logprobs or ()) or None
+    return Answer(text, token_ids, usage, last.finish, last.choice_logprobs, logprobs)

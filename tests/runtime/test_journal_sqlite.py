@@ -1,0 +1,393 @@
+"""The SQLite journal: death, damage, full disks, foreign files, and the store of runs."""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from tenter.runtime.errors import InvalidInput, JournalError
+from tenter.runtime.journal import (
+    Manifest,
+    RowRecord,
+    SqliteJournal,
+    StepRecord,
+    Store,
+    new_run_id,
+    sqlite,
+)
+from tenter.runtime.journal.base import Entry
+from tenter.runtime.journal.file import JournalFile
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def manifest(run: str = "run_1") -> Manifest:
+    return Manifest(run, "triage", "wf", "model", "input", {"in": "a.csv"}, "2026-01-01T00:00:00Z")
+
+
+def written(path: Path, rows: int = 200) -> Path:
+    """A closed journal of `rows` rows with two steps each, one of them a blob."""
+    file = JournalFile.create(path, manifest())
+    for row in range(rows):
+        small = StepRecord(row, "a", b"%d" % row, b"%016d" % (row % 7))
+        large = StepRecord(row, "b", b"%d" % (row % 10) * 600)
+        file.append([small, large, RowRecord(row, b"%d" % row)])
+    file.close()
+    return path
+
+
+# ---- a life and a resume -----------------------------------------------------------------------
+
+
+async def test_create_write_reopen(tmp_path: Path):
+    store = Store(tmp_path)
+    journal = store.create(manifest())
+    journal.record(StepRecord(0, "a", b"1"))
+    journal.record(RowRecord(0, b"1"))
+    journal.record(RowRecord(1, None, "failed"))
+    await journal.set_status("paused", {"tokens": 12.5})
+    await journal.close()
+
+    info = store.info("run_1")
+    assert (info.status, info.rows_done, info.rows_failed) == ("paused", 1, 1)
+    assert (info.manifest, info.summary) == (manifest(), {"tokens": 12.5})
+
+    again, journal = store.open("run_1")
+    assert again == manifest()
+    assert list(await journal.steps(0, 5)) == [(0, "a")]
+    await journal.close()
+
+
+async def test_large_values_are_stored_once(tmp_path: Path):
+    written(tmp_path / "journal.db")
+    with sqlite3.connect(tmp_path / "journal.db") as db:
+        assert db.execute("SELECT count(*) FROM blobs").fetchone() == (10,)
+    db.close()
+
+
+async def test_one_commit_for_what_came_in_one_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    groups: list[int] = []
+    append = JournalFile.append
+
+    def counted(self: JournalFile, entries: Iterable[Entry]) -> None:
+        group = list(entries)
+        groups.append(len(group))
+        append(self, group)
+
+    monkeypatch.setattr(JournalFile, "append", counted)
+    journal = SqliteJournal.create(tmp_path / "journal.db", manifest())
+    for row in range(256):
+        journal.record(RowRecord(row, b"1"))
+    await journal.close()
+    assert groups == [256]
+
+
+async def test_pending_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sqlite, "PENDING_LIMIT", 3)
+    journal = SqliteJournal.create(tmp_path / "journal.db", manifest())
+    for row in range(3):
+        journal.record(RowRecord(row, b"1"))
+    with pytest.raises(JournalError, match="the disk does not keep up: 3 records wait"):
+        journal.record(RowRecord(3, b"1"))
+    await journal.close()
+
+
+async def test_an_error_text_may_hold_anything(tmp_path: Path):
+    journal = SqliteJournal.create(tmp_path / "journal.db", manifest())
+    journal.record(RowRecord(0, None, "bad \ud800\0 text"))
+    assert (await journal.rows(0, 0))[0].error == "bad \\ud800\0 text"
+    await journal.close()
+
+
+def test_counting_rows_reads_an_index(tmp_path: Path):
+    db = sqlite3.connect(written(tmp_path / "journal.db"))
+    plan = db.execute(
+        "EXPLAIN QUERY PLAN SELECT (error IS NULL), count(*) FROM rows GROUP BY (error IS NULL)"
+    ).fetchall()
+    db.close()
+    assert "rows_ok" in str(plan)
+
+
+# ---- kill -9 -----------------------------------------------------------------------------------
+
+_CHILD = """
+import asyncio, os, sys
+from tenter.runtime.journal import RowRecord, StepRecord, Store
+
+async def program(journal, numbers):
+    for row in numbers:
+        done = asyncio.get_running_loop().create_future()
+        journal.record(StepRecord(row, "a", b"%d" % row * 100))
+        journal.record(RowRecord(row, b"%d" % row), lambda: done.set_result(None))
+        await done
+        os.write(1, b"%d\\n" % row)
+
+async def main():
+    _, journal = Store(sys.argv[1]).open("run_1")
+    numbers = iter(range(int(sys.argv[2]), 10**9))
+    await asyncio.gather(*(program(journal, numbers) for _ in range(16)))
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path):
+    """Twenty deaths of one run, each after a random number of acknowledgements."""
+    store, rng = Store(tmp_path), random.Random(1)
+    await store.create(manifest()).close()
+    first, acknowledged = 0, set[int]()
+    for _ in range(20):
+        acknowledged |= _acknowledged_before_death(tmp_path, first, rng.randrange(1, 300))
+        assert store.info("run_1").status == "paused"
+        _, journal = store.open("run_1")
+        rows, steps = await journal.rows(0, 10**9), await journal.steps(0, 10**9)
+        await journal.close()
+        assert acknowledged <= rows.keys()
+        assert {row for row, _ in steps} == rows.keys()  # a group is there as a whole
+        assert all(steps[row, "a"].value == b"%d" % row * 100 for row in rows)
+        first = max(rows) + 1
+
+
+def _acknowledged_before_death(home: Path, first: int, after: int) -> set[int]:
+    command = [sys.executable, "-c", _CHILD, str(home), str(first)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        seen = [child.stdout.readline() for _ in range(after)]
+        os.kill(child.pid, signal.SIGKILL)
+        seen += child.stdout.readlines()
+    return {int(line) for line in seen if line.endswith(b"\n")}
+
+
+# ---- failing disks -----------------------------------------------------------------------------
+
+
+async def _fill(journal: SqliteJournal) -> list[int]:
+    """Record rows until the journal fails; the rows that were acknowledged."""
+    acknowledged: list[int] = []
+    failure: asyncio.Future[JournalError] = asyncio.get_running_loop().create_future()
+    journal.on_failure = failure.set_result
+    for row in itertools.count():
+        if failure.done():
+            break
+        journal.record(RowRecord(row, os.urandom(4000)), lambda row=row: acknowledged.append(row))
+        await asyncio.sleep(0)
+    with pytest.raises(JournalError) as raised:
+        journal.record(RowRecord(0, b"1"))
+    assert raised.value is failure.result()
+    with pytest.raises(JournalError):
+        await journal.rows(0, 1)
+    await journal.close()
+    return acknowledged
+
+
+def _opened_full(path: Path) -> JournalFile:
+    file = JournalFile.create(path, manifest())
+    file._db.execute("PRAGMA max_page_count = 100")  # pyright: ignore[reportPrivateUsage]
+    return file
+
+
+async def test_a_full_disk_fails_once_and_loses_nothing_acknowledged(tmp_path: Path):
+    path = tmp_path / "journal.db"
+    acknowledged = await _fill(SqliteJournal(lambda: _opened_full(path)))
+    journal = SqliteJournal.open(path)  # there is room again
+    rows = await journal.rows(0, 10**6)
+    assert rows.keys() >= set(acknowledged)
+    journal.record(RowRecord(10**6, b"1"))
+    await journal.close()
+
+
+async def test_the_message_of_a_full_disk(tmp_path: Path):
+    file = _opened_full(tmp_path / "journal.db")
+    with pytest.raises(JournalError, match="the disk is full; make room and resume"):
+        file.append([RowRecord(0, bytes(10**6))])
+    file.close()
+
+
+async def test_a_failure_in_the_last_commit_is_raised_by_close(tmp_path: Path):
+    journal = SqliteJournal(lambda: _opened_full(tmp_path / "journal.db"))
+    called: list[JournalError] = []
+    journal.on_failure = called.append
+    journal.record(RowRecord(0, bytes(10**6)), lambda: pytest.fail("acknowledged"))
+    with pytest.raises(JournalError, match="the disk is full"):
+        await journal.close()
+    assert len(called) == 1
+
+
+async def test_a_row_number_too_large_fails_the_journal_by_name(tmp_path: Path):
+    journal = SqliteJournal.create(tmp_path / "journal.db", manifest())
+    journal.record(RowRecord(2**70, b"1"))
+    with pytest.raises(JournalError, match="too large"):
+        await journal.close()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
+def test_a_read_only_folder(tmp_path: Path):
+    path = written(tmp_path / "journal.db")
+    path.chmod(0o400)
+    tmp_path.chmod(0o500)
+    with pytest.raises(JournalError, match="check the permissions"):
+        SqliteJournal.open(path)
+    tmp_path.chmod(0o700)
+
+
+# ---- damage ------------------------------------------------------------------------------------
+
+
+def _readable(path: Path) -> int:
+    """How many rows a damaged journal gives; what it gives must be right. -1: refused."""
+    try:
+        file = JournalFile.open(path)
+    except JournalError:
+        return -1
+    try:
+        rows, steps = file.rows(0, 10**6), file.steps(0, 10**6)
+        results = file.results([b"%016d" % n for n in range(7)])
+        file.append([RowRecord(10**6, b"1")])
+    except JournalError:
+        return -1
+    finally:
+        file.close()
+    assert all(record.value == b"%d" % row for row, record in rows.items())
+    for (row, path_), step in steps.items():
+        assert step.value == (b"%d" % row if path_ == "a" else b"%d" % (row % 10) * 600)
+    assert all(int(value) % 7 == int(signature) for signature, value in results.items())
+    return len(rows)
+
+
+def test_a_cut_file_is_refused_or_recovered(tmp_path: Path):
+    whole = written(tmp_path / "whole.db").read_bytes()
+    for cut in (*range(1, 4096, 97), 5000, 20_000):
+        path = tmp_path / "cut.db"
+        path.write_bytes(whole[:-cut])
+        assert _readable(path) in (-1, 200)
+
+
+def test_flipped_bits_never_give_wrong_records(tmp_path: Path):
+    whole, rng = written(tmp_path / "whole.db").read_bytes(), random.Random(2)
+    path = tmp_path / "flipped.db"
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        assert _readable(path) <= 200
+
+
+def test_a_cut_write_ahead_log_gives_the_last_whole_group(tmp_path: Path):
+    live = tmp_path / "live.db"
+    file = JournalFile.create(live, manifest())
+    for row in range(50):
+        file.append([RowRecord(row, b"%d" % row)])
+    main, log = live.read_bytes(), (tmp_path / "live.db-wal").read_bytes()
+    file.close()
+    for cut in range(1, 4096, 97):
+        path = tmp_path / f"cut{cut}.db"
+        path.write_bytes(main)
+        path.with_name(path.name + "-wal").write_bytes(log[:-cut])
+        assert 47 <= _readable(path) < 50
+
+
+def test_a_zeroed_page_is_refused(tmp_path: Path):
+    whole = written(tmp_path / "whole.db").read_bytes()
+    path = tmp_path / "zeroed.db"
+    for page in range(1, len(whole) // 4096):
+        path.write_bytes(whole[: page * 4096] + bytes(4096) + whole[(page + 1) * 4096 :])
+        assert _readable(path) <= 200
+
+
+def test_foreign_and_newer_files_are_refused_untouched(tmp_path: Path):
+    text = tmp_path / "text.db"
+    text.write_text("no database" * 1000)
+    with pytest.raises(JournalError, match="it is no journal of Tenter, or damaged"):
+        SqliteJournal.open(text)
+    foreign = tmp_path / "foreign.db"
+    with sqlite3.connect(foreign) as db:
+        db.execute("CREATE TABLE mine (x)")
+    db.close()
+    before = foreign.read_bytes()
+    with pytest.raises(JournalError, match="it is no journal of Tenter"):
+        SqliteJournal.open(foreign)
+    assert foreign.read_bytes() == before
+    newer = written(tmp_path / "newer.db", rows=1)
+    with sqlite3.connect(newer) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(JournalError, match=r"newer Tenter \(journal version 99; this one reads"):
+        SqliteJournal.open(newer)
+
+
+# ---- the store ---------------------------------------------------------------------------------
+
+
+def test_run_ids_sort_by_time():
+    rng = random.Random(0)
+    ids = [new_run_id(1_700_000_000 + n * 0.001, rng) for n in range(100)]
+    assert ids == sorted(ids)
+    assert all(len(run) == 20 for run in ids)
+    assert new_run_id(5.0, random.Random(3)) == new_run_id(5.0, random.Random(3))
+
+
+async def test_two_owners_of_one_run(tmp_path: Path):
+    store = Store(tmp_path)
+    journal = store.create(manifest())
+    assert store.info("run_1").status == "running"
+    with pytest.raises(JournalError, match=f"run_1 is running already, in process {os.getpid()}"):
+        store.open("run_1")
+    with pytest.raises(JournalError, match="exists already; resume it"):
+        store.create(manifest())
+    await journal.close()
+    _, journal = store.open("run_1")
+    await journal.close()
+
+
+async def test_find_and_list(tmp_path: Path):
+    store = Store(tmp_path)
+    with pytest.raises(InvalidInput, match="there are no runs in"):
+        store.find("last")
+    for run in ("run_aa1", "run_aa2", "run_b"):
+        await store.create(manifest(run)).close()
+    (tmp_path / "runs" / "run_empty").mkdir()
+    (tmp_path / "runs" / "run_bad").mkdir()
+    (tmp_path / "runs" / "run_bad" / "journal.db").write_text("x" * 5000)
+    damaged: list[str] = []
+    infos = store.list(lambda run, _: damaged.append(run))
+    assert [info.manifest.run for info in infos] == ["run_aa1", "run_aa2", "run_b"]
+    assert damaged == ["run_bad"]
+    assert store.find("run_b") == "run_b"
+    assert store.find("aa2") == "run_aa2"
+    with pytest.raises(InvalidInput, match="'aa' is the beginning of 2 runs: run_aa1, run_aa2"):
+        store.find("aa")
+    with pytest.raises(InvalidInput, match="there is no run 'zz'"):
+        store.find("zz")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "x\0", "x" * 65, "é"])
+def test_names_stay_below_home(tmp_path: Path, name: str):
+    with pytest.raises(InvalidInput, match="is not the name of a run"):
+        Store(tmp_path).folder(name)
+
+
+def test_opening_a_run_that_is_not_there(tmp_path: Path):
+    with pytest.raises(InvalidInput, match="there is no run run_9 in"):
+        Store(tmp_path).open("run_9")
+
+
+def test_home_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TENTER_HOME", str(tmp_path / "h"))
+    assert Store().trace_path("run_1") == tmp_path / "h" / "runs" / "run_1" / "trace.jsonl"
+    monkeypatch.delenv("TENTER_HOME")
+    assert Store().home == Path(".tenter")
