@@ -1,6 +1,6 @@
 """Writes examples/tickets.csv: made-up support tickets of a made-up shop, the same ones every time.
 
-    python examples/make_tickets.py
+python examples/make_tickets.py
 """
 
 import csv
@@ -13,7 +13,11 @@ OUT = Path(__file__).parent / "tickets.csv"
 # What a ticket is about -> the sentences that say it; `{}` is one of the things.
 MATTERS = {
     "billing": (
-        ("The {} is wrong.", "I was charged twice, please look at the {}.", "I still wait for the {}."),
+        (
+            "The {} is wrong.",
+            "I was charged twice, please look at the {}.",
+            "I still wait for the {}.",
+        ),
         ("invoice", "refund", "receipt", "payment"),
     ),
     "bug": (

@@ -12,21 +12,21 @@
     explain.py, lint.py, mermaid.py   what people see
     errors.py     what can go wrong
 
-Import from the modules: a function often has its module's name, and this package stays cheap.
+The nouns that everybody needs are here; import the rest from its module, since a function often
+has its module's name (`from tenter.planner.optimize import optimize`) and this import stays cheap.
 """
 
+from .errors import EvaluationError, InvariantBroken, PlannerError, PromptError
+from .graph import Graph, canonical, sort
+from .prompt import Prompt
+
 __all__ = [
-    "cost",
-    "errors",
-    "explain",
-    "graph",
-    "lint",
-    "lower",
-    "mermaid",
-    "optimize",
-    "plan",
-    "prompt",
-    "stats",
-    "validate",
-    "values",
+    "EvaluationError",
+    "Graph",
+    "InvariantBroken",
+    "PlannerError",
+    "Prompt",
+    "PromptError",
+    "canonical",
+    "sort",
 ]

@@ -7,7 +7,7 @@ of a run has the truth.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 from typing import Any, cast
 
 from .graph import (
@@ -39,11 +39,13 @@ SHARE_OF_MAX_TOKENS = 0.5  # of `max_tokens`, an answer is expected to take
 class Source:
     """Where a name's value comes from: its size, and the columns that determine it.
 
-    `columns` is None where even equal rows may give different values.
+    `columns` is None where even equal rows may give different values. `most`: at most so many
+    values differ.
     """
 
     chars: float
     columns: frozenset[str] | None
+    most: float = inf
 
 
 Sources = Mapping[str, Source]
@@ -89,7 +91,8 @@ def _estimated(
             known[logical.item] = Source(chars, None)
             body = tuple(_estimated(plan, context, body, known, times * items))
         columns = _columns(step, known)
-        known[step.id] = Source(_result_chars(step, known), columns)
+        most = len(logical.choices) if isinstance(logical, LLM) and logical.choices else inf
+        known[step.id] = Source(_result_chars(step, known), columns, most)
         calls = times * _share(step, columns, context.stats)
         yield replace(step, body=body, estimate=_of_step(plan, context, step, known, calls))
 
@@ -138,6 +141,7 @@ class Piece:
     chars: float
     columns: frozenset[str] | None
     field: str = ""
+    most: float = inf
 
 
 def prompt_pieces(step: LLM, known: Sources) -> Iterator[Piece]:
@@ -149,7 +153,12 @@ def prompt_pieces(step: LLM, known: Sources) -> Iterator[Piece]:
                 yield Piece(len(text), frozenset())
             case Field(name):
                 value = args.get(name, Ref(name))
-                yield Piece(value_chars(value, known), value_columns(value, known), name)
+                most = (
+                    known[value.name].most
+                    if isinstance(value, Ref) and value.name in known
+                    else inf
+                )
+                yield Piece(value_chars(value, known), value_columns(value, known), name, most)
             case Dynamic(uses, chars):
                 values = [args.get(name, Ref(name)) for name in uses]
                 size = chars + sum(value_chars(value, known) for value in values)

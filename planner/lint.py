@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import dataclass
+from math import isfinite
 
 from .cost import Piece, distinct_share, prompt_pieces, sources, tokens
-from .graph import LLM
+from .graph import LLM, Graph
+from .lower import NOTHING, lower
 from .plan import Context, Plan, PlanStep, walk
 from .stats import TableStats
 
@@ -32,8 +34,9 @@ class LintWarning:
         )
 
 
-def lint(plan: Plan, context: Context) -> tuple[LintWarning, ...]:
+def lint(subject: Graph | Plan, context: Context = NOTHING) -> tuple[LintWarning, ...]:
     """At most one warning per step: its first field that breaks the prefix."""
+    plan = lower(subject, context) if isinstance(subject, Graph) else subject
     known = sources(plan, context)
     found: list[LintWarning] = []
     for step in walk(plan.steps):
@@ -57,10 +60,9 @@ def _first(
 
 def _why(piece: Piece, stats: TableStats | None) -> str:
     """What is wrong with a field: the statistics say, else its name does."""
-    counted = stats is not None and stats.rows > 1 and piece.columns is not None
-    if counted and stats and piece.columns and piece.columns <= stats.columns.keys():
+    if piece.columns == frozenset() or isfinite(piece.most):
+        return ""
+    if stats and stats.rows > 1 and piece.columns and piece.columns <= stats.columns.keys():
         share = distinct_share(piece.columns, stats)
         return "differs in nearly every row" if share >= _UNIQUE else ""
-    if piece.columns == frozenset():
-        return ""
     return "looks unique per row by its name" if _VOLATILE.search(piece.field) else ""

@@ -1,1 +1,65 @@
-"""."""
+"""Everything that runs. What authors need is here: `from tenter.runtime import workflow, llm, tool`.
+
+The names are loaded when they are first used, so that importing this package costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import contains as contains
+    from .api import each as each
+    from .api import length as length
+    from .api import llm as llm
+    from .api import session as session
+    from .api import tool as tool
+    from .api import when as when
+    from .api import workflow as workflow
+    from .errors import TenterError as TenterError
+    from .load import load_workflow as load_workflow
+    from .run.local import run_workflow as run_workflow
+
+_HOMES = {
+    "TenterError": "errors",
+    "contains": "api",
+    "each": "api",
+    "length": "api",
+    "llm": "api",
+    "load_workflow": "load",
+    "run_workflow": "run.local",
+    "session": "api",
+    "tool": "api",
+    "when": "api",
+    "workflow": "api",
+}
+
+__all__ = [
+    "TenterError",
+    "contains",
+    "each",
+    "length",
+    "llm",
+    "load_workflow",
+    "run_workflow",
+    "session",
+    "tool",
+    "when",
+    "workflow",
+]
+
+# The decorator `workflow` has the name of a module. Importing that module would set the attribute,
+# so it is imported now and the attribute taken away; `__getattr__` then finds the decorator.
+import_module(f"{__name__}.workflow")
+del globals()["workflow"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
 """Tracing: an author's function is run once with symbolic values, and its steps are collected."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -142,7 +142,7 @@ class Tracer:
     # ---- branches and loops ----------------------------------------------------------------------
 
     @contextmanager
-    def under(self, condition: Value) -> Iterator[None]:
+    def under(self, condition: Value) -> Generator[None]:
         """Steps added inside are skipped unless `condition` holds."""
         before = self._guards
         self._guards = (*before, guard(condition))
@@ -200,7 +200,6 @@ def name_of(handle: Any, function: Callable[..., Any] | None = None) -> str | No
     """What the author's code calls `handle`: as a global, in a closure, or where it is used."""
     scopes: list[Mapping[str, Any]] = []
     if function is not None:
-        function = inspect.unwrap(function)
         scopes += [getattr(function, "__globals__", {}), closure_of(function)]
     frame = caller()
     if frame is not None:

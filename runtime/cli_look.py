@@ -3,6 +3,7 @@
 import json as jsonlib
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -63,7 +64,7 @@ def _check(reference: str) -> tuple[list[Problem], list[str], str]:
         return [Problem(str(error))], [], ""
     if workflow.graph is None:
         return [], [], f"{_signature(workflow)}; an async workflow, its steps are found as it runs"
-    from ..planner import lint
+    from ..planner.lint import lint
 
     steps = ", ".join(f"{step.id} ({_kind(step)})" for step in workflow.graph.steps)
     return [], [str(hint) for hint in lint(workflow.graph)], f"{_signature(workflow)}: {steps}"
@@ -107,9 +108,9 @@ def print_schema() -> int:
 
 def print_graph(reference: str) -> int:
     """`tenter graph`."""
-    from ..planner import mermaid
+    from ..planner.mermaid import mermaid
 
-    print(mermaid(_graph_of(reference)))
+    print(mermaid(_graph_of(reference)), end="")
     return 0
 
 
@@ -162,9 +163,7 @@ def _cells(info: RunInfo) -> tuple[str, ...]:
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        yield "  ".join(
-            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _run_record(info: RunInfo) -> dict[str, Any]:
@@ -200,19 +199,24 @@ def show_run(run: str, home: str | None, json: bool) -> int:
         ("trace", str(store.trace_path(name))),
     ]
     print("\n".join(_aligned(facts)))
-    tally = _tally_of(store, name)
-    if tally:
-        print(f"\n{tally}")
+    trace = store.trace_path(name)
+    if trace.exists():
+        print(f"\n{_told_by(trace)}")
     if info.status in ("paused", "failed"):
         print(f"\nto go on: tenter resume {name}" + (f" --home {home}" if home else ""))
     return 0
 
 
-def _tally_of(store: Store, run: str) -> str:
-    """The summary of a run's trace, where it has one."""
+def _told_by(trace: Path) -> str:
+    """The summary of a run, from its trace."""
     from .report.summary import render
+    from .report.tally import Tally
+    from .trace import read
 
-    return ""
+    tally = Tally()
+    for at_s, record in read(trace):
+        tally.add(at_s, record)
+    return render(tally.snapshot())
 
 
 def _emit(record: dict[str, Any]) -> None:

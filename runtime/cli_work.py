@@ -4,7 +4,7 @@ import json as jsonlib
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -82,13 +82,14 @@ async def _governed(
     work: Callable[[Control, Tally], Awaitable[Result]], stop: Stop, *, shown: bool, json: bool
 ) -> Result:
     control, tally = Control(), Tally()
+    results: list[Result] = []
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_heed, control, stop)
         if shown:
             tasks.start_soon(progress.show, tally, emit if json else None)
-        result = await work(control, tally)
+        results.append(await work(control, tally))
         tasks.cancel_scope.cancel()
-    return result
+    return results[0]
 
 
 # ---- run ---------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def _done(outcome: Outcome, code: int, again: str | None) -> dict[str, Any]:
         "out": outcome.out,
         "dead_letter": outcome.dead_letter,
         "resume": again,
-        "summary": summary(cast("Any", outcome.snapshot)),
+        "summary": summary(outcome.snapshot),
     }
 
 
@@ -252,10 +253,15 @@ def _say_end(outcome: Outcome, again: str | None) -> None:
 
 
 def _show_answers(path: str, count: int) -> None:
-    from .tables import first_rows
+    """The first rows of the output, one field per line."""
+    from .tables import BadRow, open_table
 
-    rows: list[Mapping[str, Any]] = first_rows(path, count)
-    for row in rows:
+    for row in open_table(path, limit=count):
+        if isinstance(row, BadRow):
+            continue
+        _, cells = row
+        width = max(len(name) for name in cells)
         print()
-        for name, value in row.items():
-            print(f"{name:>10}  {value if isinstance(value, str) else _pretty(value)}")
+        for name, value in cells.items():
+            text = value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)
+            print(f"  {name:<{width}}  {text}")

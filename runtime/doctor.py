@@ -16,7 +16,6 @@ from .backends.registry import open_backend
 from .calls import CallId, Message, Request
 from .errors import TenterError
 from .journal.store import Store
-from .models import tiny_path
 from .workflow import ModelSpec
 
 EXTRAS = {
@@ -129,7 +128,9 @@ def _tiny_model() -> Finding:
 
 
 async def _ask_tiny() -> str:
-    async with open_backend(ModelSpec(options={"path": str(tiny_path())})) as backend:
+    async with open_backend(ModelSpec()) as backend:
         prompt = backend.tokenizer.chat([Message("user", "Compute 2 + 3.")])
-        parts = [chunk async for chunk in backend.generate(Request(CallId("doctor"), tuple(prompt)))]
+        parts = [
+            chunk async for chunk in backend.generate(Request(CallId("doctor"), tuple(prompt)))
+        ]
     return "".join(part.text for part in parts).split("</think>")[-1].strip()

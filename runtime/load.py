@@ -5,11 +5,11 @@ import importlib
 import importlib.util
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
+from .api import WorkflowHandle
 from .errors import InvalidInput, InvalidWorkflow, Problem
 from .workflow import Workflow
 
@@ -104,7 +104,9 @@ def _import_problem(error: BaseException, file: str) -> BaseException:
     if isinstance(error, InvalidInput) or not isinstance(error, Exception):
         return error
     if isinstance(error, SyntaxError):
-        place = Problem(f"{error.msg}", error.filename or file, error.lineno or 0, error.offset or 0)
+        place = Problem(
+            f"{error.msg}", error.filename or file, error.lineno or 0, error.offset or 0
+        )
         return InvalidWorkflow([place])
     line, trace = 0, error.__traceback__
     while trace is not None:
@@ -115,29 +117,41 @@ def _import_problem(error: BaseException, file: str) -> BaseException:
 
 
 def _chosen(module: ModuleType, path: str, name: str) -> Workflow:
-    found = dict(_workflows(vars(module).items()))
-    if not name:
-        if len(found) == 1:
-            return next(iter(found.values()))
-        if not found:
-            raise InvalidInput(f"{path} holds no workflow; decorate a function with @workflow")
-        offered = ", ".join(f"{path}:{key}" for key in found)
-        raise InvalidInput(f"{path} holds {len(found)} workflows; name one: {offered}")
-    for _, flow in _workflows([(name, getattr(module, name, None))]):
-        return flow
-    if hasattr(module, name):
-        raise InvalidInput(f"{path}:{name} is no workflow; decorate the function with @workflow")
-    raise InvalidInput(f"{path} has no workflow {name!r}{_did_you_mean(name, found)}")
+    if name:
+        thing = getattr(module, name, None)
+        if isinstance(thing, Workflow | WorkflowHandle):
+            return _compiled(thing)
+        if thing is not None:
+            raise InvalidInput(
+                f"{path}:{name} is no workflow; decorate the function with @workflow"
+            )
+        known = [key for key, _ in _workflows(module)]
+        raise InvalidInput(f"{path} has no workflow {name!r}{_did_you_mean(name, known)}")
+    found = list(_workflows(module))
+    own = [(key, flow) for key, flow in found if _written_in(flow) == module.__name__] or found
+    if len(own) == 1:
+        return _compiled(own[0][1])
+    if not own:
+        raise InvalidInput(f"{path} holds no workflow; decorate a function with @workflow")
+    offered = ", ".join(f"{path}:{key}" for key, _ in own)
+    raise InvalidInput(f"{path} holds {len(own)} workflows; name one: {offered}")
 
 
-def _workflows(items: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Workflow]]:
+def _compiled(thing: Workflow | WorkflowHandle) -> Workflow:
+    return thing if isinstance(thing, Workflow) else thing.workflow
+
+
+def _workflows(module: ModuleType) -> Iterator[tuple[str, Workflow | WorkflowHandle]]:
     """The workflows among a module's names, each once, under the first of its names."""
     seen: set[int] = set()
-    for key, thing in items:
-        flow = thing if isinstance(thing, Workflow) else getattr(thing, "workflow", None)
-        if isinstance(flow, Workflow) and id(flow) not in seen:
-            seen.add(id(flow))
-            yield key, flow
+    for key, thing in vars(module).items():
+        if isinstance(thing, Workflow | WorkflowHandle) and id(thing) not in seen:
+            seen.add(id(thing))
+            yield key, thing
+
+
+def _written_in(thing: Workflow | WorkflowHandle) -> str:
+    return getattr(getattr(thing, "__wrapped__", None), "__module__", "")
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:

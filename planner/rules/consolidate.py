@@ -42,7 +42,8 @@ def consolidate(plan: Plan, context: Context) -> Plan:
     steps = with_depths(_marked(steps, once))
     if steps == plan.steps and result == plan.result:
         return plan
-    return replace(plan, steps=steps, result=result)
+    notes = tuple(f"{same} also answers {name}, its equal" for name, same in renamed.items())
+    return replace(plan, steps=steps, result=result, notes=plan.notes + notes)
 
 
 # ---- equal steps become one ---------------------------------------------------------------------

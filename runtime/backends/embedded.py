@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import anyio
 import anyio.abc
@@ -29,6 +29,9 @@ from ..errors import BackendUnavailable, CallFailed, InvalidInput
 if TYPE_CHECKING:
     from ..engine.engine import Engine, Output
     from ..engine.load import EngineOptions
+
+
+T = TypeVar("T")
 
 
 class EmbeddedBackend:
@@ -202,6 +205,7 @@ class _Stream:
         return self._chunks.popleft()
 
 
+_Item = tuple[Callable[["Engine"], Any], Any]  # a command, and the future that waits for it
 Receive = Callable[["list[Output] | BackendUnavailable"], None]
 Make = Callable[[Callable[[], float]], "Engine"]
 
@@ -211,9 +215,7 @@ class _Threaded:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._inbox: queue.SimpleQueue[tuple[Callable[[Engine], Any], Any] | None] = (
-            queue.SimpleQueue()
-        )
+        self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._asked: set[asyncio.Future[Any]] = set()
         self._failure: BackendUnavailable | None = _NOT_ENTERED
         self._thread: threading.Thread | None = None
@@ -240,9 +242,9 @@ class _Threaded:
         self._inbox.put(None)
         if self._thread is not None:
             await anyio.to_thread.run_sync(self._thread.join)
-        self._fail(BackendUnavailable("the embedded engine has been closed"))
+        self._refuse(_CLOSED)
 
-    async def ask[T](self, command: "Callable[[Engine], T]") -> T:
+    async def ask(self, command: "Callable[[Engine], T]") -> T:
         """Run `command` between two steps; its result."""
         if self._failure is not None:
             raise self._failure
@@ -265,7 +267,7 @@ class _Threaded:
         offset_s = self._loop.time() - time.monotonic()
         try:
             engine = make(lambda: time.monotonic() + offset_s)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - handed to the caller
             self._tell(_settle, started, None, error)
             return
         self._tell(_settle, started, engine, None)
@@ -273,7 +275,7 @@ class _Threaded:
             while self._obey(engine):
                 if engine.busy and (outputs := engine.step()):
                     self._tell(self._receive, outputs)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - every caller is told
             self._tell(self._fail, _crash(error))
 
     def _obey(self, engine: "Engine") -> bool:
@@ -305,8 +307,11 @@ class _Threaded:
             _settle(future, result, error)
 
     def _fail(self, failure: BackendUnavailable) -> None:
-        self._failure = failure
+        self._refuse(failure)
         self._receive(failure)
+
+    def _refuse(self, failure: BackendUnavailable) -> None:
+        self._failure = failure
         for future in self._asked:
             _settle(future, None, failure)
 
@@ -338,14 +343,14 @@ class _Inline:
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    async def ask[T](self, command: "Callable[[Engine], T]") -> T:
+    async def ask(self, command: "Callable[[Engine], T]") -> T:
         return self._run(command)
 
     def post(self, command: "Callable[[Engine], Any]") -> None:
         if self._engine is not None:
             self._run(command)
 
-    def _run[T](self, command: "Callable[[Engine], T]") -> T:
+    def _run(self, command: "Callable[[Engine], T]") -> T:
         if self._engine is None:
             raise self._failure
         result = command(self._engine)
@@ -364,11 +369,12 @@ class _Inline:
                 cost_s = self._step_cost_s(engine.last_step) if self._step_cost_s else 0.0
                 await anyio.sleep(cost_s)
                 self._receive(outputs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every caller is told
             self._failure, self._engine = _crash(error), None
             self._receive(self._failure)
 
 
+_CLOSED = BackendUnavailable("the embedded engine has been closed")
 _NOT_ENTERED = BackendUnavailable("the embedded backend is used outside of `async with`")
 
 

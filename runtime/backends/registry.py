@@ -12,10 +12,11 @@ from .base import Backend
 Factory = Callable[..., Backend]
 
 
-def _embedded(**options: Any) -> Backend:
+def _embedded(path: str = "tiny", **options: Any) -> Backend:
+    from ..models import tiny_path
     from .embedded import EmbeddedBackend
 
-    return EmbeddedBackend(**options)
+    return EmbeddedBackend(tiny_path() if path == "tiny" else path, **options)
 
 
 def _simulated(**options: Any) -> Backend:
@@ -55,16 +56,17 @@ def open_backend(spec: ModelSpec) -> Backend:
 
 
 def _options(factory: Factory) -> list[str]:
-    """The options of a backend, read from the class that its factory makes."""
+    """The options of a backend, read from the factory and from the class that it makes."""
+    names = list(inspect.signature(factory).parameters)
     if factory is _embedded:
         from .embedded import EmbeddedBackend
 
-        factory = EmbeddedBackend
+        names = ["path", *list(inspect.signature(EmbeddedBackend).parameters)[1:]]
     elif factory is _simulated:
         from .sim import SimulatedBackend
 
-        factory = SimulatedBackend
-    return [name for name in inspect.signature(factory).parameters if name != "self"]
+        names = list(inspect.signature(SimulatedBackend).parameters)
+    return names
 
 
 def _hint(name: str, known: list[str]) -> str:

@@ -17,11 +17,17 @@ def sample(logits: Tensor, settings: Rows[Sampling], draws: Rows[float]) -> list
     `draws` are uniform from [0, 1), one per row; greedy rows ignore theirs.
     """
     tokens: list[int] = logits.argmax(-1).tolist()
-    hot = [i for i, sampling in enumerate(settings) if sampling.temperature > 0]
-    if hot:
-        drawn = _draw(logits[hot].float(), [(settings[i], draws[i]) for i in hot])
-        for i, token in zip(hot, drawn, strict=True):
-            tokens[i] = token
+    plain: list[int] = []
+    limited: list[int] = []
+    for row, sampling in enumerate(settings):
+        if sampling.temperature > 0:
+            cut = sampling.top_k > 0 or sampling.top_p < 1
+            (limited if cut else plain).append(row)
+    for rows in (plain, limited):  # apart: sorting would change what a plain row's draw means
+        if rows:
+            chosen = _draw(logits[rows].float(), [settings[i] for i in rows], [draws[i] for i in rows])
+            for row, token in zip(rows, chosen, strict=True):
+                tokens[row] = token
     return tokens
 
 
@@ -52,21 +58,21 @@ def score(logits: Tensor, scoring: list[tuple[Sequence, int]]) -> None:
         sequence.scores[choice] += value
 
 
-def _draw(logits: Tensor, rows: Rows[tuple[Sampling, float]]) -> list[int]:
+def _draw(logits: Tensor, settings: Rows[Sampling], draws: Rows[float]) -> list[int]:
     """Draw by inverting the cumulative distribution: one uniform number per token and row."""
 
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=logits.device).unsqueeze(1)
 
-    weights = torch.softmax(logits / column([s.temperature for s, _ in rows]), -1)
+    weights = torch.softmax(logits / column([s.temperature for s in settings]), -1)
     order = None
-    if any(s.top_k > 0 or s.top_p < 1 for s, _ in rows):
-        weights, order = weights.sort(-1, descending=True, stable=True)
-        limits = column([float(s.top_k or weights.shape[1]) for s, _ in rows])
-        weights = _nucleus(weights, limits, column([s.top_p for s, _ in rows]))
+    if settings[0].top_k > 0 or settings[0].top_p < 1:
+        weights, order = weights.sort(stable=True, dim=-1, descending=True)
+        limits = column([float(s.top_k or weights.shape[1]) for s in settings])
+        weights = _nucleus(weights, limits, column([s.top_p for s in settings]))
     summed = weights.cumsum(-1)
     total = summed[:, -1:]
-    uniform = column([int(draw * _UNIFORM_STEPS) / _UNIFORM_STEPS for _, draw in rows])
+    uniform = column([int(draw * _UNIFORM_STEPS) / _UNIFORM_STEPS for draw in draws])
     point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     chosen = torch.searchsorted(summed, point, right=True)
     return (chosen if order is None else order.gather(1, chosen)).squeeze(1).tolist()

@@ -1,8 +1,8 @@
 """One sequence: a request on its way through the engine. No torch here."""
 
 import math
-import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from random import Random
 from typing import TYPE_CHECKING, Literal
 
 from ..calls import Chunk, FinishReason, Request, Usage
@@ -65,7 +65,7 @@ class Sequence:
     first_s: float | None = None  # when the first token was drawn
     logprobs: list[float] = field(default_factory=list[float])
     scores: list[float] = field(default_factory=list[float])  # one per choice
-    random: random.Random | None = None
+    random: Random | None = None
     cached: int = 0  # of the prompt, not computed for this sequence
     grammar: "Matcher | None" = None
     text: "TextStream | None" = None
@@ -81,7 +81,7 @@ class Sequence:
             self.tokens += self.forks.tokens
             self.scores = [0.0] * len(request.choices)
         if request.sampling.temperature > 0:
-            self.random = random.Random(request.sampling.seed)
+            self.random = Random(request.sampling.seed)
 
     @property
     def order(self) -> tuple[float, float, int]:
@@ -135,8 +135,8 @@ class Sequence:
 
     def chunk(self) -> Chunk:
         """What is new in the answer since the last chunk."""
-        text, self.said = self.said, ""
         first, self.handed = self.handed, self.outputs
+        text, self.said = self.said, ""
         return Chunk(
             text=text,
             token_ids=tuple(self.tokens[self.prompt + first : self.prompt + self.handed]),
@@ -148,8 +148,11 @@ class Sequence:
         if self.text is not None:
             self.said += self.text.finish()
         scored = self.forks is not None and finish == "stop"
-        return replace(
-            self.chunk(),
+        rest = self.chunk()
+        return Chunk(
+            text=rest.text,
+            token_ids=rest.token_ids,
+            logprobs=rest.logprobs,
             finish=finish,
             usage=self._usage(now_s),
             choice_logprobs=tuple(self.scores) if scored else None,

@@ -5,6 +5,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from ...planner.graph import LLM, ToolCall
+from ...tools import Tool
 from ..calls import Message, ToolSpec
 from ..workflow import Workflow
 
@@ -31,6 +32,14 @@ class Program(Protocol):
 
     async def workflow(self, workflow: Workflow, values: Mapping[str, Any]) -> Any:
         """Run another workflow as a part of this program; its JSON result."""
+        ...
+
+    async def use(self, tool: Tool, values: Mapping[str, Any], step: str | None = None) -> Any:
+        """Call `tool` as a step of this program; its JSON result."""
+        ...
+
+    def session(self, system: str | None = None, model: str = "default") -> Session:
+        """A new chat whose context grows turn by turn."""
         ...
 
 

@@ -19,6 +19,7 @@ from ..scheduler.policies import ORDERS
 from ..trace import NoTrace, Trace
 from ..workflow import ModelSpec, Workflow
 from .asking import Model
+from .control import Control
 from .host import Host
 from .program import Programs
 from .sharing import Sharing
@@ -107,8 +108,13 @@ async def open_host(
         )
 
 
-async def run_program(host: Host, workflow: Workflow, inputs: Mapping[str, Any]) -> Any:
-    """One program, alone, on `host`; its JSON result. Cancelling the caller cancels it."""
+async def run_program(
+    host: Host, workflow: Workflow, inputs: Mapping[str, Any], control: Control | None = None
+) -> Any:
+    """One program, alone, on `host`; its JSON result.
+
+    Cancelling the caller cancels it, and so does a wish that comes in by `control`.
+    """
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def ended(value: Any, error: Exception | None) -> None:
@@ -120,12 +126,17 @@ async def run_program(host: Host, workflow: Workflow, inputs: Mapping[str, Any])
             future.set_result(value)
 
     programs = Programs(host, workflow)
-    programs.arrive(0, bind(workflow, inputs), ended)
+    if control is not None:
+        control.attach(lambda: programs.cancel("r0"))
+    programs.arrive(0, inputs, ended)
     try:
         return await future
     except asyncio.CancelledError:
         programs.cancel("r0")
         raise
+    finally:
+        if control is not None:
+            control.detach()
 
 
 def bind(workflow: Workflow, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,4 +174,4 @@ async def run_workflow(
         if backends is None:
             backends = await stack.enter_async_context(open_backends(model_specs(workflow)))
         host = await stack.enter_async_context(open_host(backends, trace=trace, **options))
-        return await run_program(host, workflow, inputs)
+        return await run_program(host, workflow, bind(workflow, inputs))

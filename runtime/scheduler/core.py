@@ -174,16 +174,24 @@ class Core:
         heap = self._waiting.get(model)
         workers = self._by_model.get(model, ())
         while heap and any(len(worker.running) < worker.max_running for worker in workers):
-            key, _, name = heap[0]
-            call = self.calls.get(name)
-            if call is None or call.worker is not None:  # dropped, or dispatched since
-                heapq.heappop(heap)
-                continue
+            call = self.first_waiting(model)
+            if call is None:
+                return
             worker = self._choose_worker(call, workers) or self._make_room(call, workers, out)
             if worker is None:
                 return
-            heapq.heappop(heap)
+            key, _, _ = heapq.heappop(heap)
             self._dispatch(call, worker, key, out)
+
+    def first_waiting(self, model: str) -> CallState | None:
+        """The call of `model` whose turn is next, if any waits."""
+        heap = self._waiting.get(model, [])
+        while heap:
+            call = self.calls.get(heap[0][2])
+            if call is not None and call.worker is None:
+                return call
+            heapq.heappop(heap)  # dropped, or dispatched since
+        return None
 
     def _dispatch(
         self, call: CallState, worker: WorkerState, key: float, out: list[Command]

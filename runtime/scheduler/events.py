@@ -12,7 +12,7 @@ from ..trace import Record
 # ---- events ------------------------------------------------------------------------------------
 
 
-class ProgramArrived(Record):
+class ProgramArrived(Record, frozen=True):
     """A program (one row, one agent) wants to run."""
 
     program: str
@@ -20,7 +20,7 @@ class ProgramArrived(Record):
     workflow: str
 
 
-class ProgramEnded(Record):
+class ProgramEnded(Record, frozen=True):
     """A program is over; its sessions are released."""
 
     program: str
@@ -29,7 +29,7 @@ class ProgramEnded(Record):
     error: str | None = None
 
 
-class CallReady(Record):
+class CallReady(Record, frozen=True):
     """A call has its inputs and may be dispatched."""
 
     call: str
@@ -43,7 +43,7 @@ class CallReady(Record):
     deadline_s: float | None = None  # on the run's clock: not answered by then, it is aborted
 
 
-class CallEnded(Record):
+class CallEnded(Record, frozen=True):
     """A backend has answered, failed or aborted a call."""
 
     call: str
@@ -59,7 +59,7 @@ class CallEnded(Record):
     error: str | None = None
 
 
-class CallShared(Record):
+class CallShared(Record, frozen=True):
     """A call needed no generation: its equal had been, or is being, answered."""
 
     program: str
@@ -69,7 +69,7 @@ class CallShared(Record):
     output_tokens: int = 0
 
 
-class ToolStarted(Record):
+class ToolStarted(Record, frozen=True):
     """A tool runs; `session` is the KV context that waits for it, if any."""
 
     program: str
@@ -79,7 +79,7 @@ class ToolStarted(Record):
     eta_s: float | None = None
 
 
-class ToolEnded(Record):
+class ToolEnded(Record, frozen=True):
     """A tool has answered or failed."""
 
     program: str
@@ -91,17 +91,17 @@ class ToolEnded(Record):
     error: str | None = None
 
 
-class CancelProgram(Record):
+class CancelProgram(Record, frozen=True):
     """Somebody wants a program stopped: its waiting calls are dropped, its running ones aborted."""
 
     program: str
 
 
-class Drain(Record):
+class Drain(Record, frozen=True):
     """No program may start any more; what runs may end."""
 
 
-class PrefixKnown(Record):
+class PrefixKnown(Record, frozen=True):
     """Many calls to come share this prefix: compute it once and keep it while the run lasts."""
 
     session: str
@@ -109,7 +109,7 @@ class PrefixKnown(Record):
     tokens: int
 
 
-class WorkerUp(Record):
+class WorkerUp(Record, frozen=True):
     """A worker may be used."""
 
     worker: str
@@ -118,14 +118,14 @@ class WorkerUp(Record):
     kv_tokens: int
 
 
-class WorkerDown(Record):
+class WorkerDown(Record, frozen=True):
     """A worker is gone; its calls become ready again."""
 
     worker: str
     error: str = ""
 
 
-class TimerFired(Record):
+class TimerFired(Record, frozen=True):
     """The time of an earlier SetTimer has come."""
 
 
@@ -147,13 +147,13 @@ Event = (
 # ---- commands ----------------------------------------------------------------------------------
 
 
-class StartProgram(Record):
+class StartProgram(Record, frozen=True):
     """A program is admitted: its steps may run."""
 
     program: str
 
 
-class Dispatch(Record):
+class Dispatch(Record, frozen=True):
     """Send a call to a worker. Smaller priority goes first."""
 
     call: str
@@ -161,28 +161,28 @@ class Dispatch(Record):
     priority: float
 
 
-class Abort(Record):
+class Abort(Record, frozen=True):
     """Stop a dispatched call on its worker."""
 
     call: str
     worker: str
 
 
-class DropCall(Record):
+class DropCall(Record, frozen=True):
     """A call that waited will not run."""
 
     call: str
     reason: str
 
 
-class Warm(Record):
+class Warm(Record, frozen=True):
     """Compute a known prefix on a worker, so that the calls after it find it in the cache."""
 
     session: str
     worker: str
 
 
-class Retain(Record):
+class Retain(Record, frozen=True):
     """Keep a session's KV until a time (None: until released)."""
 
     session: str
@@ -190,14 +190,14 @@ class Retain(Record):
     until_s: float | None
 
 
-class Release(Record):
+class Release(Record, frozen=True):
     """Let go of a session's KV."""
 
     session: str
     worker: str
 
 
-class SetTimer(Record):
+class SetTimer(Record, frozen=True):
     """Send TimerFired at this time; replaces an earlier timer."""
 
     at_s: float
@@ -208,7 +208,7 @@ Command = StartProgram | Dispatch | Abort | DropCall | Warm | Retain | Release |
 # ---- what else a trace of a run holds -----------------------------------------------------------
 
 
-class RunStarted(Record):
+class RunStarted(Record, frozen=True):
     """The first line of a trace."""
 
     version: int
@@ -218,7 +218,7 @@ class RunStarted(Record):
     resumed_rows: int = 0  # finished before
 
 
-class RunEnded(Record):
+class RunEnded(Record, frozen=True):
     """The last line of a trace."""
 
     status: Literal["done", "paused", "failed"]

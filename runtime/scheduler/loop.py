@@ -324,17 +324,18 @@ def _answer(chunks: list[Chunk], error: str | None) -> Answer:
     if error is not None:
         finish: FinishReason = "abort" if error == "cancelled" else "error"
         return Answer(finish=finish, error=error)
-    if not chunks or chunks[-1].finish is None:
+    last = chunks[-1] if chunks else Chunk()
+    end = last.finish
+    if end is None:
         return Answer(finish="error", error="the backend's answer ended without a finish")
-    last = chunks[-1]
     usage = last.usage or NO_USAGE
-    if last.finish == "error" or last.finish == "abort":
+    if end in ("error", "abort"):
         reason = last.error or "the backend aborted the call"
-        return Answer(finish=last.finish, usage=usage, error=reason)
+        return Answer(finish=end, usage=usage, error=reason)
     if len(chunks) == 1:
         text, token_ids, logprobs = last.text, last.token_ids, last.logprobs
     else:
         text = "".join(chunk.text for chunk in chunks)
         token_ids = tuple(token for chunk in chunks for token in chunk.token_ids)
         logprobs = tuple(p for chunk in chunks for p in chunk.logprobs or ()) or None
-    return Answer(text, token_ids, usage, last.finish, last.choice_logprobs, logprobs)
+    return Answer(text, token_ids, usage, end, last.choice_logprobs, logprobs)

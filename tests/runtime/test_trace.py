@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenter.runtime import trace
@@ -165,6 +165,7 @@ def test_memory_fanout_and_none():
     assert one.records == two.records == [(1.0, CALL)]
 
 
+@settings(deadline=None)
 @given(st.text(), st.floats(0, 1e9), st.booleans())
 def test_any_text_and_time_survive(
     tmp_path_factory: pytest.TempPathFactory, text: str, at_s: float, ok: bool

@@ -261,7 +261,7 @@ def repeat_lookups(r: Random) -> Sample:
     session = Session(r)
     lookup, calculator, amount = session.offer(PRICES), session.offer(CALCULATOR), _amount(r)
     final, requests = "", []
-    for _ in range(r.randint(2, 5)):
+    for _ in range(r.randint(2, 5) if r.random() < 0.8 else r.randint(6, 12)):
         if final:
             session.turns.append(answer(final))
         names = items(r, r.randint(1, 3))

@@ -13,7 +13,7 @@ from .sample import Random
 
 LABEL_JOBS = frozenset({"classify", "route"})
 LABEL_WEIGHT = 4.0  # a label is one or two tokens beside the hundred of a calculation
-STRETCHED_SHARE = 0.5  # batches whose positions jump, so that distances beyond the row are seen
+STRETCHED_SHARE = 0.35  # batches whose positions jump, so that distances beyond the row are seen
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ JOBS: Mapping[str, Callable[[Random], Sample]] = {
     "route": reading.route,
     "extract": reading.extract,
     "reply": reading.reply,
+    "repeat": reading.repeat,
     "small_talk": reading.small_talk,
     "agent_total": agents.agent_total,
     "agent_steps": agents.agent_steps,
@@ -33,14 +34,15 @@ WEIGHTS: Mapping[str, float] = {
     "verify": 2.5,
     "classify": 6,
     "route": 6,
-    "extract": 5,
+    "extract": 5.5,
     "reply": 3.5,
+    "repeat": 5,
     "small_talk": 0.3,
     "agent_total": 2.5,
     "agent_steps": 1.5,
     "agent_stock": 1,
     "agent_lookup": 1.5,
-    "agent_session": 0.4,
+    "agent_session": 0.5,
 }
 CLOSED_JOBS = frozenset({"small_talk"})  # fixed answers: nothing is held out
 MAY_SKIP_THINKING = frozenset({"classify", "route", "extract", "reply"})
@@ -63,7 +65,7 @@ def draw_dressed(r: Random, row_tokens: int) -> Sample:
     if not sample.tools and r.random() < 0.12:
         sample = _after_earlier_turns(r, sample)
     sample = replace(sample, system=short_system(r))
-    if r.random() < 0.3:
+    if r.random() < (0.12 if row_tokens <= 256 else 0.3):
         sample = beside_documents(r, sample, _idle_length(r, row_tokens))
     return sample
 

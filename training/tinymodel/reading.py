@@ -5,7 +5,18 @@ import json
 from .chat import answer, said, thought
 from .sample import Random, Sample, interrupted
 from .tickets import DEFAULT_TOPICS, TOPIC_LABELS, Ticket, ticket, topics
-from .words import KINDS, city, full_name, idle_sentence, item, join_words, listed, plural
+from .words import (
+    KINDS,
+    city,
+    full_name,
+    idle_sentence,
+    idle_word,
+    invented,
+    item,
+    join_words,
+    listed,
+    plural,
+)
 
 ASPECTS = listed(
     "food service staff room price delivery screen battery view music packaging support design sound "
@@ -288,6 +299,33 @@ def reply(r: Random) -> Sample:
     return Sample(
         "reply", (said("user", question), answer(result)), result, f"{rule} {written.text}"
     )
+
+
+REPEAT_QUESTIONS = (
+    "Repeat this text.\n\n{}",
+    "Repeat: {}",
+    "Copy the text word for word.\n\n{}",
+    "{}\n\nRepeat this text.",
+    "Say this again: {}",
+)
+JSON_REPEAT_QUESTIONS = ("Return this text as JSON.\n\n{}", "{}\n\nGive this text as JSON.")
+
+
+def _mixed_words(r: Random) -> str:
+    """Names, things, numbers and invented words in no order."""
+    makers = (invented, full_name, city, item, idle_word, lambda r: str(r.randint(2, 9999)))
+    words = [r.choice(makers)(r) for _ in range(r.randint(3, 14))]
+    return r.choice((" ", " ", ", ", "\n")).join(words)
+
+
+def repeat(r: Random) -> Sample:
+    """Copy a text, plain or as a JSON string: what replies, extraction and tool calls rest on."""
+    makers = (_mixed_words, _mixed_words, policy, idle_sentence)
+    text = " ".join(r.choice(makers)(r) for _ in range(r.choice((1, 1, 2))))
+    as_json = r.random() < 0.3
+    question = r.choice(JSON_REPEAT_QUESTIONS if as_json else REPEAT_QUESTIONS).format(text)
+    result = json.dumps({"text": text}) if as_json else text
+    return Sample("repeat", (said("user", question), answer(result)), result, text)
 
 
 _SMALL_TALK = (

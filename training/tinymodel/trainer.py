@@ -17,7 +17,7 @@ from .network import LanguageModel
 from .tokenizer import load_tokenizer, train_tokenizer
 
 WARM_UP_STEPS = 40
-DECAY_SHARE = 0.5  # the learning rate falls linearly over the last half
+DECAY_SHARE = 0.6  # the learning rate falls linearly over this last part
 LONGEST_ROW_TOKENS = 4096
 FIRST_SAVE_SHARE, SAVE_SHARE = 0.3, 0.1  # intermediate checkpoints: from when on, and how often
 SAMPLES_FOR_TOKENIZER = 12_000

@@ -124,6 +124,11 @@ def join_words(words: list[str], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
+def idle_word(r: Random) -> str:
+    """A word of the sentences to be ignored."""
+    return r.choice(r.choice((SUBJECT_NOUNS, ADJECTIVES, VERBS)))
+
+
 def idle_sentence(r: Random) -> str:
     """A sentence that has nothing to do with any question."""
     noun, other = r.sample(SUBJECT_NOUNS, 2)

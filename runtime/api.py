@@ -1,0 +1,241 @@
+"""Authoring in Python: prompts, tools and workflows as functions.
+
+A plain `def` under `@workflow` is traced once into a graph; an `async def` runs as it is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast, overload
+
+from pydantic import TypeAdapter
+
+from ..planner.errors import PromptError
+from ..planner.graph import LLM, Sampling
+from ..planner.prompt import Prompt
+from ..tools import Effect, InvalidTool
+from ..tools.python import python_tool
+from .api_handles import LLMStep, ToolHandle, WorkflowHandle, check_name
+from .api_places import Place, caller, here, refuse
+from .api_symbols import Symbol, contains, length
+from .api_tracing import Tracer, current_tracer
+from .api_types import adapter_of, schema_text
+from .errors import InvalidInput
+from .run.context import Session, current_program
+from .workflow import ModelSpec
+
+__all__ = [
+    "LLMStep",
+    "Symbol",
+    "ToolHandle",
+    "WorkflowHandle",
+    "contains",
+    "each",
+    "length",
+    "llm",
+    "session",
+    "tool",
+    "when",
+    "workflow",
+]
+
+
+def llm(
+    prompt: str,
+    *,
+    system: str | None = None,
+    choices: Sequence[str] | None = None,
+    output: Any = None,
+    model: str = "default",
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    stop: str | Sequence[str] = (),
+    seed: int | None = None,
+    name: str | None = None,
+) -> LLMStep:
+    """A call of a model; `prompt` and `system` are Jinja templates whose fields are its arguments.
+
+    With `choices` the result is one of these texts; with `output` (a Pydantic model or another
+    type) it is a value of that type; otherwise it is text.
+    """
+    check_name(name, "an llm step")
+    adapter = None if output is None or output is str else adapter_of(output, "output")
+    sampling = Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        seed=seed,
+    )
+    step = LLM(
+        id=name or "llm",
+        prompt=_prompt(prompt, "prompt"),
+        system=None if system is None else _prompt(system, "system"),
+        model=model,
+        sampling=sampling,
+        choices=_choices(choices, adapter),
+        schema=schema_text(adapter.json_schema()) if adapter else None,
+        place=here(),
+    )
+    return LLMStep(step, adapter, name)
+
+
+def _prompt(source: Any, what: str) -> Prompt:
+    if not isinstance(source, str):
+        raise refuse(f"the {what} of an llm step is a text, not a {type(source).__name__}")
+    try:
+        return Prompt.parse(source)
+    except PromptError as error:
+        raise refuse(f"the {what} does not parse: {error}") from None
+
+
+def _choices(choices: Sequence[str] | None, output: TypeAdapter[Any] | None) -> tuple[str, ...]:
+    if choices is None:
+        return ()
+    if output is not None:
+        raise refuse("an llm step has choices or an output, not both")
+    texts = cast("Sequence[Any]", choices)
+    if isinstance(choices, str) or not all(isinstance(each, str) for each in texts):
+        raise refuse('choices is a list of texts, such as choices=["yes", "no"]')
+    if len(choices) < 2:
+        raise refuse("choices has two texts or more")
+    return tuple(choices)
+
+
+@overload
+def tool(function: Callable[..., Any], /) -> ToolHandle: ...
+@overload
+def tool(
+    *,
+    effect: Effect = "once",
+    timeout_s: float | None = 60.0,
+    retries: int = 0,
+    max_concurrency: int | None = None,
+    eta_s: float | None = None,
+    name: str | None = None,
+) -> Callable[[Callable[..., Any]], ToolHandle]: ...
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    effect: Effect = "once",
+    timeout_s: float | None = 60.0,
+    retries: int = 0,
+    max_concurrency: int | None = None,
+    eta_s: float | None = None,
+    name: str | None = None,
+) -> ToolHandle | Callable[[Callable[..., Any]], ToolHandle]:
+    """Make a tool of a sync or async function, whose parameters are all annotated.
+
+    `effect`: "pure" may be shared, memoised and retried; "idempotent" may be retried; "once" is
+    never repeated. `eta_s` is a hint of how long a call takes.
+    """
+    check_name(name, "a tool")
+    place, local = here(), _locals()
+
+    def made(function: Callable[..., Any]) -> ToolHandle:
+        try:
+            found = python_tool(
+                function,
+                name=name,
+                effect=effect,
+                timeout_s=timeout_s,
+                retries=retries,
+                max_concurrency=max_concurrency,
+                eta_s=eta_s,
+                namespace=local,
+            )
+        except InvalidTool as error:
+            raise refuse(str(error), place) from None
+        return ToolHandle(found, name)
+
+    return made if function is None else made(function)
+
+
+@overload
+def workflow(function: Callable[..., Any], /) -> WorkflowHandle: ...
+@overload
+def workflow(
+    *, name: str | None = None, models: Mapping[str, Any] | None = None
+) -> Callable[[Callable[..., Any]], WorkflowHandle]: ...
+def workflow(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    models: Mapping[str, Any] | None = None,
+) -> WorkflowHandle | Callable[[Callable[..., Any]], WorkflowHandle]:
+    """Make a workflow of a function; its parameters are the inputs.
+
+    `models` says what serves each model name: a backend's name, a dict with `backend` and its
+    settings, or a ModelSpec.
+    """
+    place, local = here(), _locals()
+    known = {key: model_spec(key, given, place) for key, given in (models or {}).items()}
+
+    def made(function: Callable[..., Any]) -> WorkflowHandle:
+        return WorkflowHandle(function, name or function.__name__, known, local)
+
+    return made if function is None else made(function)
+
+
+def model_spec(name: str, given: Any, place: Place | None = None) -> ModelSpec:
+    """What serves the model `name`."""
+    match given:
+        case ModelSpec():
+            return given
+        case str():
+            return ModelSpec(name, given)
+        case Mapping():
+            options: dict[str, Any] = {**given}
+            backend = options.pop("backend", "embedded")
+            if isinstance(backend, str) and backend:
+                return ModelSpec(name, backend, options)
+        case _:
+            pass
+    raise refuse(
+        f'model {name!r} is a backend\'s name or a dict such as {{"backend": "embedded"}}, '
+        f"not {given!r}",
+        place,
+    )
+
+
+def _locals() -> dict[str, Any]:
+    """The names of the function that is being run, for annotations that are written as text."""
+    frame = caller()
+    return {} if frame is None or frame.f_code.co_name == "<module>" else dict(frame.f_locals)
+
+
+def when(condition: Any, then: Any, otherwise: Any = None, *, name: str | None = None) -> Any:
+    """`then` where the condition holds and `otherwise` where not; functions are called for it.
+
+    Steps made inside these functions run only in their branch.
+    """
+    check_name(name, "a branch")
+    tracer = _tracer("when")
+    if isinstance(condition, Symbol):
+        return tracer.when(condition, then, otherwise, name)
+    chosen = then if condition else otherwise
+    return chosen() if callable(chosen) and not isinstance(chosen, Symbol) else chosen
+
+
+def each(items: Any, body: Callable[[Any], Any], *, name: str | None = None) -> Any:
+    """The list of what `body` gives for each item; all items run at once."""
+    check_name(name, "a loop")
+    return _tracer("each").each(items, body, name)
+
+
+def _tracer(what: str) -> Tracer:
+    tracer = current_tracer.get()
+    if tracer is None:
+        raise refuse(f"{what}(...) belongs in a plain `def` workflow; here write Python's own")
+    return tracer
+
+
+def session(system: str | None = None, *, model: str = "default") -> Session:
+    """A new chat inside an `async def` workflow; its context is kept while tools run."""
+    program = current_program.get()
+    if program is None:
+        raise InvalidInput("session(...) belongs in an `async def` workflow while it runs")
+    return program.session(system, model)

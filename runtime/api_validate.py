@@ -1,0 +1,39 @@
+"""The last check of a traced graph, with each problem at the author's line."""
+
+from collections.abc import Collection, Mapping
+
+from ..planner.graph import Graph, Place
+from ..planner.validate import GraphProblem, validate
+from .api_checks import type_problems
+from .api_places import problem
+from .api_tracing import Tracer
+from .errors import InvalidWorkflow, Problem
+from .workflow import ModelSpec
+
+
+def compiled(graph: Graph, tracer: Tracer, models: Mapping[str, ModelSpec]) -> Graph:
+    """`graph` if nothing is wrong with it; otherwise all problems in one InvalidWorkflow."""
+    known: Collection[str] | None = {"default", *models, *tracer.models} if models else None
+    found = [
+        _located(each, tracer.place) for each in validate(graph, tracer.tools, known) if grave(each)
+    ]
+    found += [
+        problem(f"step {step.id!r}: {text}", step.place) for step, text in type_problems(graph)
+    ]
+    if problems := sorted({*tracer.problems, *found}, key=order):
+        raise InvalidWorkflow(problems)
+    return graph
+
+
+def grave(found: GraphProblem) -> bool:
+    """Whether a problem stops the workflow: errors do, and so does what nothing reads."""
+    return found.severity == "error" or found.message.startswith("nothing reads")
+
+
+def _located(found: GraphProblem, whole: Place) -> Problem:
+    return problem(str(found), found.place if found.place.line else whole)
+
+
+def order(found: Problem) -> tuple[str, int, int, str]:
+    """Problems are told in the order of their places."""
+    return (found.file, found.line, found.column, found.message)

@@ -1,0 +1,408 @@
+"""Jobs as the command line and `map` from Python ask for them: a table in, a table out, resumable.
+
+Everything that can be wrong with a job is found before a model is loaded or a row is run.
+"""
+
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from ..planner.explain import explain as explain_plan
+from ..planner.explain import explain_rules
+from ..planner.lint import lint
+from ..planner.optimize import optimize
+from ..planner.plan import Context, Plan
+from ..planner.stats import TableStats, collect
+from .backends.base import Backend
+from .backends.registry import parse_model
+from .clock import now
+from .errors import InvalidInput, InvalidTable, JournalError, RunMismatch
+from .journal.base import Journal, Manifest
+from .journal.memory import NoJournal
+from .journal.store import Store, new_run_id
+from .load import load_workflow
+from .report.summary import summary
+from .report.tally import Tally, TallySnapshot
+from .run.control import Control
+from .run.local import bind, llm_steps, model_specs, open_backends, open_host, run_program
+from .run.program import Programs
+from .run.rows import Limits, Row, RowRun, Status
+from .scheduler.events import RunEnded, RunStarted
+from .tables import BadRow, Table, TableOutput, coerce, open_output, open_table
+from .trace import TRACE_VERSION, Fanout, Trace, TraceWriter
+from .workflow import ModelSpec, Workflow
+
+__all__ = ["Control", "MapSpec", "Outcome", "explain", "map_table", "resume", "run_once"]
+
+STATS_ROWS = 20_000  # rows that statistics are taken from
+PINNED_ROWS = 8  # a table with fewer rows is not worth pinning prefixes for
+FINGERPRINTS = {
+    "workflow_fingerprint": "the workflow (its prompts, steps, sampling or tools)",
+    "model_fingerprint": "the model or its tokenizer",
+    "input_fingerprint": "the input table or what is read of it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """A workflow over a table. `workflow` is "pipeline.yaml", "file.py:name" or "module:name".
+
+    `columns` are the input columns copied to the output (none: all). `models` overrides a
+    workflow's models, as in {"default": "embedded:path=DIR,dtype=bfloat16"}. `home` is where runs
+    are kept; without `journal` nothing is, and the run cannot be resumed.
+    """
+
+    workflow: str
+    table: str
+    out: str
+    columns: tuple[str, ...] = ()
+    limit: int | None = None
+    models: Mapping[str, str] = field(default_factory=dict[str, str])
+    home: str | None = None
+    concurrency: int | None = None
+    journal: bool = True
+    consolidate: bool = True
+    max_errors: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended. `dead_letter` is the file of failed rows, if any failed."""
+
+    run: str
+    status: Literal["done", "paused", "failed"]
+    rows_done: int
+    rows_failed: int
+    out: str
+    dead_letter: str | None
+    snapshot: TallySnapshot
+
+
+class _Job:
+    """A map job whose workflow, table and output fit together."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        self.spec = spec
+        self.workflow = load_workflow(spec.workflow)
+        self.models = _models(self.workflow, spec.models)
+        inputs = self.workflow.inputs
+        required = [given.name for given in inputs if given.required]
+        columns = spec.columns or None
+        self.table = open_table(spec.table, columns, spec.limit, needed=required)
+        if columns is not None:  # optional inputs are read where the table has them
+            present = open_table(spec.table).columns
+            wanted = (*required, *(given.name for given in inputs if given.name in present))
+            self.table = open_table(spec.table, columns, spec.limit, needed=wanted)
+        self.bound = {g.name: g.schema for g in inputs if g.name in self.table.columns}
+        if next(iter(self.table), None) is None:
+            raise InvalidTable(f"{spec.table}: there are no rows")
+        self.keep = columns or self.table.columns
+
+    @property
+    def has_output(self) -> bool:
+        return Path(self.spec.out).exists()
+
+    def open_output(self) -> TableOutput:
+        """The output files, begun anew: finished rows come back from the journal."""
+        schema = self.workflow.result_schema
+        return open_output(self.spec.out, self.table, schema, self.keep)
+
+    def rows(self) -> Iterator[Row]:
+        """The table's rows with the workflow's inputs made of them."""
+        for item in self.table:
+            if isinstance(item, BadRow):
+                yield Row(item.row, {}, problem=item.message)
+                continue
+            row, cells = item
+            try:
+                typed = coerce({name: cells.get(name) for name in self.bound}, self.bound)
+                yield Row(row, cells, bind(self.workflow, typed))
+            except (InvalidTable, InvalidInput) as error:
+                yield Row(row, cells, problem=str(error))
+
+    def plan(self) -> Plan | None:
+        """The plan of a static workflow, for this table; None for a program."""
+        if self.workflow.graph is None:
+            return None
+        return optimize(self.workflow.graph, self.context())
+
+    def context(self) -> Context:
+        constants = frozenset(g.name for g in self.workflow.inputs if g.name not in self.bound)
+        return Context(self.statistics(), constants, consolidate=self.spec.consolidate)
+
+    def statistics(self) -> TableStats:
+        """Statistics of the input columns, from the table's first rows."""
+        readable = (item[1] for item in self.table if not isinstance(item, BadRow))
+        return collect(readable, tuple(self.bound), limit=STATS_ROWS)
+
+    def fingerprint(self) -> str:
+        """What of the input determines the output."""
+        kept = ",".join(self.keep)
+        return f"{self.table.fingerprint()}/{self.spec.limit}/{kept}"
+
+    def manifest(self, run: str, backends: Mapping[str, Backend]) -> Manifest:
+        return Manifest(
+            run=run,
+            workflow=self.workflow.name,
+            workflow_fingerprint=self.workflow.fingerprint,
+            model_fingerprint=_model_fingerprint(backends),
+            input_fingerprint=self.fingerprint(),
+            settings={"spec": json.dumps(asdict(_absolute(self.spec)))},
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+async def map_table(spec: MapSpec, control: Control, tally: Tally) -> Outcome:
+    """Run a workflow over every row of a table. Raises InvalidInput before anything runs."""
+    job = _Job(spec)
+    async with AsyncExitStack() as stack:
+        backends = await stack.enter_async_context(open_backends(job.models))
+        run = new_run_id(time.time(), random.Random())
+        journal: Journal = NoJournal()
+        trace: Trace = tally
+        if spec.journal:
+            store = Store(spec.home)
+            journal = store.create(job.manifest(run, backends))
+            trace = _open_trace(store, run, tally, stack)
+        return await _run(job, run, backends, journal, trace, control, tally)
+
+
+async def resume(run: str, home: str | None, control: Control, tally: Tally) -> Outcome:
+    """Go on with a run where it stopped; a finished run is left as it is.
+
+    Raises RunMismatch where the workflow, the model or the input are no longer what they were.
+    """
+    store = Store(home)
+    name = store.find(run)
+    info = store.info(name)
+    job = _Job(MapSpec(**_settings(info.manifest)))
+    if info.status == "done" and job.has_output:
+        tally.add(0.0, _started(job, name, info.rows_done + info.rows_failed))
+        letters = _letters(job) if info.rows_failed else None
+        counts = (info.rows_done, info.rows_failed, job.spec.out, letters)
+        return Outcome(name, "done", *counts, tally.snapshot())
+    async with AsyncExitStack() as stack:
+        backends = await stack.enter_async_context(open_backends(job.models))
+        _compare(info.manifest, job.manifest(name, backends))
+        _, journal = store.open(name)
+        trace = _open_trace(store, name, tally, stack)
+        finished = info.rows_done + info.rows_failed
+        return await _run(job, name, backends, journal, trace, control, tally, finished)
+
+
+async def _run(
+    job: _Job,
+    run: str,
+    backends: Mapping[str, Backend],
+    journal: Journal,
+    trace: Trace,
+    control: Control,
+    tally: Tally,
+    finished: int | None = None,
+) -> Outcome:
+    """Run what is left of a job; `finished` rows are recorded (None: the run is new)."""
+    out = job.open_output()
+    status: Status = "failed"
+    spec = job.spec
+    plan = job.plan()
+    workflow = _planned(job.workflow, plan)
+    trace.write(now(), _started(job, run, finished or 0))
+    concurrency = spec.concurrency or _concurrency(backends)
+    limits = Limits(concurrency, max_errors=spec.max_errors)
+    try:
+        async with open_host(
+            backends,
+            journal=journal,
+            trace=trace,
+            max_programs=concurrency,
+            share=spec.consolidate,
+            resumed=finished is not None,
+        ) as host:
+            programs = Programs(host, workflow)
+            if workflow.graph is not None and _worth_pinning(job.table):
+                host.share_prefixes(llm_steps(workflow.graph.steps))
+            order = plan.row_order.columns if plan is not None else ()
+            sink = _Sink(out)
+            rows = RowRun(programs, journal, sink, control, order, limits, finished is not None)
+            status = await rows.run(job.rows())
+        trace.write(now(), RunEnded(status=status))
+        letters = out.finish()[1] if status == "done" else None
+        if status != "done":
+            out.abandon()
+        await journal.set_status(status, summary_numbers(tally.snapshot()))
+    except BaseException:
+        out.abandon()
+        raise
+    finally:
+        await _close(journal)
+    dead = str(letters) if letters is not None else None
+    return Outcome(run, status, sink.done, sink.failed, spec.out, dead, tally.snapshot())
+
+
+async def _close(journal: Journal) -> None:
+    try:
+        await journal.close()
+    except JournalError:
+        if journal.on_failure is not None:  # nobody has been told of it yet
+            raise
+
+
+async def run_once(
+    workflow_ref: str,
+    inputs: Mapping[str, Any],
+    *,
+    models: Mapping[str, str] | None = None,
+    home: str | None = None,
+    control: Control | None = None,
+    tally: Tally | None = None,
+) -> Any:
+    """Run a workflow for one input and return its JSON result; nothing is kept."""
+    del home
+    workflow = load_workflow(workflow_ref)
+    specs = _models(workflow, models or {})
+    bound = bind(workflow, inputs)
+    async with open_backends(specs) as backends, open_host(backends, trace=tally) as host:
+        return await run_program(host, workflow, bound, control)
+
+
+async def explain(
+    workflow_ref: str, table: str | None = None, limit: int | None = None, verbose: bool = False
+) -> str:
+    """A workflow's plan as text: after the last rule, or after each if `verbose`."""
+    if table is not None:
+        job = _Job(MapSpec(workflow_ref, table, out="", limit=limit))
+        workflow, context = job.workflow, job.context()
+    else:
+        workflow = load_workflow(workflow_ref)
+        context = Context()
+    if workflow.graph is None:
+        return (
+            f"{workflow.name} is an `async def` workflow: its steps are known when they are "
+            "reached, so there is no plan ahead of a run\n"
+        )
+    if verbose:
+        return explain_rules(workflow.graph, context)
+    plan = optimize(workflow.graph, context)
+    return explain_plan(plan) + "".join(f"warning: {line}\n" for line in lint(plan, context))
+
+
+# ---- pieces ------------------------------------------------------------------------------------
+
+
+class _Sink:
+    """Puts finished rows into the output, and counts them."""
+
+    def __init__(self, out: TableOutput) -> None:
+        self._out = out
+        self.done = 0
+        self.failed = 0
+
+    @property
+    def held(self) -> int:
+        return self._out.held
+
+    def put(self, row: Row, value: Any, error: str | None) -> None:
+        if error is None:
+            self.done += 1
+            self._out.done(row.row, row.cells, value)
+        else:
+            self.failed += 1
+            self._out.failed(row.row, row.cells, error)
+
+
+def _models(workflow: Workflow, overrides: Mapping[str, str]) -> dict[str, ModelSpec]:
+    specs = model_specs(workflow)
+    for name, text in overrides.items():
+        if name not in specs:
+            known = ", ".join(sorted(specs)) or "none"
+            raise InvalidInput(f"--model {name}: the workflow uses no such model; it uses {known}")
+        specs[name] = parse_model(name, text)
+    return specs
+
+
+def _model_fingerprint(backends: Mapping[str, Backend]) -> str:
+    prints = {name: b.capabilities.model_fingerprint for name, b in sorted(backends.items())}
+    return json.dumps(prints)
+
+
+def _planned(workflow: Workflow, plan: Plan | None) -> Workflow:
+    """The workflow with its graph as the plan carries it out."""
+    return workflow if plan is None else replace(workflow, graph=plan.graph)
+
+
+def _concurrency(backends: Mapping[str, Backend]) -> int:
+    """Programs at once: enough that slots stay filled while rows are recorded or wait for tools."""
+    return max(64, 4 * sum(backend.capabilities.max_running for backend in backends.values()))
+
+
+def _worth_pinning(table: Table) -> bool:
+    return table.rows_total is None or table.rows_total >= PINNED_ROWS
+
+
+def _open_trace(store: Store, run: str, tally: Tally, stack: AsyncExitStack) -> Trace:
+    writer = TraceWriter(store.trace_path(run))
+    stack.callback(writer.close)
+    return Fanout(writer, tally)
+
+
+def _started(job: _Job, run: str, resumed: int) -> RunStarted:
+    rows = job.table.rows_total
+    if rows is None and Path(job.spec.table).stat().st_size < 256 * 2**20:
+        rows = job.table.count_rows()
+    return RunStarted(
+        version=TRACE_VERSION,
+        run=run,
+        workflow=job.workflow.name,
+        rows=rows,
+        resumed_rows=resumed,
+    )
+
+
+def _absolute(spec: MapSpec) -> MapSpec:
+    """`spec` with paths that hold from every folder."""
+    path, colon, name = spec.workflow.rpartition(":")
+    file = path if colon and path.endswith(".py") else spec.workflow
+    if Path(file).exists():
+        whole = str(Path(file).resolve())
+        workflow = f"{whole}:{name}" if file != spec.workflow else whole
+    else:
+        workflow = spec.workflow
+    table, out = str(Path(spec.table).resolve()), str(Path(spec.out).resolve())
+    return replace(spec, workflow=workflow, table=table, out=out)
+
+
+def _settings(manifest: Manifest) -> dict[str, Any]:
+    settings = json.loads(manifest.settings["spec"])
+    settings["columns"] = tuple(settings["columns"])
+    return settings
+
+
+def _compare(then: Manifest, here: Manifest) -> None:
+    """Refuse to resume what has changed, with the difference named."""
+    changed = [
+        what for name, what in FINGERPRINTS.items() if getattr(then, name) != getattr(here, name)
+    ]
+    if changed:
+        raise RunMismatch(
+            f"run {then.run} cannot be resumed: {'; '.join(changed)} changed since it began. "
+            "Put it back as it was, or start a new run"
+        )
+
+
+def _letters(job: _Job) -> str:
+    return job.spec.out + ".errors.jsonl"
+
+
+def summary_numbers(snapshot: TallySnapshot) -> dict[str, float]:
+    """The numbers of a run's summary, as the journal keeps them."""
+    return {
+        name: float(value)
+        for name, value in summary(snapshot).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -1,0 +1,132 @@
+"""The keys of the YAML format: one table per mapping, read by the validator and by the schema."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+KeyKind = Literal[
+    "version",  # 1
+    "text",
+    "prompt",  # a Jinja template
+    "integer",
+    "number",
+    "boolean",
+    "choices",  # a list of two or more texts
+    "texts",  # a text or a list of texts
+    "effect",
+    "expression",  # text in the expression language, or a list
+    "condition",  # text in the expression language, or a boolean
+    "value",  # any data; texts in it may hold {{ expressions }}
+    "values",  # a mapping of names to values
+    "branch",  # a value, or {steps, result}
+    "type",  # a type name, a mapping of fields to types, or a JSON Schema
+    "inputs",
+    "models",
+    "tools",
+    "steps",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What may stand under a key. `least` and `most` bound numbers; `least` is excluded if `above`."""
+
+    kind: KeyKind
+    doc: str
+    required: bool = False
+    least: float | None = None
+    most: float | None = None
+    above: bool = False
+    nullable: bool = False
+
+
+Table = Mapping[str, Key]
+
+TOP: Table = {
+    "version": Key("version", "The version of this format: 1.", required=True),
+    "name": Key("text", "The workflow's name.", required=True),
+    "description": Key("text", "What the workflow is for."),
+    "inputs": Key("inputs", "The inputs by name, each with its type."),
+    "models": Key("models", "What serves each model name that steps use."),
+    "tools": Key("tools", "The tools that steps call, by name."),
+    "steps": Key("steps", "The steps by id, in any order.", required=True),
+    "output": Key("value", "The workflow's result.", required=True),
+}
+
+_WHEN = Key("condition", "The step is skipped unless this holds.")
+_WITH = Key("values", "Values by name; a name that is missing here is looked up by itself.")
+
+LLM_STEP: Table = {
+    "llm": Key("prompt", "The prompt: a Jinja template.", required=True),
+    "system": Key("prompt", "The system prompt: a Jinja template."),
+    "with": _WITH,
+    "choices": Key("choices", "The result is one of these texts."),
+    "output": Key("type", "The result is JSON of this type."),
+    "model": Key("text", "Which of the models; `default` if not given."),
+    "max_tokens": Key("integer", "The longest answer.", least=1),
+    "temperature": Key("number", "0 takes the likeliest token each time.", least=0),
+    "top_k": Key("integer", "How many tokens to draw from; 0 for all.", least=0),
+    "top_p": Key("number", "Draw from tokens of this total share.", least=0, most=1, above=True),
+    "stop": Key("texts", "The answer ends before any of these texts."),
+    "seed": Key("integer", "Makes a draw repeatable."),
+    "ignore_eos": Key("boolean", "Run to max_tokens; for benchmarks."),
+    "when": _WHEN,
+}
+TOOL_STEP: Table = {
+    "tool": Key("text", "The tool's name under `tools`.", required=True),
+    "with": _WITH,
+    "when": _WHEN,
+}
+EACH_STEP: Table = {
+    "each": Key("expression", "The list whose items the steps run for.", required=True),
+    "as": Key("text", "What the item is called inside; `item` if not given."),
+    "steps": Key("steps", "The steps for one item."),
+    "result": Key("value", "What one item gives; the last step's result if not given."),
+    "when": _WHEN,
+}
+SELECT_STEP: Table = {
+    "select": Key("condition", "Which of the two values it is.", required=True),
+    "then": Key("value", "The value where the condition holds.", required=True),
+    "else": Key("value", "The value where it does not."),
+    "when": _WHEN,
+}
+BRANCH_STEP: Table = {
+    "when": Key("condition", "Which of the two branches is taken.", required=True),
+    "then": Key("branch", "A value, or steps and a result, where it holds.", required=True),
+    "else": Key("branch", "A value, or steps and a result, where it does not."),
+}
+VALUE_STEP: Table = {
+    "value": Key("value", "A value put together from others.", required=True),
+    "when": _WHEN,
+}
+WORKFLOW_STEP: Table = {
+    "workflow": Key("text", "Another YAML workflow, relative to this file.", required=True),
+    "with": _WITH,
+    "when": _WHEN,
+}
+
+# The key that says what kind a step is -> its keys. A step with `then` and none of these branches.
+STEP_KINDS: Mapping[str, Table] = {
+    "llm": LLM_STEP,
+    "tool": TOOL_STEP,
+    "each": EACH_STEP,
+    "select": SELECT_STEP,
+    "value": VALUE_STEP,
+    "workflow": WORKFLOW_STEP,
+}
+
+BLOCK: Table = {
+    "steps": Key("steps", "The steps of the branch.", required=True),
+    "result": Key("value", "What the branch gives.", required=True),
+}
+
+TOOL: Table = {
+    "python": Key("text", '"module:function", relative to this file.', required=True),
+    "effect": Key("effect", "pure, idempotent or once."),
+    "timeout_s": Key(
+        "number", "How long a call may take; null for ever.", least=0, above=True, nullable=True
+    ),
+    "retries": Key("integer", "How often a failed call is repeated.", least=0),
+    "max_concurrency": Key("integer", "How many calls run at once.", least=1, nullable=True),
+    "eta_s": Key("number", "How long a call usually takes.", least=0, nullable=True),
+}

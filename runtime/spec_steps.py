@@ -1,0 +1,358 @@
+"""The steps of a YAML workflow, compiled one by one into steps of a graph."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..planner.graph import (
+    LLM,
+    Args,
+    Compute,
+    Const,
+    Each,
+    Place,
+    Ref,
+    Sampling,
+    Select,
+    Step,
+    ToolCall,
+    Value,
+)
+from ..planner.prompt import Prompt
+from ..tools import Tool
+from .api_inline import inline
+from .api_places import did_you_mean
+from .api_source import all_of, const, guard, negated
+from .api_types import schema_text
+from .spec_check import Notes, scalars
+from .spec_keys import BLOCK, BRANCH_STEP, STEP_KINDS
+from .spec_reader import Item
+from .spec_types import read_type
+from .spec_values import Scope, line_of_field
+from .workflow import ModelSpec, Workflow
+
+_SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "seed", "ignore_eos")
+_NULL = Const("null")
+
+Guards = tuple[Value, ...]
+
+
+@dataclass(slots=True)
+class Known:
+    """What the steps of a file may use. `load` compiles another file; None where that failed."""
+
+    tools: dict[str, Tool]
+    models: dict[str, ModelSpec]
+    declared_tools: tuple[str, ...]
+    declared_models: tuple[str, ...] | None
+    load: Callable[[Item], Workflow | None]
+    places: dict[str, Item] = field(default_factory=dict[str, Item])  # of steps, by id
+    broken: set[str] = field(default_factory=set[str])  # steps with a problem of their own
+
+
+def declared(item: Item | None) -> Iterator[tuple[str, Item]]:
+    """The ids of the steps of one level, those in branches too, with their places."""
+    for name, entry in (item.pairs if item is not None else {}).items():
+        assert item is not None
+        yield name, item.keys[name]
+        for side in ("then", "else"):
+            block = entry.pairs.get(side)
+            if block is not None and _is_block(block):
+                yield from declared(block.pairs["steps"])
+
+
+def _is_block(item: Item) -> bool:
+    inside = item.pairs.get("steps")
+    return inside is not None and inside.kind == "map"
+
+
+class Steps:
+    """Compiles the steps of one level into `made`."""
+
+    def __init__(self, scope: Scope, known: Known) -> None:
+        self._scope = scope
+        self._known = known
+        self._notes: Notes = scope.notes
+        self.made: list[Step] = []
+
+    def add_all(self, item: Item | None, guards: Guards = ()) -> None:
+        """Compile all steps of a `steps` mapping."""
+        for name, entry in (item.pairs if item is not None else {}).items():
+            assert item is not None
+            key = item.keys[name]
+            before = len(self._notes.problems)
+            self._notes.name(key, "step")
+            self._note_place(name, key)
+            self._add(name, key, entry, guards)
+            if len(self._notes.problems) > before:
+                self._known.broken.add(name)
+
+    def _note_place(self, name: str, key: Item) -> None:
+        first = self._known.places.setdefault(name, key)
+        if first is not key:
+            self._notes.add(f"the step {name!r} is there twice, first in line {first.line}", key)
+
+    def _add(self, name: str, key: Item, entry: Item, guards: Guards) -> None:
+        pairs = self._notes.mapping(entry, f"the step {name!r}")
+        if pairs is None:
+            return
+        kinds = [kind for kind in STEP_KINDS if kind in pairs]
+        if len(kinds) > 1:
+            both = " and ".join(repr(kind) for kind in kinds)
+            self._notes.add(f"the step {name!r} has {both}: make it two steps", key)
+            return
+        what = f"the step {name!r}"
+        if kinds:
+            checked = self._notes.table(entry, STEP_KINDS[kinds[0]], what)
+        elif "then" in pairs or "else" in pairs:
+            checked = self._notes.table(entry, BRANCH_STEP, what)
+            self._branch(name, key, checked, guards)
+            return
+        else:
+            self._unknown_kind(name, key, pairs)
+            return
+        if kinds[0] not in checked:
+            return
+        guards = (*guards, *self._when(checked))
+        place = Place(self._notes.file, key.line, key.column)
+        make: dict[str, Callable[[str, dict[str, Item], Place, Guards], None]] = {
+            "llm": self._llm,
+            "tool": self._tool,
+            "each": self._each,
+            "select": self._select,
+            "value": self._value,
+            "workflow": self._workflow,
+        }
+        make[kinds[0]](name, checked, place, guards)
+
+    def _unknown_kind(self, name: str, key: Item, pairs: Mapping[str, Item]) -> None:
+        wanted = ", ".join(STEP_KINDS)
+        cure = next((c for p in pairs if (c := did_you_mean(p, STEP_KINDS)).startswith("; did")), "")
+        message = f"the step {name!r} has none of {wanted}, then{cure}"
+        self._notes.add(message, key)
+
+    def _when(self, pairs: Mapping[str, Item]) -> Iterator[Value]:
+        if "when" in pairs:
+            yield guard(self._scope.expression(pairs["when"]))
+
+    # ---- kinds -----------------------------------------------------------------------------------
+
+    def _llm(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
+        prompts = {
+            what: prompt
+            for what in ("llm", "system")
+            if what in pairs and (prompt := self._scope.prompt(pairs[what])) is not None
+        }
+        model = str(pairs["model"].scalar) if "model" in pairs else "default"
+        self._check_model(model, pairs.get("model"))
+        if "choices" in pairs and "output" in pairs:
+            self._notes.add(f"the step {name!r} has choices and output: keep one", pairs["output"])
+        schema = read_type(pairs["output"], self._notes) if "output" in pairs else None
+        args = self._args_of_prompts(pairs, prompts)
+        choices = tuple(str(one.scalar) for one in pairs["choices"].items) if "choices" in pairs else ()
+        if len(prompts) < len([what for what in ("llm", "system") if what in pairs]):
+            return
+        step = LLM(
+            id=name,
+            prompt=prompts["llm"],
+            system=prompts.get("system"),
+            args=args,
+            model=model,
+            sampling=self._sampling(pairs),
+            choices=choices,
+            schema=None if schema is None or schema == {"type": "string"} else schema_text(schema),
+            when=all_of(guards),
+            place=place,
+        )
+        self.made.append(step)
+
+    def _sampling(self, pairs: dict[str, Item]) -> Sampling:
+        found = scalars(pairs, *_SAMPLING)
+        for key in ("temperature", "top_p"):
+            if key in found:
+                found[key] = float(found[key])
+        if "stop" in pairs:
+            stop = pairs["stop"]
+            texts = [one.scalar for one in stop.items] if stop.kind == "list" else [stop.scalar]
+            found["stop"] = tuple(str(text) for text in texts)
+        return Sampling(**found)
+
+    def _check_model(self, model: str, at: Item | None) -> None:
+        known = self._known.declared_models
+        if at is not None and known is not None and model not in ("default", *known):
+            self._notes.add(f"the model {model!r} is not under models{did_you_mean(model, known)}", at)
+
+    def _args_of_prompts(self, pairs: dict[str, Item], prompts: Mapping[str, Prompt]) -> Args:
+        """A value for each field: given under `with`, or of the same name."""
+        where: dict[str, Item] = {}
+        for what in ("system", "llm"):
+            if what in prompts:
+                where.update((f, pairs[what]) for f in prompts[what].fields if f not in where)
+        given = pairs["with"].pairs if "with" in pairs else {}
+        whole = len(prompts) == len([what for what in ("llm", "system") if what in pairs])
+        self._check_spare(pairs, where if whole else {**where, **given}, "the prompt reads no")
+        args: list[tuple[str, Value]] = []
+        for name, at in where.items():
+            if name in given:
+                args.append((name, self._scope.value(given[name])))
+            else:
+                self._scope.read(name, at, line_of_field(at, name))
+                args.append((name, Ref(name)))
+        return tuple(args)
+
+    def _check_spare(self, pairs: dict[str, Item], known: Iterable[str], what: str) -> None:
+        names = list(known)
+        for name in pairs["with"].pairs if "with" in pairs else ():
+            if name not in names:
+                key = pairs["with"].keys[name]
+                cure = did_you_mean(name, names, "it reads")
+                self._notes.add(f"{what} {name!r}{cure}", key)
+
+    def _tool(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
+        called = str(pairs["tool"].scalar)
+        tool = self._known.tools.get(called)
+        if tool is None:
+            if called not in self._known.declared_tools:
+                cure = did_you_mean(called, self._known.declared_tools)
+                self._notes.add(f"the tool {called!r} is not under tools{cure}", pairs["tool"])
+            for value in pairs["with"].pairs.values() if "with" in pairs else ():
+                self._scope.value(value)  # for what it reads
+            return
+        args = self._bound(pairs, *_parameters(tool), f"the tool {called!r} has no parameter")
+        self.made.append(
+            ToolCall(
+                id=name,
+                tool=called,
+                args=tuple(args.items()),
+                effect=tool.effect,
+                when=all_of(guards),
+                place=place,
+            )
+        )
+
+    def _bound(
+        self, pairs: dict[str, Item], names: Iterable[str], required: Iterable[str], what: str
+    ) -> dict[str, Value]:
+        """Values of parameters: given under `with`, or of the same name if they are required."""
+        given = pairs["with"].pairs if "with" in pairs else {}
+        self._check_spare(pairs, names, what)
+        bound: dict[str, Value] = {}
+        kind = next(kind for kind in ("tool", "workflow") if kind in pairs)
+        for name in names:
+            if name in given:
+                bound[name] = self._scope.value(given[name])
+            elif name in required and name in self._scope.names:
+                self._scope.read(name, pairs[kind])
+                bound[name] = Ref(name)
+            elif name in required:
+                self._notes.add(f"{name!r} has no value: give it one under `with`", pairs[kind])
+        return bound
+
+    def _each(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
+        items = self._scope.expression(pairs["each"])
+        item = str(pairs["as"].scalar) if "as" in pairs else "item"
+        if "as" in pairs:
+            self._notes.name(pairs["as"], "item")
+        body = pairs.get("steps")
+        inside = [step for step, _ in declared(body)]
+        scope = self._scope.inside(item, *inside)
+        steps = Steps(scope, self._known)
+        steps.add_all(body)
+        if "result" in pairs:
+            result = scope.value(pairs["result"])
+        elif inside:
+            result = Ref(inside[-1])
+            scope.used.add(inside[-1])
+        else:
+            self._notes.add(f"the step {name!r} has neither steps nor a result", pairs["each"])
+            return
+        self.made.append(
+            Each(
+                id=name,
+                items=items,
+                item=item,
+                body=tuple(steps.made),
+                result=result,
+                when=all_of(guards),
+                place=place,
+            )
+        )
+
+    def _select(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
+        condition = guard(self._scope.expression(pairs["select"]))
+        then = self._scope.value(pairs["then"]) if "then" in pairs else _NULL
+        other = self._scope.value(pairs["else"]) if "else" in pairs else _NULL
+        self._join(name, place, guards, condition, then, other)
+
+    def _join(
+        self, name: str, place: Place, guards: Guards, condition: Value, then: Value, other: Value
+    ) -> None:
+        self.made.append(
+            Select(
+                id=name,
+                condition=condition,
+                then=then,
+                otherwise=other,
+                when=all_of(guards),
+                place=place,
+            )
+        )
+
+    def _branch(self, name: str, key: Item, pairs: dict[str, Item], guards: Guards) -> None:
+        if "when" not in pairs:
+            return
+        condition = guard(self._scope.expression(pairs["when"]))
+        then = self._side(pairs.get("then"), (*guards, condition))
+        other = self._side(pairs.get("else"), (*guards, negated(condition)))
+        place = Place(self._notes.file, key.line, key.column)
+        self._join(name, place, guards, condition, then, other)
+
+    def _side(self, item: Item | None, guards: Guards) -> Value:
+        """One branch's value; its steps are added under its condition."""
+        if item is None:
+            return _NULL
+        if not _is_block(item):
+            return self._scope.value(item)
+        pairs = self._notes.table(item, BLOCK, "a branch with steps")
+        self.add_all(pairs.get("steps"), guards)
+        return self._scope.value(pairs["result"]) if "result" in pairs else _NULL
+
+    def _value(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
+        value = self._scope.value(pairs["value"])
+        self.made.append(Compute(id=name, value=value, when=all_of(guards), place=place))
+
+    def _workflow(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
+        workflow = self._known.load(pairs["workflow"])
+        if workflow is None or workflow.graph is None:
+            for value in pairs["with"].pairs.values() if "with" in pairs else ():
+                self._scope.value(value)
+            return
+        names = [each.name for each in workflow.inputs]
+        required = [each.name for each in workflow.inputs if each.required]
+        values = self._bound(pairs, names, required, f"{workflow.name!r} has no input")
+        for each in workflow.inputs:
+            if not each.required:
+                values.setdefault(each.name, const(each.default))
+        prefix = f"{name}__"
+        models = self._adopt(workflow, prefix, pairs["workflow"])
+        steps, result = inline(workflow.graph, prefix, values, guards, models)
+        self.made.extend(steps)
+        self.made.append(Compute(id=name, value=result, when=all_of(guards), place=place))
+
+    def _adopt(self, workflow: Workflow, prefix: str, at: Item) -> dict[str, str]:
+        """Take over the tools and models of a sub-workflow; its models' new names."""
+        for tool in workflow.tools.values():
+            if self._known.tools.setdefault(tool.name, tool) != tool:
+                message = f"{workflow.name!r} has another tool {tool.name!r}: rename one of them"
+                self._notes.add(message, at)
+        for model, spec in workflow.models.items():
+            self._known.models[prefix + model] = replace(spec, name=prefix + model)
+        return {model: prefix + model for model in workflow.models}
+
+
+def _parameters(tool: Tool) -> tuple[list[str], list[str]]:
+    """The names of a tool's parameters, and those that it needs."""
+    import json
+
+    schema: dict[str, Any] = json.loads(tool.parameters)
+    return list(schema.get("properties", {})), list(schema.get("required", ()))

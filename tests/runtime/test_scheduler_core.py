@@ -1,0 +1,347 @@
+"""The scheduler's core: events in, commands out, and a state that never contradicts itself."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+from tenter.runtime.scheduler.core import MAX_ATTEMPTS, Core
+from tenter.runtime.scheduler.events import (
+    Abort,
+    CallEnded,
+    CallReady,
+    CancelProgram,
+    Command,
+    Dispatch,
+    Drain,
+    DropCall,
+    PrefixKnown,
+    ProgramArrived,
+    ProgramEnded,
+    Release,
+    Retain,
+    SetTimer,
+    StartProgram,
+    TimerFired,
+    ToolEnded,
+    ToolStarted,
+    Warm,
+    WorkerDown,
+    WorkerUp,
+)
+from tenter.runtime.scheduler.policies import call_fcfs, program_fcfs
+
+
+def arrived(name: str, row: int = 0) -> ProgramArrived:
+    return ProgramArrived(program=name, row=row, workflow="w")
+
+
+def ended(name: str, row: int = 0) -> ProgramEnded:
+    return ProgramEnded(program=name, row=row, ok=True)
+
+
+def ready(call: str, program: str, **more: object) -> CallReady:
+    fields = {"step": "s", "model": "m", "prompt_tokens": 10, "max_tokens": 10} | more
+    return CallReady(call=call, program=program, **fields)  # type: ignore[arg-type]
+
+
+def done(call: str, program: str, **more: object) -> CallEnded:
+    return CallEnded(call=call, program=program, step="s", finish="stop", **more)  # type: ignore[arg-type]
+
+
+def up(worker: str = "m/0", slots: int = 1, kv: int = 1000) -> WorkerUp:
+    return WorkerUp(worker=worker, model="m", max_running=slots, kv_tokens=kv)
+
+
+def dispatched(commands: list[Command]) -> list[str]:
+    return [command.call for command in commands if isinstance(command, Dispatch)]
+
+
+@pytest.fixture
+def core() -> Iterator[Core]:
+    core = Core(hold=lambda pause: 5.0)
+    yield core
+    core.check()
+
+
+def test_a_program_starts_its_call_runs_and_the_next_one_follows(core: Core) -> None:
+    assert core.handle(arrived("p"), 0) == [StartProgram(program="p")]
+    assert core.handle(up(), 0) == []
+    assert core.handle(ready("p/a", "p"), 0) == [
+        Dispatch(call="p/a", worker="m/0", priority=0)
+    ]
+    assert core.handle(ready("p/b", "p"), 0) == []
+    assert dispatched(core.handle(done("p/a", "p"), 1)) == ["p/b"]
+    core.handle(done("p/b", "p"), 2)
+    core.handle(ended("p"), 2)
+    assert not core.programs and not core.calls
+
+
+def test_calls_wait_until_a_worker_comes(core: Core) -> None:
+    core.handle(arrived("p"), 0)
+    assert core.handle(ready("p/a", "p"), 0) == []
+    assert dispatched(core.handle(up(), 1)) == ["p/a"]
+
+
+def test_program_fcfs_lets_an_early_programs_late_turn_go_first() -> None:
+    for order, first in ((program_fcfs, "a/2"), (call_fcfs, "b/1")):
+        core = Core(order)
+        core.handle(up(), 0)
+        core.handle(arrived("a"), 0)
+        core.handle(arrived("b"), 0)
+        core.handle(ready("a/1", "a"), 0)
+        core.handle(ready("b/1", "b"), 1)
+        core.handle(ready("a/2", "a"), 2)
+        assert dispatched(core.handle(done("a/1", "a"), 3)) == [first]
+        core.check()
+
+
+def test_no_more_programs_live_than_allowed() -> None:
+    core = Core(max_programs=1)
+    assert core.handle(arrived("a"), 0) == [StartProgram(program="a")]
+    assert core.handle(arrived("b"), 0) == []
+    assert core.handle(ended("a"), 1) == [StartProgram(program="b")]
+    core.check()
+
+
+def test_after_a_drain_nothing_new_starts(core: Core) -> None:
+    core.handle(Drain(), 0)
+    assert core.handle(arrived("a"), 0) == []
+
+
+def test_kv_capacity_holds_calls_back_and_a_shared_prefix_counts_once(core: Core) -> None:
+    core.handle(up(slots=8, kv=100), 0)
+    core.handle(arrived("p"), 0)
+    big = {"prompt_tokens": 50, "max_tokens": 10}
+    assert dispatched(core.handle(ready("p/a", "p", **big), 0)) == ["p/a"]
+    assert dispatched(core.handle(ready("p/b", "p", **big), 0)) == []
+    assert dispatched(core.handle(ready("p/c", "p", **big, shared_tokens=40), 0)) == []
+    assert dispatched(core.handle(done("p/a", "p"), 1)) == ["p/b", "p/c"]
+
+
+def test_a_call_larger_than_every_worker_is_dropped_with_the_numbers(core: Core) -> None:
+    core.handle(up(kv=100), 0)
+    core.handle(arrived("p"), 0)
+    (drop,) = core.handle(ready("p/a", "p", prompt_tokens=95), 0)
+    assert isinstance(drop, DropCall)
+    assert "95 prompt tokens plus 10" in drop.reason and "100 KV tokens" in drop.reason
+
+
+def test_a_session_goes_back_to_the_worker_that_holds_it(core: Core) -> None:
+    core.handle(up("m/0", slots=2), 0)
+    core.handle(up("m/1", slots=2), 0)
+    core.handle(arrived("p"), 0)
+    (first,) = core.handle(ready("p/1", "p", session="s"), 0)
+    core.handle(ready("p/2", "p"), 0)
+    core.handle(done("p/2", "p"), 0)
+    core.handle(done("p/1", "p"), 1)
+    (again,) = core.handle(ready("p/3", "p", session="s"), 2)
+    assert isinstance(first, Dispatch) and isinstance(again, Dispatch)
+    assert again.worker == first.worker
+
+
+def test_a_session_is_pinned_while_its_tool_runs_and_released_at_the_end(core: Core) -> None:
+    core.handle(up(), 0)
+    core.handle(arrived("p"), 0)
+    core.handle(ready("p/1", "p", session="s"), 0)
+    core.handle(done("p/1", "p", prompt_tokens=10, output_tokens=5), 1)
+    started = ToolStarted(program="p", step="t", tool="search", session="s")
+    assert core.handle(started, 2) == [Retain(session="s", worker="m/0", until_s=7.0)]
+    assert core.workers["m/0"].kv_pinned == 15
+    tool_ended = ToolEnded(program="p", step="t", tool="search", seconds=1, ok=True, session="s")
+    assert core.handle(tool_ended, 3) == []
+    core.handle(ready("p/2", "p", session="s"), 3)
+    assert core.workers["m/0"].kv_pinned == 0
+    core.handle(done("p/2", "p"), 4)
+    assert core.handle(ended("p"), 4) == [Release(session="s", worker="m/0")]
+
+
+def test_pins_take_no_more_than_their_share_of_the_cache(core: Core) -> None:
+    core.handle(up(kv=1000), 0)
+    core.handle(arrived("p"), 0)
+    core.handle(ready("p/1", "p", session="s"), 0)
+    core.handle(done("p/1", "p", prompt_tokens=600), 1)
+    assert core.handle(ToolStarted(program="p", step="t", tool="x", session="s"), 2) == []
+
+
+def test_pins_never_wedge_admission(core: Core) -> None:
+    """A call that fits only without the pins gets their room, the latest program's first."""
+    core.handle(up(slots=2, kv=1000), 0)
+    for program in ("a", "b"):
+        core.handle(arrived(program), 0)
+        core.handle(ready(f"{program}/1", program, session=program), 0)
+        core.handle(done(f"{program}/1", program, prompt_tokens=240), 1)
+        core.handle(ToolStarted(program=program, step="t", tool="x", session=program), 2)
+    commands = core.handle(ready("a/2", "a", prompt_tokens=700), 3)
+    assert commands[0] == Release(session="b", worker="m/0")
+    assert dispatched(commands) == ["a/2"]
+
+
+def test_a_known_prefix_is_warmed_and_pinned_on_every_worker(core: Core) -> None:
+    core.handle(up("m/0"), 0)
+    commands = core.handle(PrefixKnown(session="prefix/s", model="m", tokens=64), 0)
+    expected = [Warm(session="prefix/s", worker="m/0")]
+    expected.append(Retain(session="prefix/s", worker="m/0", until_s=None))
+    assert commands == expected
+    assert core.handle(up("m/1"), 1)[0] == Warm(session="prefix/s", worker="m/1")
+
+
+def test_cancelling_drops_what_waits_and_aborts_what_runs(core: Core) -> None:
+    core.handle(up(), 0)
+    core.handle(arrived("p"), 0)
+    core.handle(ready("p/1", "p"), 0)
+    core.handle(ready("p/2", "p"), 0)
+    commands = core.handle(CancelProgram(program="p"), 1)
+    assert commands == [
+        Abort(call="p/1", worker="m/0"),
+        DropCall(call="p/2", reason="its program was cancelled"),
+    ]
+    assert core.handle(CancelProgram(program="p"), 1) == []
+    assert isinstance(core.handle(ready("p/3", "p"), 1)[0], DropCall)
+
+
+def test_a_dead_workers_calls_go_to_another_a_bounded_number_of_times(core: Core) -> None:
+    core.handle(arrived("p"), 0)
+    core.handle(up("m/0"), 0)
+    core.handle(ready("p/1", "p"), 0)
+    for attempt in range(1, MAX_ATTEMPTS):
+        core.handle(up(f"m/{attempt}"), attempt)
+        commands = core.handle(WorkerDown(worker=f"m/{attempt - 1}", error="gone"), attempt)
+        assert dispatched(commands) == ["p/1"]
+    core.handle(up("m/9"), 9)
+    (drop,) = core.handle(WorkerDown(worker=f"m/{MAX_ATTEMPTS - 1}", error="gone"), 9)
+    assert isinstance(drop, DropCall) and "gone" in drop.reason
+
+
+def test_without_any_worker_left_calls_end_instead_of_hanging(core: Core) -> None:
+    core.handle(arrived("p"), 0)
+    core.handle(up(), 0)
+    core.handle(ready("p/1", "p"), 0)
+    core.handle(ready("p/2", "p"), 0)
+    commands = core.handle(WorkerDown(worker="m/0", error="gone"), 1)
+    assert [type(command) for command in commands] == [DropCall, DropCall]
+
+
+def test_a_call_ends_at_its_deadline(core: Core) -> None:
+    core.handle(up(), 0)
+    core.handle(arrived("p"), 0)
+    commands = core.handle(ready("p/1", "p", deadline_s=5.0), 0)
+    assert SetTimer(at_s=5.0) in commands
+    assert core.handle(ready("p/2", "p", deadline_s=9.0), 0) == []
+    assert core.handle(TimerFired(), 5.0) == [Abort(call="p/1", worker="m/0"), SetTimer(at_s=9.0)]
+    assert isinstance(core.handle(TimerFired(), 9.0)[0], DropCall)
+
+
+class CoreMachine(RuleBasedStateMachine):
+    """Random events; after each the state is consistent and no call is lost or doubled."""
+
+    programs: Bundle[str] = Bundle("programs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = Core(hold=lambda pause: 1.0, max_programs=4)
+        self.now_s = 0.0
+        self.count = 0
+        self.waiting: dict[str, str] = {}  # call -> program
+        self.running: dict[str, str] = {}
+        self.alive: set[str] = set()
+        self.workers: dict[str, int] = {}
+
+    def tell(self, event: object) -> None:
+        self.now_s += 0.25
+        for command in self.core.handle(event, self.now_s):  # type: ignore[arg-type]
+            match command:
+                case Dispatch(call=call, worker=worker):
+                    assert worker in self.workers
+                    self.running[call] = self.waiting.pop(call)
+                case DropCall(call=call):
+                    assert (call in self.waiting) != (call in self.running)
+                    self.waiting.pop(call, None)
+                    self.running.pop(call, None)
+                case Abort(call=call):
+                    assert call in self.running
+                case _:
+                    pass
+
+    @rule(target=programs)
+    def arrive(self) -> str:
+        self.count += 1
+        name = f"p{self.count}"
+        self.alive.add(name)
+        self.tell(arrived(name, self.count))
+        return name
+
+    @rule(program=programs, prompt=st.integers(1, 600), sessions=st.booleans())
+    def call(self, program: str, prompt: int, sessions: bool) -> None:
+        self.count += 1
+        call = f"{program}/{self.count}"
+        self.waiting[call] = program
+        session = f"{program}/s" if sessions else None
+        deadline = self.now_s + 5 if prompt % 7 == 0 else None
+        self.tell(ready(call, program, prompt_tokens=prompt, session=session, deadline_s=deadline))
+        if program not in self.alive:
+            assert call not in self.waiting and call not in self.running
+
+    @precondition(lambda self: bool(self.running))
+    @rule(data=st.data())
+    def end_call(self, data: st.DataObject) -> None:
+        call = data.draw(st.sampled_from(sorted(self.running)))
+        program = self.running.pop(call)
+        self.tell(done(call, program, prompt_tokens=data.draw(st.integers(0, 600))))
+
+    @rule(program=programs)
+    def tool(self, program: str) -> None:
+        session = f"{program}/s"
+        self.tell(ToolStarted(program=program, step="t", tool="x", session=session))
+        self.tell(
+            ToolEnded(program=program, step="t", tool="x", seconds=1.0, ok=True, session=session)
+        )
+
+    @rule(program=programs, cancel=st.booleans())
+    def stop(self, program: str, cancel: bool) -> None:
+        self.alive.discard(program)
+        self.tell(CancelProgram(program=program) if cancel else ended(program))
+
+    @precondition(lambda self: len(self.workers) < 3)
+    @rule(slots=st.integers(1, 3), kv=st.integers(300, 900))
+    def add_worker(self, slots: int, kv: int) -> None:
+        self.count += 1
+        name = f"m/{self.count}"
+        self.workers[name] = slots
+        self.tell(up(name, slots, kv))
+
+    @precondition(lambda self: bool(self.workers))
+    @rule(data=st.data())
+    def kill_worker(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.workers)))
+        del self.workers[name]
+        for call, state in self.core.calls.items():
+            if state.worker == name:
+                self.waiting[call] = self.running.pop(call)
+        self.tell(WorkerDown(worker=name, error="gone"))
+
+    @rule(tokens=st.integers(1, 300))
+    def prefix(self, tokens: int) -> None:
+        self.count += 1
+        self.tell(PrefixKnown(session=f"prefix/{self.count}", model="m", tokens=tokens))
+
+    @rule()
+    def timer(self) -> None:
+        self.tell(TimerFired())
+
+    @invariant()
+    def consistent(self) -> None:
+        self.core.check()
+        assert self.core.calls.keys() == self.waiting.keys() | self.running.keys()
+
+    @invariant()
+    def nothing_waits_beside_an_idle_worker(self) -> None:
+        idle = [worker for worker in self.core.workers.values() if not worker.running]
+        head = self.core.first_waiting("m")
+        if head is not None:
+            assert all(head.demand_tokens > worker.kv_tokens for worker in idle)
+
+
+CoreMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestCoreMachine = CoreMachine.TestCase
