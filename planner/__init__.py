@@ -3,7 +3,7 @@
     graph.py      the nouns of the logical graph; sort, walk, canonical
     prompt.py     templates: segments, fields, rendering (template.py: the sandbox)
     values.py     values: how they are worked out
-    validate.py   what is wrong with a graph
+    validate.py   what is wrong with a graph (step_checks.py, guards.py)
     plan.py       the nouns of the physical plan; its invariants
     lower.py      graph -> plan
     rules/        plan -> better plan

@@ -3,26 +3,18 @@
 import json
 import keyword
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from math import isfinite
 from typing import Any, Literal, cast
 
-from .errors import EvaluationError, PromptError
 from .graph import (
     LLM,
     NOWHERE,
-    Args,
-    Compute,
     Const,
     DictOf,
     Each,
-    Expr,
     Graph,
-    ListOf,
     Place,
-    Sampling,
     Select,
     Step,
     ToolCall,
@@ -31,8 +23,9 @@ from .graph import (
     reads,
     walk,
 )
-from .prompt import Prompt
-from .values import check_expression, compile_value, spell
+from .guards import implies
+from .step_checks import did_you_mean, messages_of, step_messages, value_messages
+from .values import spell
 
 Severity = Literal["error", "warning"]
 
@@ -93,14 +86,6 @@ def _problem(step: Step, message: str, severity: Severity = "error") -> GraphPro
     return GraphProblem(step.id, step.place, message, severity)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name."""
-    names = sorted(set(known))
-    if close := get_close_matches(name, names, n=1):
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(names)}" if names else ""
-
-
 # ---- names --------------------------------------------------------------------------------------
 
 
@@ -143,16 +128,9 @@ def _steps(steps: tuple[Step, ...], scope: _Scope, known: _Known) -> Iterator[Gr
         yield from (problem for problem in cyclic if problem.step == step.id)
         yield from _unknown_names(step, scope)
         yield from _skipped_reads(step, scope)
-        yield from _values(step)
-        match step:
-            case LLM():
-                yield from _llm(step, known)
-            case ToolCall():
-                yield from _tool(step, known)
-            case Each():
-                yield from _each(step, scope, known)
-            case Select() | Compute():
-                pass
+        yield from _own(step, known)
+        if isinstance(step, Each):
+            yield from _each(step, scope, known)
 
 
 def _cycles(steps: tuple[Step, ...]) -> Iterator[GraphProblem]:
@@ -211,151 +189,22 @@ def _skipped_reads(step: Step, scope: _Scope) -> Iterator[GraphProblem]:
             )
 
 
-def implies(have: Value, guard: Value) -> bool:
-    """Whether `guard` holds wherever `have` does, as far as their texts tell."""
-    return have == guard or spell(guard) in _conjuncts(have)
-
-
-def _conjuncts(value: Value) -> set[str]:
-    """The texts that an `and` joins, with and without their brackets."""
-    parts = [part.strip() for part in spell(value).split(" and ")]
-    bare = [part[1:-1] for part in parts if part.startswith("(") and part.endswith(")")]
-    return {*parts, *bare}
-
-
-# ---- values -------------------------------------------------------------------------------------
-
-
-def _values(step: Step) -> Iterator[GraphProblem]:
-    for what, value in _values_of(step):
-        for message in _value(value):
-            yield _problem(step, f"{what}: {message}")
-
-
-def _values_of(step: Step) -> Iterator[tuple[str, Value]]:
-    if step.when is not None:
-        yield "when", step.when
-    match step:
-        case LLM(args=args) | ToolCall(args=args):
-            yield from ((f"argument {name!r}", value) for name, value in args)
-        case Select():
-            yield from (("then", step.then), ("otherwise", step.otherwise))
-            yield "condition", step.condition
-        case Each():
-            yield from (("items", step.items), ("result", step.result))
-        case Compute():
-            yield "value", step.value
-
-
-def _value(value: Value) -> Iterator[str]:
-    match value:
-        case Expr(source, uses):
-            try:
-                found = check_expression(source)
-            except PromptError as error:
-                yield f"{source!r} is no expression: {error.message}"
-                return
-            if missing := sorted(set(found) - set(uses)):
-                yield f"{source!r} also reads {', '.join(missing)}"
-        case Const():
-            try:
-                compile_value(value)
-            except EvaluationError as error:
-                yield str(error)
-        case ListOf(items):
-            for item in items:
-                yield from _value(item)
-        case DictOf(items):
-            for _, item in items:
-                yield from _value(item)
-        case _:
-            return
-
-
 # ---- kinds of steps -----------------------------------------------------------------------------
 
 
-def _llm(step: LLM, known: _Known) -> Iterator[GraphProblem]:
-    fields: dict[str, None] = {}
-    broken = False
-    for what, prompt in (("system", step.system), ("prompt", step.prompt)):
-        try:
-            fields.update(dict.fromkeys(prompt.fields if isinstance(prompt, Prompt) else ()))
-        except PromptError as error:
-            broken = True
-            yield _problem(step, f"its {what} does not parse: {error}")
-    if not broken:
-        yield from _args(step, step.args, tuple(fields))
-    if known.models is not None and step.model not in known.models:
-        cure = did_you_mean(step.model, known.models)
-        yield _problem(step, f"the model {step.model!r} is not defined{cure}")
-    for message in (*_choices(step), *_schema(step), *_sampling(step.sampling)):
+def _own(step: Step, known: _Known) -> Iterator[GraphProblem]:
+    """What is wrong with a step by itself, and with the model or tool that it names."""
+    for message in (*value_messages(step), *step_messages(step)):
         yield _problem(step, message)
-
-
-def _args(step: LLM, args: Args, fields: tuple[str, ...]) -> Iterator[GraphProblem]:
-    given = [name for name, _ in args]
-    spare = [name for name in given if name not in fields]
-    for name in fields:
-        if name not in given:
-            cure = did_you_mean(name, spare) if spare else ""
-            yield _problem(step, f"the prompt's field {name!r} has no argument{cure}")
-    for name in dict.fromkeys(spare):
-        cure = did_you_mean(name, fields) or "; the prompt has no fields"
-        yield _problem(step, f"no field of the prompt uses the argument {name!r}{cure}")
-    yield from _repeated(step, args)
-
-
-def _repeated(step: Step, args: Args) -> Iterator[GraphProblem]:
-    for name, count in Counter(name for name, _ in args).items():
-        if count > 1:
-            yield _problem(step, f"the argument {name!r} is given {count} times")
-
-
-def _choices(step: LLM) -> Iterator[str]:
-    if not step.choices:
-        return
-    if step.schema is not None:
-        yield "it has choices and an output model; keep one of them"
-    if len(step.choices) == 1:
-        yield f"the only choice is {step.choices[0]!r}; give two or more"
-    for choice, count in Counter(step.choices).items():
-        if count > 1:
-            yield f"the choice {choice!r} is there {count} times"
-        if not choice.strip():
-            yield "a choice is empty; give each some text"
-
-
-def _schema(step: LLM) -> Iterator[str]:
-    if step.schema is None:
-        return
-    try:
-        schema = json.loads(step.schema)
-    except ValueError as error:
-        yield f"its output schema is not JSON: {error}"
-        return
-    if not isinstance(schema, dict | bool):
-        yield "its output schema must be a JSON object"
-
-
-def _sampling(sampling: Sampling) -> Iterator[str]:
-    if sampling.max_tokens < 1:
-        yield f"max_tokens is {sampling.max_tokens}; it must be 1 or more"
-    if not (isfinite(sampling.temperature) and sampling.temperature >= 0):
-        yield f"temperature is {sampling.temperature}; it must be 0 or more"
-    if sampling.top_k < 0:
-        yield f"top_k is {sampling.top_k}; it must be 0 (no limit) or more"
-    if not 0 < sampling.top_p <= 1:
-        yield f"top_p is {sampling.top_p}; it must be above 0 and at most 1"
-    if "" in sampling.stop:
-        yield "a stop text is empty; it would stop every answer at once"
-
-
-def _tool(step: ToolCall, known: _Known) -> Iterator[GraphProblem]:
-    if known.tools is not None and step.tool not in known.tools:
-        cure = did_you_mean(step.tool, known.tools)
-        yield _problem(step, f"the tool {step.tool!r} is not defined{cure}")
-    yield from _repeated(step, step.args)
+    match step:
+        case LLM(model=name) if known.models is not None and name not in known.models:
+            cure = did_you_mean(name, known.models)
+            yield _problem(step, f"the model {name!r} is not defined{cure}")
+        case ToolCall(tool=name) if known.tools is not None and name not in known.tools:
+            cure = did_you_mean(name, known.tools)
+            yield _problem(step, f"the tool {name!r} is not defined{cure}")
+        case _:
+            return
 
 
 def _each(step: Each, scope: _Scope, known: _Known) -> Iterator[GraphProblem]:
@@ -388,7 +237,7 @@ def _result(graph: Graph, scope: _Scope) -> Iterator[GraphProblem]:
         if name not in scope.names:
             cure = did_you_mean(name, scope.names)
             yield GraphProblem("", NOWHERE, f"the result reads {name!r}, not defined{cure}")
-    for message in _value(graph.result):
+    for message in messages_of(graph.result):
         yield GraphProblem("", NOWHERE, f"result: {message}")
     guarded: Mapping[str, Value] = dict(scope.guarded)
     for name in dict.fromkeys(names_in(graph.result)):

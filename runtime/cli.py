@@ -57,7 +57,9 @@ Json = Annotated[bool, Parameter(name="--json", help="Only JSON lines on stdout.
 def run(
     workflow: Workflow,
     /,
-    *inputs: Annotated[str, Parameter(help="`name=value`; `-` reads a JSON object from stdin.")],
+    *inputs: Annotated[
+        str, Parameter(help="`name=value`; `@file.json` or `-` (stdin) reads a JSON object.")
+    ],
     model: Models = (),
     home: Home = None,
     json: Json = False,
@@ -268,7 +270,8 @@ def _listed(given: Sequence[str]) -> tuple[str, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; no traceback unless TENTER_DEBUG=1."""
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    tokens = ["@-" if token == "-" else token for token in given]  # a bare hyphen is no option
     if tokens in (["--version"], ["-V"]):
         tokens = ["version"]
     try:

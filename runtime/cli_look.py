@@ -195,7 +195,7 @@ def show_run(run: str, home: str | None, json: bool) -> int:
         ("status", info.status),
         ("rows", f"{info.rows_done:,} done, {info.rows_failed:,} failed"),
         ("created", info.manifest.created_at),
-        *info.manifest.settings.items(),
+        *_settings(info),
         ("trace", str(store.trace_path(name))),
     ]
     print("\n".join(_aligned(facts)))
@@ -205,6 +205,15 @@ def show_run(run: str, home: str | None, json: bool) -> int:
     if info.status in ("paused", "failed"):
         print(f"\nto go on: tenter resume {name}" + (f" --home {home}" if home else ""))
     return 0
+
+
+def _settings(info: RunInfo) -> Iterator[tuple[str, str]]:
+    """What the run was asked to do, where it differs from the default."""
+    given: dict[str, Any] = jsonlib.loads(info.manifest.settings.get("spec", "{}"))
+    for name in ("table", "out", "limit", "columns", "models", "concurrency", "max_errors"):
+        value = given.get(name)
+        if value not in (None, [], {}):
+            yield name, value if isinstance(value, str) else jsonlib.dumps(value)
 
 
 def _told_by(trace: Path) -> str:

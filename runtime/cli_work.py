@@ -20,6 +20,7 @@ from .report.summary import render, summary
 from .report.tally import Tally
 
 Result = TypeVar("Result")
+OUTPUT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq")
 FAILED, ROW_ERRORS, PAUSED = 1, 3, 4
 
 
@@ -129,12 +130,12 @@ def inputs_of(workflow: str, given: Sequence[str]) -> dict[str, Any]:
     schemas = {wanted.name: wanted.schema for wanted in load_workflow(workflow).inputs}
     values: dict[str, Any] = {}
     for pair in given:
-        if pair == "-":
-            values.update(_object(sys.stdin.read(), "stdin"))
+        if pair.startswith("@"):
+            values.update(_object(pair[1:]))
             continue
         name, equals, text = pair.partition("=")
         if not equals:
-            raise InvalidInput(f"{pair!r}: write name=value, or - for a JSON object on stdin")
+            raise InvalidInput(f"{pair!r}: write name=value, or @file.json")
         if name not in schemas:
             known = ", ".join(schemas) or "none"
             raise InvalidInput(f"{workflow} has no input {name!r}; its inputs: {known}")
@@ -153,13 +154,15 @@ def _value(text: str, schema: str) -> Any:
         return text  # the workflow's own check names the input and what it wants
 
 
-def _object(text: str, source: str) -> dict[str, Any]:
+def _object(source: str) -> dict[str, Any]:
+    """The JSON object in a file, or on stdin (`-`)."""
     try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text()
         value: Any = jsonlib.loads(text)
-    except ValueError as error:
-        raise InvalidInput(f"{source}: not JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"@{source}: not a file with a JSON object: {error}") from error
     if not isinstance(value, dict):
-        raise InvalidInput(f"{source}: expected a JSON object of inputs")
+        raise InvalidInput(f"@{source}: expected a JSON object of inputs")
     return cast("dict[str, Any]", value)
 
 
@@ -168,13 +171,22 @@ def _object(text: str, source: str) -> dict[str, Any]:
 
 def map_rows(spec: MapSpec, show: int, force: bool, json: bool) -> int:
     """`tenter map`."""
-    if Path(spec.out).exists() and not force:
-        raise InvalidInput(f"{spec.out} exists; name another file, or --force to replace it")
+    _check_output(Path(spec.out), force)
 
     async def work(control: Control, tally: Tally) -> Outcome:
         return await map_table(spec, control, tally)
 
     return _finish(work, spec.home, show, json, resumable=spec.journal)
+
+
+def _check_output(out: Path, force: bool) -> None:
+    """Refuse what could not be written at the end, before anything is spent."""
+    if out.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise InvalidInput(f"--out {out}: write one of {', '.join(OUTPUT_SUFFIXES)}")
+    if not out.parent.is_dir():
+        raise InvalidInput(f"--out {out}: there is no folder {out.parent}")
+    if out.exists() and not force:
+        raise InvalidInput(f"{out} exists; name another file, or --force to replace it")
 
 
 def resume_run(run: str, home: str | None, show: int, json: bool) -> int:

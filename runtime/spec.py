@@ -1,18 +1,17 @@
 """Workflows in YAML: the same steps as in Python, compiled to the same graph."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..planner.graph import Graph, sort, walk
-from ..planner.graph import ToolCall as _ToolCall
-from ..planner.graph import Each as _Each
+from ..planner.graph import Each, Graph, Step, ToolCall, sort, walk
 from ..planner.validate import validate
 from .api_checks import type_problems
 from .api_identity import graph_identity
-from .api_places import problem
+from .api_places import did_you_mean, problem
 from .api_types import schema_text
 from .api_validate import order
-from .errors import InvalidInput, InvalidWorkflow, Problem
+from .errors import InvalidInput, InvalidWorkflow
 from .spec_check import Notes
 from .spec_dump import dump
 from .spec_keys import TOP
@@ -79,7 +78,7 @@ class _File:
         graph = self._graph()
         if graph is None or self._notes.problems:
             return None
-        used = {step.tool for step in walk(graph.steps) if isinstance(step, _ToolCall)}
+        used = {step.tool for step in walk(graph.steps) if isinstance(step, ToolCall)}
         workflow = Workflow(
             name=graph.name,
             inputs=self._inputs,
@@ -88,12 +87,7 @@ class _File:
             models=self._known.models,
             file=self._notes.file,
         )
-        return Workflow(
-            **{
-                **{name: getattr(workflow, name) for name in workflow.__dataclass_fields__},
-                "identity": graph_identity(workflow),
-            }
-        )
+        return replace(workflow, identity=graph_identity(workflow))
 
     # ---- parts of the file -----------------------------------------------------------------------
 
@@ -148,9 +142,10 @@ class _File:
         if "output" not in self._top:
             return None
         result = scope.value(self._top["output"])
+        name = str(self._top["name"].scalar) if "name" in self._top else ""
         inputs = tuple(each.name for each in self._inputs)
-        graph = Graph(str(self._top["name"].scalar) if "name" in self._top else "", inputs, tuple(steps.made), result)
-        self._unused(scope.used, steps_item)
+        graph = Graph(name, inputs, tuple(steps.made), result)
+        self._unused(scope.used, steps.made)
         self._validate(graph)
         return graph if self._notes.problems else sort(graph)
 
@@ -161,17 +156,18 @@ class _File:
             if inputs is not None and name in inputs.pairs:
                 self._notes.add(f"{name!r} is an input already: rename the step", key)
 
-    def _unused(self, used: set[str], steps: Item | None) -> None:
+    def _unused(self, used: set[str], steps: list[Step]) -> None:
+        """Inputs and results that nothing reads; not told while a step is missing."""
+        made = {step.id: step for step in walk(steps)}
+        if not all(name in made for name in self._known.places):
+            return
         inputs = self._top.get("inputs")
         for name, key in inputs.keys.items() if inputs is not None else ():
             if name not in used:
                 self._notes.add(f"nothing reads the input {name!r}: use it or remove it", key)
         for name, key in self._known.places.items():
-            if name not in used and not self._acts(name):
+            if name not in used and not _acts(made[name]):
                 self._notes.add(f"nothing reads the step {name!r}: use it or remove it", key)
-
-    def _acts(self, name: str) -> bool:
-        return False
 
     def _validate(self, graph: Graph) -> None:
         """What the planner finds, unless it is said already with its exact place."""
@@ -191,10 +187,9 @@ class _File:
             self._notes.add(f"workflows use each other in a circle: {circle}", at)
             return None
         if not path.is_file():
-            near = sorted(each.name for each in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-            from .api_places import did_you_mean
-
-            self._notes.add(f"there is no file {path}{did_you_mean(path.name, near, 'there is')}", at)
+            near = sorted(each.name for each in path.parent.glob("*.y*ml"))
+            cure = did_you_mean(path.name, near, "there is")
+            self._notes.add(f"there is no file {path}{cure}", at)
             return None
         try:
             return _load(path, self._above)
@@ -203,3 +198,8 @@ class _File:
         except InvalidInput as error:
             self._notes.add(str(error), at)
         return None
+
+
+def _acts(step: Step) -> bool:
+    """Whether a step may do something although nothing reads its result."""
+    return isinstance(step, Each) or (isinstance(step, ToolCall) and step.effect != "pure")

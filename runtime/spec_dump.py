@@ -1,8 +1,220 @@
-"""Workflows back to YAML."""
+"""Workflows back to YAML, so that reading it again gives an equal graph."""
 
-from .workflow import Workflow
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+
+import yaml
+
+from ..planner.graph import (
+    LLM,
+    Args,
+    Compute,
+    Const,
+    DictOf,
+    Each,
+    Expr,
+    ListOf,
+    Ref,
+    Sampling,
+    Select,
+    Step,
+    ToolCall,
+    Value,
+)
+from ..tools import Tool
+from .api_source import literal, quote, source_of
+from .errors import InvalidInput
+from .spec_check import Notes
+from .spec_reader import Item, Reader
+from .spec_types import is_schema, read_type
+from .workflow import Input, ModelSpec, Workflow
+
+_DEFAULTS = Sampling()
+_TOOL_DEFAULTS = Tool("", "", "", print)
 
 
 def dump(workflow: Workflow) -> str:
-    """The YAML text of a workflow."""
-    raise NotImplementedError
+    """The YAML text of a workflow with a graph; raises InvalidInput where YAML cannot say it."""
+    graph = workflow.graph
+    if graph is None:
+        raise InvalidInput(f"{workflow.name!r} is an `async def` workflow: only graphs become YAML")
+    top: dict[str, Any] = {"version": 1, "name": workflow.name}
+    if workflow.inputs:
+        top["inputs"] = {each.name: _input(each) for each in workflow.inputs}
+    if workflow.models:
+        top["models"] = {name: _model(spec) for name, spec in workflow.models.items()}
+    if workflow.tools:
+        top["tools"] = {name: _tool(tool) for name, tool in workflow.tools.items()}
+    top["steps"] = {step.id: _step(step) for step in graph.steps}
+    top["output"] = _value(graph.result)
+    return yaml.dump(
+        top,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
+        default_flow_style=False,
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes long texts as blocks, and quotes what our reader would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    node = yaml.ScalarNode("tag:yaml.org,2002:str", text, style=style)
+    if style is None and _misread(text):
+        node = yaml.ScalarNode("tag:yaml.org,2002:str", text, style="'")
+    return node
+
+
+def _misread(text: str) -> bool:
+    """Whether our reader would not take the plain text for itself."""
+    reader = Reader()
+    item = Item("scalar", 0, 0)
+    return reader.plain(text, item) != text or bool(reader.problems)
+
+
+_Dumper.add_representer(str, _text)
+
+
+# ---- parts ----------------------------------------------------------------------------------------
+
+
+def _input(each: Input) -> Any:
+    schema = _type(json.loads(each.schema), f"input {each.name!r}")
+    if each.required:
+        return schema
+    if isinstance(schema, str):
+        schema = {} if schema == "any" else {"type": schema}
+    return {**schema, "default": each.default}
+
+
+def _model(spec: ModelSpec) -> Any:
+    return {"backend": spec.backend, **spec.options}
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    if not tool.origin:
+        raise InvalidInput(
+            f"tool {tool.name!r} is not a function of a module, so YAML cannot name it: "
+            "define it at the top of a module"
+        )
+    limits = ("timeout_s", "retries", "max_concurrency", "eta_s")
+    changed = {
+        name: getattr(tool, name)
+        for name in limits
+        if getattr(tool, name) != getattr(_TOOL_DEFAULTS, name)
+    }
+    return {"python": tool.origin, "effect": tool.effect, **changed}
+
+
+def _type(schema: Any, what: str) -> Any:
+    """A JSON Schema as it is, or as a type's name; it must read back as itself."""
+    if schema == {}:
+        return "any"
+    if list(schema) == ["type"] and isinstance(schema["type"], str):
+        return schema["type"]
+    notes = Notes("")
+    item = Reader().read(yaml.dump(schema, Dumper=_Dumper, sort_keys=False))
+    if not is_schema(item) or read_type(item, notes) != schema or notes.problems:
+        raise InvalidInput(f"{what} has a schema that YAML cannot say: {json.dumps(schema)}")
+    return schema
+
+
+def _step(step: Step) -> dict[str, Any]:
+    match step:
+        case LLM():
+            made = _llm(step)
+        case ToolCall():
+            made = {"tool": step.tool, **_with(step.args, implicit=False)}
+        case Select():
+            made = {
+                "select": _expression(step.condition),
+                "then": _value(step.then),
+                "else": _value(step.otherwise),
+            }
+        case Compute():
+            made = {"value": _value(step.value)}
+        case Each():
+            made = {
+                "each": _expression(step.items),
+                "as": step.item,
+                "steps": {inside.id: _step(inside) for inside in step.body},
+                "result": _value(step.result),
+            }
+    if step.when is not None:
+        made["when"] = _expression(step.when)
+    return made
+
+
+def _llm(step: LLM) -> dict[str, Any]:
+    made: dict[str, Any] = {"llm": step.prompt.source}
+    if step.system is not None:
+        made["system"] = step.system.source
+    made |= _with(step.args, implicit=True)
+    if step.choices:
+        made["choices"] = list(step.choices)
+    if step.schema is not None:
+        made["output"] = _type(json.loads(step.schema), f"step {step.id!r}")
+    if step.model != "default":
+        made["model"] = step.model
+    for name in ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed", "ignore_eos"):
+        value = getattr(step.sampling, name)
+        if value != getattr(_DEFAULTS, name):
+            made[name] = list(value) if name == "stop" else value
+    return made
+
+
+def _with(args: Args, *, implicit: bool) -> Mapping[str, Any]:
+    given = {name: _value(value) for name, value in args if not (implicit and value == Ref(name))}
+    return {"with": given} if given else {}
+
+
+# ---- values ----------------------------------------------------------------------------------------
+
+
+def _value(value: Value) -> Any:
+    """A value as YAML data with {{ expressions }}."""
+    match value:
+        case Const(text):
+            return _data(json.loads(text))
+        case ListOf(items):
+            return [_value(item) for item in items]
+        case DictOf(items):
+            return {name: _value(item) for name, item in items}
+        case Ref() | Expr():
+            return "{{ " + source_of(value) + " }}"
+
+
+def _data(data: Any) -> Any:
+    """Constant data; texts that look like templates are written as expressions."""
+    match data:
+        case str() if any(mark in data for mark in ("{{", "{%", "{#")):
+            return "{{ " + quote(data) + " }}"
+        case list():
+            items = cast("list[Any]", data)
+            return [_data(item) for item in items]
+        case dict():
+            pairs = cast("dict[str, Any]", data)
+            return {name: _data(item) for name, item in pairs.items()}
+        case _:
+            return data
+
+
+def _expression(value: Value) -> Any:
+    """A condition or a list to loop over."""
+    match value:
+        case Ref() | Expr():
+            return source_of(value)
+        case Const(text) if isinstance(json.loads(text), bool | list):
+            return _value(value)
+        case Const(text):
+            return literal(json.loads(text))
+        case ListOf() | DictOf():
+            return _value(value)

@@ -213,10 +213,10 @@ class Reader:
         text: str = event.value
         item = Item("scalar", line, column, text, block=event.style in ("|", ">"))
         if event.style is None or event.style == "":
-            item.scalar = self._plain(text, item)
+            item.scalar = self.plain(text, item)
         return item
 
-    def _plain(self, text: str, item: Item) -> Scalar:
+    def plain(self, text: str, item: Item) -> Scalar:
         """What an unquoted text means."""
         if _NULL.fullmatch(text):
             return None

@@ -1,5 +1,6 @@
 """The steps of a YAML workflow, compiled one by one into steps of a graph."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -127,7 +128,9 @@ class Steps:
 
     def _unknown_kind(self, name: str, key: Item, pairs: Mapping[str, Item]) -> None:
         wanted = ", ".join(STEP_KINDS)
-        cure = next((c for p in pairs if (c := did_you_mean(p, STEP_KINDS)).startswith("; did")), "")
+        cure = next(
+            (c for p in pairs if (c := did_you_mean(p, STEP_KINDS)).startswith("; did")), ""
+        )
         message = f"the step {name!r} has none of {wanted}, then{cure}"
         self._notes.add(message, key)
 
@@ -149,7 +152,9 @@ class Steps:
             self._notes.add(f"the step {name!r} has choices and output: keep one", pairs["output"])
         schema = read_type(pairs["output"], self._notes) if "output" in pairs else None
         args = self._args_of_prompts(pairs, prompts)
-        choices = tuple(str(one.scalar) for one in pairs["choices"].items) if "choices" in pairs else ()
+        choices = (
+            tuple(str(one.scalar) for one in pairs["choices"].items) if "choices" in pairs else ()
+        )
         if len(prompts) < len([what for what in ("llm", "system") if what in pairs]):
             return
         step = LLM(
@@ -180,7 +185,9 @@ class Steps:
     def _check_model(self, model: str, at: Item | None) -> None:
         known = self._known.declared_models
         if at is not None and known is not None and model not in ("default", *known):
-            self._notes.add(f"the model {model!r} is not under models{did_you_mean(model, known)}", at)
+            self._notes.add(
+                f"the model {model!r} is not under models{did_you_mean(model, known)}", at
+            )
 
     def _args_of_prompts(self, pairs: dict[str, Item], prompts: Mapping[str, Prompt]) -> Args:
         """A value for each field: given under `with`, or of the same name."""
@@ -352,7 +359,5 @@ class Steps:
 
 def _parameters(tool: Tool) -> tuple[list[str], list[str]]:
     """The names of a tool's parameters, and those that it needs."""
-    import json
-
     schema: dict[str, Any] = json.loads(tool.parameters)
     return list(schema.get("properties", {})), list(schema.get("required", ()))

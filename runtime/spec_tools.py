@@ -78,7 +78,9 @@ def _module(parts: list[str], folder: Path) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name == parts[0] or error.name == name:
-            raise InvalidInput(f"there is no module {name!r}: neither {file} nor installed") from None
+            raise InvalidInput(
+                f"there is no module {name!r}: neither {file} nor installed"
+            ) from None
         raise InvalidInput(f"the module {name!r} cannot be imported: {error}") from error
     except SyntaxError as error:
         place = f"{error.filename}:{error.lineno}"

@@ -52,7 +52,11 @@ def is_schema(item: Item) -> bool:
     if not all(key in KEYWORDS for key in pairs):
         return False
     named = pairs.get("type")
-    return not pairs or (named is not None and (named.kind == "list" or named.scalar in NAMES))
+    return (
+        not pairs
+        or "default" in pairs
+        or (named is not None and (named.kind == "list" or named.scalar in NAMES))
+    )
 
 
 def _structural(key: str, value: Item) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tinymodel.trainer import Plan, train
 
-STEPS = 2800
+STEPS = 2600
 QUICK_STEPS = 20
 
 

@@ -26,8 +26,8 @@ Reply = Callable[[str], str]
 class ByteTokenizer:
     """A token is a byte of UTF-8; 256 closes a turn. Enough for a fake to count and compare."""
 
-    eos_ids = frozenset({256})
-    end_of_turn_ids = (256,)
+    eos_ids: frozenset[int] = frozenset({256})
+    end_of_turn_ids: tuple[int, ...] = (256,)
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "replace"))
@@ -87,8 +87,10 @@ class FakeBackend:
         if self._latency_s:
             with anyio.CancelScope() as scope:
                 self.running[request.call] = scope
-                await anyio.sleep(self._latency_s)
-            del self.running[request.call]
+                try:
+                    await anyio.sleep(self._latency_s)
+                finally:
+                    del self.running[request.call]
             if scope.cancelled_caught:
                 yield Chunk(finish="abort", usage=Usage(prompt_tokens=len(request.token_ids)))
                 return

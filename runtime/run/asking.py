@@ -117,7 +117,8 @@ class Asking:
             from jsonschema import Draft202012Validator
 
             self._validator = Draft202012Validator(json.loads(step.schema or "{}"))
-        for problem in self._validator.iter_errors(value):
+        problems = self._validator.iter_errors(value)  # pyright: ignore[reportUnknownMemberType]
+        for problem in problems:
             where = "/".join(str(part) for part in problem.absolute_path) or "the answer"
             message = f"the answer does not fit the output: {where}: {problem.message[:200]}"
             raise OutputInvalid(message, step.id, text)

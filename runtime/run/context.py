@@ -1,20 +1,60 @@
 """The program that the current task runs for: what an `async def` workflow's awaited steps reach."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from ...planner.graph import LLM, ToolCall
+from ...planner.graph import LLM, Sampling, ToolCall
 from ...tools import Tool
-from ..calls import Message, ToolSpec
+from ..calls import Message
 from ..workflow import Workflow
+
+
+class HasTool(Protocol):
+    """What `@tool` makes of a function."""
+
+    @property
+    def tool(self) -> Tool: ...
 
 
 class Session(Protocol):
     """An append-only chat with one model, whose KV cache is kept while tools run."""
 
-    async def ask(self, content: str, tools: tuple[ToolSpec, ...] = ()) -> Message:
+    @property
+    def messages(self) -> list[Message]:
+        """What has been said."""
+        ...
+
+    async def ask(
+        self,
+        content: str,
+        tools: Iterable[Tool | HasTool] = (),
+        sampling: Sampling | None = None,
+    ) -> Message:
         """Append a user turn and the model's answer; returns the assistant's message."""
+        ...
+
+    async def give(
+        self,
+        results: Iterable[Any],
+        tools: Iterable[Tool | HasTool] = (),
+        sampling: Sampling | None = None,
+    ) -> Message:
+        """Append the results of the last message's tool calls, in order, and the model's answer."""
+        ...
+
+    async def run(
+        self,
+        content: str,
+        tools: Iterable[Tool | HasTool] = (),
+        sampling: Sampling | None = None,
+        max_turns: int = 10,
+    ) -> str:
+        """Ask, call the tools that the model wants, hand it their results, until it answers.
+
+        A tool that fails, does not exist or is called wrongly is told to the model as its
+        result. Raises StepFailed after `max_turns` turns without an answer.
+        """
         ...
 
 

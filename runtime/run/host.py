@@ -13,7 +13,7 @@ from ...tools import Tool
 from ...tools.call import call as call_tool
 from ..calls import CallId, Message, Request
 from ..clock import now
-from ..errors import InvalidWorkflow, Problem, ToolFailed
+from ..errors import InvalidWorkflow, JournalError, Problem, ToolFailed
 from ..journal.base import Journal, StepRecord
 from ..scheduler.events import CallShared, ToolEnded, ToolStarted
 from ..scheduler.loop import Answer, Scheduler, Turn
@@ -151,7 +151,10 @@ class Host:
                 self.sharing.finish(signature, value)
             done(value, None)
 
-        self.journal.record(StepRecord(owner.row, path, encode(value), signature), durable)
+        try:
+            self.journal.record(StepRecord(owner.row, path, encode(value), signature), durable)
+        except JournalError as error:
+            self.failed(signature, error, done)
 
     def failed(self, signature: bytes | None, error: Exception, done: Settled) -> None:
         """A step has failed, and so has equal work."""
@@ -227,7 +230,10 @@ class Host:
             )
             done(None, ToolFailed(message, step))
             return
-        self.journal.record(StepRecord(owner.row, intent, b"null"), start)
+        try:
+            self.journal.record(StepRecord(owner.row, intent, b"null"), start)
+        except JournalError as error:
+            done(None, error)
 
     async def _use(
         self,

@@ -94,18 +94,32 @@ async def open_host(
         name: Model(name, backend.tokenizer, backend.capabilities)
         for name, backend in backends.items()
     }
-    async with Scheduler(core, workers, names, trace) as scheduler, asyncio.TaskGroup() as tasks:
-        yield Host(
-            scheduler,
-            models,
-            journal or NoJournal(),
-            trace,
-            tasks,
-            sharing=Sharing() if share else None,
-            seed=seed,
-            resumed=resumed,
-            call_timeout_s=call_timeout_s,
-        )
+    failure: BaseException | None = None
+    try:
+        async with Scheduler(core, workers, names, trace) as scheduler, asyncio.TaskGroup() as tasks:
+            host = Host(
+                scheduler,
+                models,
+                journal or NoJournal(),
+                trace,
+                tasks,
+                sharing=Sharing() if share else None,
+                seed=seed,
+                resumed=resumed,
+                call_timeout_s=call_timeout_s,
+            )
+            try:
+                yield host
+            except BaseException as error:
+                failure = error
+                raise _BodyFailed from None  # has the groups cancel their tasks
+    except* _BodyFailed:
+        assert failure is not None
+        raise failure from None
+
+
+class _BodyFailed(Exception):
+    """Stands for the body's own error while the task groups end, so that it comes out bare."""
 
 
 async def run_program(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from ..errors import StepFailed, TenterError
+from ..errors import JournalError, TenterError
 from ..journal.base import Journal, RowRecord, StepRecord
 from .control import Control, Wish
 from .host import decode, encode
@@ -86,7 +86,9 @@ class RowRun:
         self._live: set[str] = set()
         self._unrecorded = 0
         self._open = 0  # rows read and not yet given to the sink
+        self._broken: JournalError | None = None
         self.failed = 0
+        journal.on_failure = self._break
 
     async def run(self, rows: Iterator[Row]) -> Status:
         """Run every row; returns how it ended. What has started is finished unless aborted."""
@@ -100,6 +102,8 @@ class RowRun:
             await self._wait_for_rest()
         finally:
             self._control.detach()
+        if self._broken is not None:
+            raise self._broken
         if self._too_many_errors:
             return "failed"
         return "paused" if self._control.wish > Wish.RUN else "done"
@@ -167,7 +171,7 @@ class RowRun:
 
         def ended(value: Any, error: Exception | None) -> None:
             self._live.discard(name)
-            if self._control.wish == Wish.ABORT:
+            if self._control.wish == Wish.ABORT or self._broken is not None:
                 self._changed.set()  # not recorded: it will be done again
             else:
                 self._end(row, value, tell(error) if error is not None else None)
@@ -183,7 +187,11 @@ class RowRun:
             self._give(row, value, error)
 
         data = encode(value) if error is None else None
-        self._journal.record(RowRecord(row.row, data, error), durable)
+        try:
+            self._journal.record(RowRecord(row.row, data, error), durable)
+        except JournalError as failure:
+            self._unrecorded -= 1
+            self._break(failure)
 
     def _give(self, row: Row, value: Any, error: str | None) -> None:
         self._open -= 1
@@ -200,7 +208,12 @@ class RowRun:
 
     @property
     def _stopped(self) -> bool:
-        return self._control.wish > Wish.RUN or self._too_many_errors
+        return self._control.wish > Wish.RUN or self._too_many_errors or self._broken is not None
+
+    def _break(self, error: JournalError) -> None:
+        """Nothing can be recorded any more, so nothing may go on."""
+        self._broken = error
+        self._changed.set()
 
     async def _until(self, ready: Callable[[], bool]) -> None:
         """Wait until `ready()`, or until the run is to stop."""
@@ -210,21 +223,19 @@ class RowRun:
 
     async def _wait_for_rest(self) -> None:
         """Wait for what has started; when aborted, have it cancelled first."""
-        aborted = False
         if self._stopped:
             self._programs.drain()
-        while self._live or self._unrecorded:
-            if self._control.wish == Wish.ABORT and not aborted:
-                aborted = True
+        while self._live or (self._unrecorded and self._broken is None):
+            if self._control.wish == Wish.ABORT or self._broken is not None:
                 for name in sorted(self._live):
                     self._programs.cancel(name)
             self._changed.clear()
-            if self._live or self._unrecorded:
+            if self._live or (self._unrecorded and self._broken is None):
                 await self._changed.wait()
 
 
 def tell(error: Exception) -> str:
     """An error as one line, for the error column."""
-    if isinstance(error, StepFailed | TenterError):
+    if isinstance(error, TenterError):
         return " ".join(str(error).split())
     return " ".join(f"{type(error).__name__}: {error}".split())

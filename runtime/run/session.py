@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ...planner.graph import Sampling
 from ...tools import Tool
@@ -16,18 +16,12 @@ from ..journal.base import StepRecord
 from ..scheduler.events import CallShared
 from ..scheduler.loop import Answer
 from .asking import seed_for, without_thought
+from .context import HasTool
 
 if TYPE_CHECKING:
     from .program import AsyncProgram
 
 TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-
-
-class HasTool(Protocol):
-    """What `@tool` makes of a function."""
-
-    @property
-    def tool(self) -> Tool: ...
 
 
 class ChatSession:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from tenter.planner.errors import PlannerError
 from tenter.planner.graph import (
     LLM,
@@ -23,6 +24,7 @@ from tenter.planner.graph import (
     sort,
     walk,
 )
+from tenter.planner.guards import implies
 from tenter.planner.prompt import Prompt
 from tenter.planner.validate import validate
 
@@ -148,8 +150,10 @@ def test_a_good_graph_has_no_problems() -> None:
         ),
         (
             graph(ask("a", "Hi\n{{ x", args=())),
-            "step 'a': its prompt does not parse: line 2: unexpected end of template, expected "
-            "'end of print statement'.",
+            (
+                "step 'a': its prompt does not parse: line 2: unexpected end of template, expected "
+                "'end of print statement'."
+            ),
         ),
         (
             graph(ask("a", choices=("x",))),
@@ -166,13 +170,17 @@ def test_a_good_graph_has_no_problems() -> None:
         ),
         (
             graph(ask("a", schema="{")),
-            "step 'a': its output schema is not JSON: Expecting property name enclosed in double "
-            "quotes: line 1 column 2 (char 1)",
+            (
+                "step 'a': its output schema is not JSON: Expecting property name enclosed in double "
+                "quotes: line 1 column 2 (char 1)"
+            ),
         ),
         (
             graph(ask("kind"), ask("fix", when=GUARD), ask("a", "{{ fix }}")),
-            "step 'a': reads 'fix', which is skipped unless kind == 'bug'; join the branches with "
-            "a select, or give this step the same condition",
+            (
+                "step 'a': reads 'fix', which is skipped unless kind == 'bug'; join the branches with "
+                "a select, or give this step the same condition"
+            ),
         ),
         (
             graph(Each(id="a", items=Const('"x"'), item="i", body=(), result=Ref("ticket"))),
@@ -189,8 +197,7 @@ def test_a_good_graph_has_no_problems() -> None:
         (graph(ask("a"), result="b"), "the result reads 'b', not defined; known: a, ticket"),
         (
             graph(Compute(id="a", value=Expr("ticket +", ("ticket",)))),
-            "step 'a': value: 'ticket +' is no expression: Expected an expression, got 'end of "
-            "template'",
+            "step 'a': value: 'ticket +' is no expression: unexpected 'end of template'",
         ),
         (
             graph(Compute(id="a", value=Expr("ticket", ()))),
@@ -198,8 +205,10 @@ def test_a_good_graph_has_no_problems() -> None:
         ),
         (
             graph(ask("my-step")),
-            "step 'my-step': the id 'my-step' cannot be used in templates; use letters, digits "
-            "and _",
+            (
+                "step 'my-step': the id 'my-step' cannot be used in templates; use letters, digits "
+                "and _"
+            ),
         ),
         (
             graph(ask("a", sampling=Sampling(max_tokens=0))),
@@ -247,8 +256,8 @@ def test_unknown_tools_and_models() -> None:
     )
 
     assert errors(subject, tools=["search"], models=["big", "default"]) == [
-        "step 'look': the tool 'serch' is not defined; did you mean 'search'?",
         "step 'look': the argument 'a' is given 2 times",
+        "step 'look': the tool 'serch' is not defined; did you mean 'search'?",
         "step 'a': the model 'bgi' is not defined; did you mean 'big'?",
     ]
 
@@ -266,6 +275,18 @@ def test_a_stricter_condition_may_read_a_skipped_step(when: Expr) -> None:
     subject = graph(ask("kind"), ask("fix", when=GUARD), ask("a", "{{ fix }}", when=when))
 
     assert errors(subject) == []
+
+
+def test_conditions_are_compared_part_by_part() -> None:
+    both = Expr("(kind == 'bug') and (ticket and kind)", ("kind", "ticket"))
+    more = Expr("kind=='bug' and (ticket and kind) and x", ("kind", "ticket", "x"))
+    less = Expr("kind == 'bug' and 'ticket and kind'", ("kind",))
+
+    assert implies(more, both) and implies(both, GUARD) and implies(more, Ref("x"))
+    assert not implies(GUARD, both)
+    assert not implies(less, both)
+    assert not implies(Expr("a or b and c", ("a", "b", "c")), Ref("c"))
+    assert not implies(GUARD, Expr("(((", ()))
 
 
 def test_a_body_has_the_condition_of_its_each() -> None:

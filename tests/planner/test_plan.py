@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tenter.planner.errors import InvariantBroken
 from tenter.planner.explain import explain, explain_rules
 from tenter.planner.graph import (
@@ -348,7 +349,7 @@ def test_explain_shows_the_plan_after_each_rule() -> None:
         "         ~ prompt 113 tokens, 13 of them shared; output 0; 1 calls per row\n"
         "  once policy = tool policy() pure\n"
         "  row  reply = llm default text(policy, kind, ticket) [shared]\n"
-        "         ~ prompt 156 tokens, 53 of them shared; output 128; 1 calls per row\n"
+        "         ~ prompt 155 tokens, 53 of them shared; output 128; 1 calls per row\n"
         "  result: reply\n"
     )
 

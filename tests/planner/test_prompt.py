@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from tenter.planner.errors import PromptError
 from tenter.planner.prompt import Dynamic, Field, Prompt, Static
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from tenter.planner.explain import explain
 from tenter.planner.graph import (
     LLM,

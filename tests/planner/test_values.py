@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from tenter.planner.errors import EvaluationError, PromptError
 from tenter.planner.graph import Const, DictOf, Expr, ListOf, Ref, Value
 from tenter.planner.values import check_expression, compile_args, compile_value, evaluate, spell

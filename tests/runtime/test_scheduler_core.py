@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+
 from tenter.runtime.scheduler.core import MAX_ATTEMPTS, Core
 from tenter.runtime.scheduler.events import (
     Abort,
@@ -68,9 +69,7 @@ def core() -> Iterator[Core]:
 def test_a_program_starts_its_call_runs_and_the_next_one_follows(core: Core) -> None:
     assert core.handle(arrived("p"), 0) == [StartProgram(program="p")]
     assert core.handle(up(), 0) == []
-    assert core.handle(ready("p/a", "p"), 0) == [
-        Dispatch(call="p/a", worker="m/0", priority=0)
-    ]
+    assert core.handle(ready("p/a", "p"), 0) == [Dispatch(call="p/a", worker="m/0", priority=0)]
     assert core.handle(ready("p/b", "p"), 0) == []
     assert dispatched(core.handle(done("p/a", "p"), 1)) == ["p/b"]
     core.handle(done("p/b", "p"), 2)

@@ -87,7 +87,7 @@ class Session:
     def finish(self, job: str, key: str, closing: Turn, final: str) -> Sample:
         """The finished sample, with its tools in random order among some that are not needed."""
         known = {tool["function"]["name"] for tool in self.tools}
-        for names in self.r.sample(DISTRACTORS, self.r.choice((0, 0, 1, 1, 2, 3))):
+        for names in self.r.sample(DISTRACTORS, self.r.choice((0, 0, 0, 1, 1, 3))):
             if not known & set(names.names):
                 self.offer(names)
         self.r.shuffle(self.tools)
@@ -98,15 +98,15 @@ class Session:
 def _schema(r: Random, names: ToolNames, name: str, parameter: str) -> Tool:
     """A JSON function schema, in one of the spellings that libraries give it."""
     spec: dict[str, Any] = {"type": names.kind}
-    if r.random() < 0.2:
+    if r.random() < 0.1:
         spec["title"] = parameter.replace("_", " ").title()
     parameters: dict[str, Any] = {"type": "object", "properties": {parameter: spec}}
     if r.random() < 0.8:
         parameters["required"] = [parameter]
-    if r.random() < 0.2:
+    if r.random() < 0.1:
         parameters["additionalProperties"] = False
     function: dict[str, Any] = {"name": name}
-    if r.random() < 0.8:
+    if r.random() < 0.6:
         function["description"] = r.choice(names.descriptions)
     function["parameters"] = parameters
     return {"type": "function", "function": function}

@@ -7,7 +7,7 @@ from .sample import Random, Sample, interrupted, thinking
 from .words import FIRST_NAMES, ITEMS, plural
 
 SLIP_SHARE = 0.12  # passes over a sum that contain a slip, which the majority corrects
-OVERTHINKING_INTERRUPTED_SHARE = 0.4
+OVERTHINKING_INTERRUPTED_SHARE = 0.35
 SLIPS = (-10, 10, -1, 1, 100, -100, 9, -9, 20, -20)
 ASKING = (
     "Compute {}.",
@@ -171,14 +171,8 @@ def _cut_short(r: Random, passes: list[Pass], value: int) -> Turn | None:
 
 def multiply(r: Random) -> Sample:
     """A product by place values: two digits by two, three by two, or any by one."""
-    a, b = r.choice(
-        (
-            (r.randint(12, 99), r.randint(12, 99)),
-            (r.randint(12, 99), r.randint(12, 99)),
-            (r.randint(100, 999), r.randint(12, 99)),
-            (r.randint(12, 999), r.randint(2, 9)),
-        )
-    )
+    longest_a, longest_b = r.choices(((99, 99), (999, 99), (999, 9)), (6, 1, 3))[0]
+    a, b = r.randint(12, longest_a), r.randint(12 if longest_b > 9 else 2, longest_b)
     value = str(a * b)
     sign = r.choice((" * ", " * ", "*", " x ", " times "))
     question = r.choice(ASKING).format(f"{a}{sign}{b}")

@@ -13,7 +13,9 @@ from .sample import Random
 
 LABEL_JOBS = frozenset({"classify", "route"})
 LABEL_WEIGHT = 4.0  # a label is one or two tokens beside the hundred of a calculation
-STRETCHED_SHARE = 0.35  # batches whose positions jump, so that distances beyond the row are seen
+STRETCHED_SHARE = 0.3  # batches whose positions jump, so that distances beyond the row are seen
+STRETCHED_FROM_TOKENS = 1024  # jumps in short rows slow the learning of arithmetic
+MOST_MISFITS = 8  # samples passed over because they do not fit into the rest of a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +42,24 @@ def _encode(r: Random, tokenizer: Tokenizer, row_tokens: int) -> tuple[list[int]
 
 
 def _row(r: Random, tokenizer: Tokenizer, row_tokens: int) -> tuple[list[int], list[float]]:
-    """Samples one after the other from the row's start; the last one is cut where the row ends."""
+    """Whole samples one after the other; only the last one is cut where the row ends."""
     ids: list[int] = []
     weights: list[float] = []
+    misfits = 0
     while len(ids) <= row_tokens:
         more_ids, more_weights = _encode(r, tokenizer, row_tokens)
+        if len(ids) + len(more_ids) > row_tokens + 1 and misfits < MOST_MISFITS:
+            misfits += 1
+            continue
         ids += more_ids
         weights += more_weights
     return ids[: row_tokens + 1], weights[: row_tokens + 1]
 
 
 def stretched_positions(r: Random, row_tokens: int, longest: int) -> Tensor:
-    """0, 1, 2, ... with up to three jumps, reaching at most position `longest` - 1."""
+    """0, 1, 2, ...; in long rows sometimes with up to three jumps, at most to `longest` - 1."""
     steps = [1] * row_tokens
-    if row_tokens < longest and r.random() < STRETCHED_SHARE:
+    if STRETCHED_FROM_TOKENS <= row_tokens < longest and r.random() < STRETCHED_SHARE:
         jumps = r.randint(1, 3)
         for _ in range(jumps):
             steps[r.randrange(row_tokens)] += r.randint(0, (longest - row_tokens) // jumps)

@@ -25,7 +25,7 @@ class Shape:
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 64
-    rope_theta: float = 100_000.0
+    rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-6
 
 

@@ -27,22 +27,22 @@ JOBS: Mapping[str, Callable[[Random], Sample]] = {
     "agent_session": agents.repeat_lookups,
 }
 WEIGHTS: Mapping[str, float] = {
-    "arithmetic": 5,
+    "arithmetic": 6,
     "reason": 4,
-    "multiply": 4.5,
-    "word": 3.5,
-    "verify": 2.5,
-    "classify": 6,
-    "route": 6,
-    "extract": 5.5,
-    "reply": 3.5,
-    "repeat": 5,
+    "multiply": 6,
+    "word": 4,
+    "verify": 3,
+    "classify": 5,
+    "route": 5,
+    "extract": 5,
+    "reply": 2.5,
+    "repeat": 4,
     "small_talk": 0.3,
-    "agent_total": 2.5,
-    "agent_steps": 1.5,
-    "agent_stock": 1,
-    "agent_lookup": 1.5,
-    "agent_session": 0.5,
+    "agent_total": 2.2,
+    "agent_steps": 1.1,
+    "agent_stock": 0.8,
+    "agent_lookup": 1.6,
+    "agent_session": 0.4,
 }
 CLOSED_JOBS = frozenset({"small_talk"})  # fixed answers: nothing is held out
 MAY_SKIP_THINKING = frozenset({"classify", "route", "extract", "reply"})
@@ -65,14 +65,14 @@ def draw_dressed(r: Random, row_tokens: int) -> Sample:
     if not sample.tools and r.random() < 0.12:
         sample = _after_earlier_turns(r, sample)
     sample = replace(sample, system=short_system(r))
-    if r.random() < (0.12 if row_tokens <= 256 else 0.3):
+    if r.random() < (0.06 if row_tokens <= 256 else 0.25):
         sample = beside_documents(r, sample, _idle_length(r, row_tokens))
     return sample
 
 
 def short_system(r: Random) -> str:
     """No system message, or one of a few sentences."""
-    count = r.choice((0, 0, 0, 1, 1, 2, 3, 4))
+    count = r.choice((0, 0, 0, 0, 1, 1, 2, 4))
     return " ".join(r.sample(SYSTEM_SENTENCES, count))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from .chat import Span, Turn
 
 HELD_OUT_SHARE = 10  # one key in this many is kept for evaluation
-INTERRUPTED_SHARE = 0.2  # thinking samples that are cut short, so that a forced answer is learned
+INTERRUPTED_SHARE = 0.1  # thinking samples that are cut short, so that a forced answer is learned
 
 Tool = dict[str, Any]
 Random = random.Random

@@ -35,9 +35,9 @@ class Plan:
     learning_rate: float = 0.02
     phases: tuple[tuple[float, int], ...] = (
         (0.0, 256),
-        (0.35, 512),
-        (0.7, 1024),
-        (0.9, LONGEST_ROW_TOKENS),
+        (0.5, 512),
+        (0.78, 1024),
+        (0.92, LONGEST_ROW_TOKENS),
     )
     report_steps: int = 50
 

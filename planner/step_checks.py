@@ -1,0 +1,177 @@
+"""What can be wrong with a step by itself: its values, prompt, choices, schema and sampling.
+
+Everything here yields messages; `validate` gives them a step and a place.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from math import isfinite
+
+from .errors import EvaluationError, PromptError
+from .graph import (
+    LLM,
+    Args,
+    Compute,
+    Const,
+    DictOf,
+    Each,
+    Expr,
+    ListOf,
+    Sampling,
+    Select,
+    Step,
+    ToolCall,
+    Value,
+)
+from .values import check_expression, compile_value
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name."""
+    names = sorted(set(known))
+    if close := get_close_matches(name, names, n=1):
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(names)}" if names else ""
+
+
+# ---- values -------------------------------------------------------------------------------------
+
+
+def value_messages(step: Step) -> Iterator[str]:
+    """What is wrong with the values that a step is given."""
+    for what, value in _values_of(step):
+        for message in messages_of(value):
+            yield f"{what}: {message}"
+
+
+def _values_of(step: Step) -> Iterator[tuple[str, Value]]:
+    if step.when is not None:
+        yield "when", step.when
+    match step:
+        case LLM(args=args) | ToolCall(args=args):
+            yield from ((f"argument {name!r}", value) for name, value in args)
+        case Select():
+            yield from (("then", step.then), ("otherwise", step.otherwise))
+            yield "condition", step.condition
+        case Each():
+            yield from (("items", step.items), ("result", step.result))
+        case Compute():
+            yield "value", step.value
+
+
+def messages_of(value: Value) -> Iterator[str]:
+    """What is wrong with a value and its parts."""
+    match value:
+        case Expr():
+            yield from _expression(value)
+        case Const():
+            try:
+                compile_value(value)
+            except EvaluationError as error:
+                yield str(error)
+        case ListOf(items):
+            for item in items:
+                yield from messages_of(item)
+        case DictOf(items):
+            for _, item in items:
+                yield from messages_of(item)
+        case _:
+            return
+
+
+def _expression(value: Expr) -> Iterator[str]:
+    try:
+        found = check_expression(value.source)
+    except PromptError as error:
+        yield f"{value.source!r} is no expression: {error.message}"
+        return
+    if missing := sorted(set(found) - set(value.uses)):
+        yield f"{value.source!r} also reads {', '.join(missing)}"
+
+
+# ---- kinds of steps -----------------------------------------------------------------------------
+
+
+def step_messages(step: Step) -> Iterator[str]:
+    """What is wrong with a step besides its values and names."""
+    match step:
+        case LLM():
+            yield from _prompts(step)
+            yield from (*_repeated(step.args), *_choices(step), *_schema(step))
+            yield from _sampling(step.sampling)
+        case ToolCall(args=args):
+            yield from _repeated(args)
+        case _:
+            return
+
+
+def _prompts(step: LLM) -> Iterator[str]:
+    """Templates that do not parse, or else fields and arguments that do not fit."""
+    fields: dict[str, None] = {}
+    broken = False
+    for what, prompt in (("system", step.system), ("prompt", step.prompt)):
+        try:
+            fields.update(dict.fromkeys(prompt.fields if prompt else ()))
+        except PromptError as error:
+            broken = True
+            yield f"its {what} does not parse: {error}"
+    if not broken:
+        yield from _args([name for name, _ in step.args], tuple(fields))
+
+
+def _args(given: list[str], fields: tuple[str, ...]) -> Iterator[str]:
+    spare = [name for name in given if name not in fields]
+    for name in fields:
+        if name not in given:
+            cure = did_you_mean(name, spare) if spare else ""
+            yield f"the prompt's field {name!r} has no argument{cure}"
+    for name in dict.fromkeys(spare):
+        cure = did_you_mean(name, fields) or "; the prompt has no fields"
+        yield f"no field of the prompt uses the argument {name!r}{cure}"
+
+
+def _repeated(args: Args) -> Iterator[str]:
+    for name, count in Counter(name for name, _ in args).items():
+        if count > 1:
+            yield f"the argument {name!r} is given {count} times"
+
+
+def _choices(step: LLM) -> Iterator[str]:
+    if not step.choices:
+        return
+    if step.schema is not None:
+        yield "it has choices and an output model; keep one of them"
+    if len(step.choices) == 1:
+        yield f"the only choice is {step.choices[0]!r}; give two or more"
+    for choice, count in Counter(step.choices).items():
+        if count > 1:
+            yield f"the choice {choice!r} is there {count} times"
+        if not choice.strip():
+            yield "a choice is empty; give each some text"
+
+
+def _schema(step: LLM) -> Iterator[str]:
+    if step.schema is None:
+        return
+    try:
+        schema = json.loads(step.schema)
+    except ValueError as error:
+        yield f"its output schema is not JSON: {error}"
+        return
+    if not isinstance(schema, dict | bool):
+        yield "its output schema must be a JSON object"
+
+
+def _sampling(sampling: Sampling) -> Iterator[str]:
+    if sampling.max_tokens < 1:
+        yield f"max_tokens is {sampling.max_tokens}; it must be 1 or more"
+    if not (isfinite(sampling.temperature) and sampling.temperature >= 0):
+        yield f"temperature is {sampling.temperature}; it must be 0 or more"
+    if sampling.top_k < 0:
+        yield f"top_k is {sampling.top_k}; it must be 0 (no limit) or more"
+    if not 0 < sampling.top_p <= 1:
+        yield f"top_p is {sampling.top_p}; it must be above 0 and at most 1"
+    if "" in sampling.stop:
+        yield "a stop text is empty; it would stop every answer at once"

@@ -1,0 +1,412 @@
+"""The command line from outside: what is printed where, and the exit codes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenter.runtime.cli import main
+
+ROUTE = """\
+version: 1
+name: route
+inputs:
+  text: string
+steps:
+  answer:
+    llm: "Say something about {{ text }}."
+output: "{{ answer }}"
+"""
+BROKEN = """\
+version: 1
+name: broken
+inputs:
+  text: string
+steps:
+  answer:
+    llm: "Say something about {{ txt }}."
+    temprature: 0.5
+output: "{{ answer }}"
+"""
+
+
+class Project:
+    """A folder with a workflow and a table, in which commands run."""
+
+    def __init__(self, folder: Path, capture: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self._capture = capture
+        (folder / "route.yaml").write_text(ROUTE)
+        (folder / "broken.yaml").write_text(BROKEN)
+        self.table(6)
+
+    def table(self, rows: int) -> None:
+        lines = ["id,text", *(f"{number},row {number}" for number in range(rows))]
+        (self.folder / "table.csv").write_text("\n".join(lines) + "\n")
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of a command in this process."""
+        self._capture.readouterr()
+        code = main(arguments)
+        said = self._capture.readouterr()
+        return code, said.out, said.err
+
+    def map(self, *more: str, fake: str = "reply=fine") -> tuple[int, str, str]:
+        given = ("--out", "out.csv", "--model", f"default=fake:{fake}", *more)
+        return self.run("map", "route.yaml", "table.csv", *given)
+
+    def rows(self, name: str = "out.csv") -> list[dict[str, str]]:
+        with (self.folder / name).open(newline="") as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Project:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TENTER_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TENTER_DEBUG", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return Project(tmp_path, capsys)
+
+
+def records(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+# ---- what is said without running anything ------------------------------------------------------
+
+
+def test_no_arguments_show_help_with_first_steps(project: Project) -> None:
+    code, out, err = project.run()
+
+    assert (code, err) == (0, "")
+    assert "tenter map examples/triage.yaml examples/tickets.csv" in out
+    for command in ("run", "map", "resume", "explain", "validate", "ls", "show", "doctor"):
+        assert command in out
+
+
+@pytest.mark.parametrize("command", ["run", "map", "resume", "explain", "validate", "graph"])
+def test_help_of_a_command_has_an_example(command: str, project: Project) -> None:
+    code, out, _ = project.run(command, "--help")
+
+    assert code == 0
+    assert f" tenter {command} " in out
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["--version"], ["-V"]], ids=str)
+def test_version(arguments: list[str], project: Project) -> None:
+    code, out, _ = project.run(*arguments)
+
+    assert code == 0
+    assert out.startswith("tenter 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["mapp"], 'Did you mean "map"'),
+        (["map", "route.yaml"], "TABLE"),
+        (["map", "route.yaml", "table.csv"], "--out"),
+        (["map", "route.yaml", "table.csv", "--out", "o.csv", "--limit", "many"], "--limit"),
+        (["map", "route.yaml", "table.csv", "--out", "o.csv", "--nonsense"], "--nonsense"),
+        (["map", "rout.yaml", "table.csv", "--out", "o.csv"], "did you mean 'route.yaml'"),
+        (["map", "broken.yaml", "table.csv", "--out", "o.csv"], "broken.yaml:7"),
+        (["map", "route.yaml", "absent.csv", "--out", "o.csv"], "absent.csv"),
+        (["map", "route.yaml", "bare.csv", "--out", "o.csv"], "text"),
+        (["map", "route.yaml", "empty.csv", "--out", "o.csv"], "empty.csv"),
+        (["map", "route.yaml", "table.csv", "--out", "o.xyz"], ".xyz"),
+        (["map", "route.yaml", "table.csv", "--out", "here.csv"], "--force"),
+        (["map", "route.yaml", "table.csv", "--out", "o.csv", "--columns", "no"], "no"),
+        (["map", "route.yaml", "table.csv", "--out", "o.csv", "--model", "x"], "name=backend"),
+        (["map", "route.yaml", "table.csv", "--out", "o.csv", "--model", "default=fak"], "fak"),
+        (["map", "route.yaml", "table.csv", "--out", "o.csv", "--model", "big=fake"], "big"),
+        (["run", "route.yaml", "txt=3"], "no input 'txt'"),
+        (["run", "route.yaml", "text"], "name=value"),
+        (["run", "route.yaml"], "text"),
+        (["run", "nowhere:flow", "text=3"], "nowhere"),
+        (["resume", "last"], "no runs"),
+        (["show", "run_x"], "no runs"),
+        (["validate"], "name at least one"),
+    ],
+    ids=lambda value: "-".join(value[:3]) if isinstance(value, list) else None,
+)
+def test_usage_and_invalid_input_are_one_line_and_exit_2(
+    arguments: list[str], said: str, project: Project
+) -> None:
+    (project.folder / "here.csv").write_text("")
+    (project.folder / "bare.csv").write_text("id\n1\n")
+    (project.folder / "empty.csv").write_text("")
+    code, out, err = project.run(*arguments)
+
+    assert code == 2, err
+    assert out == ""
+    assert said in err
+    assert all(line.startswith("tenter: ") for line in err.splitlines())
+    assert "Traceback" not in err
+    assert not (project.folder / "o.csv").exists()
+    assert not list((project.folder / "home").glob("runs/*")), "nothing was begun"
+
+
+def test_debug_shows_the_traceback(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENTER_DEBUG", "1")
+
+    with pytest.raises(Exception, match="no runs"):
+        project.run("show", "last")
+
+
+def test_validate_lists_all_problems_of_all_files(project: Project) -> None:
+    code, out, err = project.run("validate", "route.yaml", "broken.yaml", "absent.yaml")
+
+    assert code == 2
+    assert out == "route.yaml: ok, route(text): answer (llm)\n"
+    assert "broken.yaml:7" in err
+    assert "broken.yaml:8" in err
+    assert "temprature" in err
+    assert "absent.yaml" in err
+
+
+def test_validate_as_json(project: Project) -> None:
+    code, out, err = project.run("validate", "route.yaml", "broken.yaml", "--json")
+    good, bad = records(out)
+
+    assert (code, err) == (2, "")
+    assert good["ok"] is True
+    assert bad["ok"] is False
+    assert {problem["line"] for problem in bad["problems"]} >= {7, 8}
+
+
+def test_schema_is_json_schema(project: Project) -> None:
+    code, out, _ = project.run("schema")
+
+    assert code == 0
+    assert "steps" in json.loads(out)["properties"]
+
+
+def test_graph_is_mermaid(project: Project) -> None:
+    code, out, _ = project.run("graph", "route.yaml")
+
+    assert code == 0
+    assert out.startswith("flowchart")
+    assert "answer" in out
+
+
+def test_explain_shows_the_plan_and_runs_nothing(project: Project) -> None:
+    code, out, _ = project.run("explain", "route.yaml", "table.csv")
+
+    assert code == 0
+    assert "answer" in out
+    assert not (project.folder / "home").exists()
+    code, verbose, _ = project.run("explain", "route.yaml", "table.csv", "--verbose")
+    assert code == 0
+    assert len(verbose) > len(out)
+
+
+# ---- running ------------------------------------------------------------------------------------
+
+
+def test_run_prints_the_result(project: Project) -> None:
+    given = ("route.yaml", "text=tea", "--model", "default=fake:reply=fine")
+
+    assert project.run("run", *given) == (0, "fine\n", "")
+    code, out, _ = project.run("run", *given, "--json")
+    assert code == 0
+    assert records(out) == [{"type": "done", "status": "done", "result": "fine"}]
+
+
+def test_run_reads_inputs_from_stdin(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"text": "tea"}'))
+    code, out, _ = project.run("run", "route.yaml", "-", "--model", "default=fake:reply=fine")
+
+    assert (code, out) == (0, "fine\n")
+
+
+def test_map_answers_every_row_and_says_where(project: Project) -> None:
+    code, out, err = project.map("--show", "1")
+
+    assert code == 0
+    assert [row["id"] for row in project.rows()] == list("012345")
+    assert all("fine" in row.values() for row in project.rows())
+    assert "row 0" in out
+    assert "6 of 6 done, 0 failed" in err
+    assert "the answers are in out.csv" in err
+
+
+def test_map_with_limit_and_columns(project: Project) -> None:
+    code, _, _ = project.map("--limit", "2", "--columns", "id")
+
+    assert code == 0
+    assert [row["id"] for row in project.rows()] == ["0", "1"]
+    assert "text" not in project.rows()[0]
+
+
+def test_map_replaces_an_output_only_if_told(project: Project) -> None:
+    assert project.map()[0] == 0
+    assert project.map()[0] == 2
+    assert project.map("--force")[0] == 0
+
+
+def test_json_prints_records_only(project: Project) -> None:
+    code, out, err = project.map("--json")
+    found = records(out)
+
+    assert (code, err) == (0, "")
+    assert found[-1]["type"] == "done"
+    assert found[-1]["exit_code"] == 0
+    assert found[-1]["rows_done"] == 6
+    assert found[-1]["summary"]["calls"]["made"] == 6
+    assert {record["type"] for record in found} <= {"launch", "progress", "done"}
+    assert found[0]["type"] in ("launch", "done")
+
+
+def test_row_errors_exit_3_and_go_to_the_dead_letters(project: Project) -> None:
+    flow = ROUTE.replace('{{ text }}."', '{{ text }}."\n    output: {word: string}')
+    (project.folder / "route.yaml").write_text(flow)
+    code, _, err = project.map()
+
+    assert code == 3
+    assert all(row["error"] for row in project.rows())
+    assert "6 rows failed; they are in out.csv.errors.jsonl" in err
+    assert (project.folder / "out.csv.errors.jsonl").exists()
+
+
+def test_too_many_errors_exit_1(project: Project) -> None:
+    flow = ROUTE.replace('{{ text }}."', '{{ text }}."\n    output: {word: string}')
+    (project.folder / "route.yaml").write_text(flow)
+    code, _, err = project.map("--max-errors", "2", "--concurrency", "1")
+
+    assert code == 1
+    assert "given up" in err
+
+
+def test_ls_and_show_tell_of_runs(project: Project) -> None:
+    assert project.run("ls") == (0, f"no runs in {project.folder / 'home'} yet\n", "")
+    project.map()
+    code, out, _ = project.run("ls")
+    assert code == 0
+    assert "route" in out
+    assert "done" in out
+    code, out, _ = project.run("ls", "--json")
+    (run,) = records(out)
+    assert run["rows_done"] == 6
+    code, out, _ = project.run("show", run["run"])
+    assert code == 0
+    assert "6 done, 0 failed" in out
+    assert "table.csv" in out
+    code, out, _ = project.run("show", "last", "--json")
+    assert records(out)[0]["run"] == run["run"]
+
+
+def test_without_journal_nothing_is_kept(project: Project) -> None:
+    code, _, _ = project.map("--no-journal")
+
+    assert code == 0
+    assert not (project.folder / "home").exists()
+
+
+def test_resume_of_a_changed_workflow_exits_6(project: Project) -> None:
+    interrupted(project, signal.SIGINT)
+    (project.folder / "route.yaml").write_text(ROUTE.replace("Say something", "Say a lot"))
+    code, _, err = project.run("resume", "last")
+
+    assert code == 6
+    assert "the workflow" in err
+
+
+# ---- signals ------------------------------------------------------------------------------------
+
+
+def lines_until(process: subprocess.Popen[str], wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Read stdout until a record is as wanted."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if wanted(json.loads(line)):
+            return
+    raise AssertionError("the process ended before")
+
+
+def interrupted(
+    project: Project, *signals: signal.Signals, latency_s: float = 0.05
+) -> tuple[int, list[dict[str, Any]]]:
+    """Map a long table in a process, send `signals` once some rows are done; code, last records."""
+    project.table(2000)
+    model = f"default=fake:reply=fine,latency_s={latency_s}"
+    arguments = ["map", "route.yaml", "table.csv", "--out", "out.csv", "--concurrency", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tenter.runtime", *arguments, "--json", "--model", model],
+        cwd=project.folder,
+        env=dict(os.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        enough = 4 if latency_s < 1 else 0
+        lines_until(process, lambda r: r["type"] == "progress" and r["rows_done"] >= enough)
+        for number in signals:
+            process.send_signal(number)
+            process.stderr.readline()  # it has been heard
+        rest = [json.loads(line) for line in process.stdout]
+        return process.wait(), rest
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
+)
+def test_a_signal_drains_and_leaves_a_run_to_resume(
+    number: signal.Signals, code: int, project: Project
+) -> None:
+    returned, said = interrupted(project, number)
+    done = said[-1]
+
+    assert returned == code
+    assert done["status"] == "paused"
+    assert done["exit_code"] == code
+    assert 0 < done["rows_done"] < 2000
+    assert done["resume"] == f"tenter resume {done['run']}"
+    assert not (project.folder / "out.csv").exists(), "a part is not an output"
+
+
+def test_a_second_signal_stops_at_once(project: Project) -> None:
+    returned, said = interrupted(project, signal.SIGINT, signal.SIGINT, latency_s=3600)
+
+    assert returned == 130
+    assert said[-1]["status"] == "paused"
+
+
+@pytest.mark.slow
+def test_resume_does_the_rest_and_repeats_nothing(project: Project) -> None:
+    _, said = interrupted(project, signal.SIGINT, latency_s=0.005)
+    before = said[-1]["rows_done"]
+    code, out, _ = project.run("resume", "last", "--json")
+    done = records(out)[-1]
+
+    assert code == 0
+    assert done["summary"]["rows"]["resumed"] == before
+    assert done["summary"]["calls"]["made"] == 2000 - before
+    assert [row["id"] for row in project.rows()] == [str(number) for number in range(2000)]
+
+
+@pytest.fixture(autouse=True)
+def _same_signals() -> Iterator[None]:
+    """A command in this process gives the signals back."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    yield
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
