@@ -18,6 +18,7 @@ STAMPS := $(VENV)/.stamps
 READY := $(STAMPS)/runtime-$(KEY)
 READY_DEV := $(STAMPS)/dev-$(KEY)
 DEMO := .tenter/demo
+TENTER := $(BIN)/tenter
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test check bench clean
@@ -54,7 +55,21 @@ $(READY_DEV): | $(READY)
 	@touch $@
 
 demo: $(READY)
-	@$(BIN)/python examples/demo.py --out $(DEMO)
+	@mkdir -p $(DEMO)
+	@echo
+	@echo "$$ tenter explain examples/triage.yaml examples/tickets.csv"
+	@$(TENTER) explain examples/triage.yaml examples/tickets.csv
+	@echo "$$ tenter map examples/triage.yaml examples/tickets.csv --out $(DEMO)/answers.csv"
+	@$(TENTER) map examples/triage.yaml examples/tickets.csv --out $(DEMO)/answers.csv --force \
+	  --home $(DEMO) --show 3
+	@echo
+	@echo "What to try next:"
+	@echo "  source $(VENV)/bin/activate"
+	@echo "  tenter run examples/triage.yaml ticket='I was charged twice. Thanks, Ada'"
+	@echo "  tenter run examples/agent.py question='What is the total price of 3 lamps and 2 chairs?'"
+	@echo "  tenter graph examples/triage.yaml"
+	@echo "  tenter --help"
+	@echo "and then docs/tutorial.md."
 
 test: $(READY_DEV)
 	$(BIN)/python -m pytest

@@ -18,7 +18,6 @@ from .api_places import Place, caller, here, refuse
 from .api_symbols import Symbol, contains, length
 from .api_tracing import Tracer, current_tracer
 from .api_types import adapter_of, schema_text
-from .errors import InvalidInput
 from .run.context import Session, current_program
 from .workflow import ModelSpec
 
@@ -237,5 +236,5 @@ def session(system: str | None = None, *, model: str = "default") -> Session:
     """A new chat inside an `async def` workflow; its context is kept while tools run."""
     program = current_program.get()
     if program is None:
-        raise InvalidInput("session(...) belongs in an `async def` workflow while it runs")
+        raise refuse("session(...) belongs in an `async def` workflow, while it runs")
     return program.session(system, model)

@@ -233,7 +233,7 @@ class WorkflowHandle:
     def _trace(self) -> Workflow:
         signature = self.signature
         tracer = Tracer(self._function, [each.name for each in signature.inputs])
-        graph = compiled(tracer.run(self.name), tracer, self._models)
+        graph = compiled(tracer.run(self.name), tracer, signature.inputs, self._models)
         models = {**tracer.models, **self._models}
         result = signature.result
         workflow = Workflow(

@@ -11,6 +11,7 @@ from typing import Any
 from ..planner.graph import Place
 from .errors import InvalidWorkflow, Problem
 
+MOST_NAMES = 12  # that a message lists
 _OURS = str(Path(__file__).parent)
 
 
@@ -60,4 +61,5 @@ def did_you_mean(word: str, known: Iterable[str], what: str = "known") -> str:
     near = get_close_matches(word, names, n=1)
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f"; {what}: {', '.join(names)}" if names else ""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"; {what}: {', '.join(names[:MOST_NAMES])}{more}" if names else ""

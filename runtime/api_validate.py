@@ -1,6 +1,6 @@
 """The last check of a traced graph, with each problem at the author's line."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from ..planner.graph import Graph, Place
 from ..planner.validate import GraphProblem, validate
@@ -8,18 +8,19 @@ from .api_checks import type_problems
 from .api_places import problem
 from .api_tracing import Tracer
 from .errors import InvalidWorkflow, Problem
-from .workflow import ModelSpec
+from .workflow import Input, ModelSpec
 
 
-def compiled(graph: Graph, tracer: Tracer, models: Mapping[str, ModelSpec]) -> Graph:
+def compiled(
+    graph: Graph, tracer: Tracer, inputs: Sequence[Input], models: Mapping[str, ModelSpec]
+) -> Graph:
     """`graph` if nothing is wrong with it; otherwise all problems in one InvalidWorkflow."""
     known: Collection[str] | None = {"default", *models, *tracer.models} if models else None
-    found = [
-        _located(each, tracer.place) for each in validate(graph, tracer.tools, known) if grave(each)
-    ]
-    found += [
-        problem(f"step {step.id!r}: {text}", step.place) for step, text in type_problems(graph)
-    ]
+    checked = validate(graph, tracer.tools, known)
+    found = [_located(each, tracer.place) for each in checked if grave(each)]
+    for step, text in type_problems(graph, inputs, tracer.tools):
+        text = f"step {step.id!r}: {text}" if step else f"the result: {text}"
+        found.append(problem(text, step.place if step else tracer.place))
     if problems := sorted({*tracer.problems, *found}, key=order):
         raise InvalidWorkflow(problems)
     return graph

@@ -7,12 +7,12 @@ Results go to stdout, everything said along the way to stderr. `main` returns th
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Annotated, cast
+from collections.abc import Sequence
+from typing import Annotated
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, Group, Parameter
 
-from .errors import InvalidWorkflow, TenterError
+from .cli_failure import explain_failure, say
 
 FIRST_STEPS = """
 First steps:
@@ -282,49 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        _say("stopped")
+        say("stopped")
         return 130
     except Exception as error:
         if os.environ.get("TENTER_DEBUG") == "1":
             raise
-        return _explain_failure(error)
-
-
-def _explain_failure(error: Exception) -> int:
-    """One line per thing that is wrong, and the exit code."""
-    leaves = list(_leaves(error))
-    known = [leaf for leaf in leaves if isinstance(leaf, TenterError | CycloptsError)]
-    for leaf in known or leaves:
-        match leaf:
-            case InvalidWorkflow():
-                for problem in leaf.problems:
-                    _say(str(problem))
-            case CycloptsError():
-                _say(f"{_first_line(leaf)} (tenter --help lists the commands)")
-            case TenterError():
-                _say(_first_line(leaf))
-            case _:
-                _say(
-                    f"{type(leaf).__name__}: {_first_line(leaf)} "
-                    "(this is not your doing; TENTER_DEBUG=1 shows where)"
-                )
-    if not known:
-        return 1
-    first = known[0]
-    return first.exit_code if isinstance(first, TenterError) else 2
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def _say(line: str) -> None:
-    print(f"tenter: {line}", file=sys.stderr)
+        return explain_failure(error)

@@ -1,7 +1,6 @@
 """The commands that only look: at workflows before they run, and at runs afterwards."""
 
 import json as jsonlib
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import anyio
 
 from ..planner.graph import LLM, Each, Graph, Select, Step, ToolCall
+from .cli_failure import say
 from .errors import InvalidInput, InvalidWorkflow, JournalError, Problem
 from .journal.base import RunInfo
 from .journal.store import Store
@@ -46,9 +46,9 @@ def validate_workflows(references: Sequence[str], json: bool) -> int:
             )
             continue
         for problem in problems:
-            print(f"tenter: {problem}", file=sys.stderr)
+            say(str(problem))
         for warning in warnings:
-            print(f"tenter: {reference}: {warning}", file=sys.stderr)
+            say(f"{reference}: {warning}")
         if not problems:
             print(f"{reference}: ok, {shape}")
     return 0 if fine else 2
@@ -145,7 +145,7 @@ def list_runs(home: str | None, json: bool) -> int:
 
 
 def _say_damaged(run: str, error: JournalError) -> None:
-    print(f"tenter: {run}: {error}", file=sys.stderr)
+    say(f"{run}: {error}")
 
 
 def _cells(info: RunInfo) -> tuple[str, ...]:

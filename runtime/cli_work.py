@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import anyio
 
 from . import progress
+from .cli_failure import say
 from .errors import InvalidInput
 from .jobs import Control, MapSpec, Outcome, map_table, resume, run_once
 from .journal.store import Store
@@ -27,11 +28,6 @@ FAILED, ROW_ERRORS, PAUSED = 1, 3, 4
 def emit(record: dict[str, Any]) -> None:
     """One JSON line on stdout."""
     print(jsonlib.dumps(record, ensure_ascii=False), flush=True)
-
-
-def say(line: str) -> None:
-    """One line on stderr."""
-    print(f"tenter: {line}", file=sys.stderr)
 
 
 def overrides(models: Sequence[str]) -> dict[str, str]:

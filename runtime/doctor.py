@@ -124,12 +124,12 @@ def _tiny_model() -> Finding:
     except (TenterError, OSError, RuntimeError, ValueError) as error:
         cure = "install again: pip install --force-reinstall --no-deps tenter"
         return Finding("tiny model", False, f"{type(error).__name__}: {error}", cure)
-    return Finding("tiny model", bool(answer), f"asked 'Compute 2 + 3.', answered {answer!r}")
+    return Finding("tiny model", bool(answer), f"asked 'Compute 12 + 30.', answered {answer!r}")
 
 
 async def _ask_tiny() -> str:
     async with open_backend(ModelSpec()) as backend:
-        prompt = backend.tokenizer.chat([Message("user", "Compute 2 + 3.")])
+        prompt = backend.tokenizer.chat([Message("user", "Compute 12 + 30.")])
         parts = [
             chunk async for chunk in backend.generate(Request(CallId("doctor"), tuple(prompt)))
         ]

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..planner.errors import PlannerError
 from ..planner.graph import Each, Graph, Step, ToolCall, sort, walk
 from ..planner.validate import validate
 from .api_checks import type_problems
@@ -155,6 +156,7 @@ class _File:
         for name, key in declared(steps):
             if inputs is not None and name in inputs.pairs:
                 self._notes.add(f"{name!r} is an input already: rename the step", key)
+                self._known.broken.add(name)
 
     def _unused(self, used: set[str], steps: list[Step]) -> None:
         """Inputs and results that nothing reads; not told while a step is missing."""
@@ -166,7 +168,7 @@ class _File:
             if name not in used:
                 self._notes.add(f"nothing reads the input {name!r}: use it or remove it", key)
         for name, key in self._known.places.items():
-            if name not in used and not _acts(made[name]):
+            if name not in used and name not in self._known.broken and not _acts(made[name]):
                 self._notes.add(f"nothing reads the step {name!r}: use it or remove it", key)
 
     def _validate(self, graph: Graph) -> None:
@@ -175,8 +177,15 @@ class _File:
             if found.severity == "error" and found.step and found.step not in self._known.broken:
                 text = f"step {found.step!r}: {found.message}"
                 self._notes.problems.append(problem(text, found.place))
-        for step, text in type_problems(graph):
-            self._notes.problems.append(problem(f"step {step.id!r}: {text}", step.place))
+        try:
+            ordered = sort(graph)
+        except PlannerError:  # a circle, which is told already
+            return
+        for step, text in type_problems(ordered, self._inputs, self._known.tools):
+            if step is None:
+                self._notes.add(f"output: {text}", self._top["output"])
+            else:
+                self._notes.problems.append(problem(f"step {step.id!r}: {text}", step.place))
 
     # ---- other files -----------------------------------------------------------------------------
 

@@ -103,10 +103,14 @@ class Notes:
     def _text(self, item: Item, name: str) -> bool:
         if self._wrong(not isinstance(item.scalar, str), f"{name} is a text", item):
             return False
-        return not self._wrong(not str(item.scalar).strip(), f"{name} has some text", item)
+        if not str(item.scalar).strip():
+            self.add(f"{name} is empty: give it some text", item)
+            return False
+        return True
 
     def _choices(self, item: Item) -> bool:
-        if self._wrong(len(item.items) < 2, "choices has two texts or more", item):
+        if len(item.items) < 2:
+            self.add(f"choices has two texts or more, not {len(item.items)}", item)
             return False
         seen: set[str] = set()
         for one in item.items:
@@ -147,8 +151,7 @@ class Notes:
     def _effect(self, item: Item) -> bool:
         if item.scalar in EFFECTS:
             return True
-        cure = did_you_mean(str(item.scalar), EFFECTS)
-        self.add(f"effect is one of {', '.join(EFFECTS)}, not {item.spell()}{cure}", item)
+        self.add(f"effect is one of {', '.join(EFFECTS)}, not {item.spell()}", item)
         return False
 
     def _expression(self, item: Item, key: Key, name: str) -> bool:

@@ -67,6 +67,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     style = "|" if "\n" in text else None
+    if "'" in text and text[0] in "{'" and not set(text) & {'"', "\\", "\n"}:
+        style = '"'
     node = yaml.ScalarNode("tag:yaml.org,2002:str", text, style=style)
     if style is None and _misread(text):
         node = yaml.ScalarNode("tag:yaml.org,2002:str", text, style="'")

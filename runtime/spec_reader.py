@@ -172,7 +172,10 @@ class Reader:
 
     def _pair(self, into: Item, key: Item, item: Item) -> None:
         if key.kind != "scalar" or not isinstance(key.scalar, str):
-            self.add(f"a key is a text, not {key.spell()}: quote it", key)
+            cure = "is this a {{ template }}? quote it" if key.kind == "map" else "quote it"
+            self.add(f"a key is a text, not {key.spell()}: {cure}", key)
+        elif key.scalar == "<<":
+            self.add("merge keys, `<<`, are not supported: write the keys out", key)
         elif key.scalar in into.pairs:
             first = into.keys[key.scalar].line
             self.add(f"the key {key.scalar!r} is there twice, first in line {first}", key)
@@ -240,10 +243,10 @@ class Reader:
             return self._float(text, item)
         return text
 
-    def _float(self, text: str, item: Item) -> float:
+    def _float(self, text: str, item: Item) -> int | float:
         if text.lstrip("+-").isdigit():
             self.add(f"{text} begins with 0: write it without, or quote it to make it text", item)
-            return 0.0
+            return int(text[:MAX_DIGITS])
         number = float(text)
         if math.isinf(number):
             self.add(f"{text} is too large for a number: quote it to make it text", item)
@@ -279,7 +282,7 @@ class _Open:
 
 def _readable(error: yaml.MarkedYAMLError) -> str:
     """A parser's complaint with a cure where there is a usual one."""
-    text = (error.problem or "syntax error").replace("\\t", "a tab")
+    text = (error.problem or "syntax error").replace("character '\\t'", "a tab")
     cures = {
         "mapping values are not allowed here": "is a text with a colon in it? quote it",
         "cannot start any token": "indent with spaces, and quote texts that begin with a sign",

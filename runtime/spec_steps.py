@@ -33,6 +33,7 @@ from .spec_values import Scope, line_of_field
 from .workflow import ModelSpec, Workflow
 
 _SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "seed", "ignore_eos")
+_MEANT = {"prompt": "llm", "call": "tool", "for": "each", "foreach": "each", "set": "value"}
 _NULL = Const("null")
 
 Guards = tuple[Value, ...]
@@ -128,9 +129,9 @@ class Steps:
 
     def _unknown_kind(self, name: str, key: Item, pairs: Mapping[str, Item]) -> None:
         wanted = ", ".join(STEP_KINDS)
-        cure = next(
-            (c for p in pairs if (c := did_you_mean(p, STEP_KINDS)).startswith("; did")), ""
-        )
+        meant = (_MEANT.get(one) or one for one in pairs)
+        cures = (did_you_mean(one, STEP_KINDS) for one in meant)
+        cure = next((cure for cure in cures if cure.startswith("; did")), "")
         message = f"the step {name!r} has none of {wanted}, then{cure}"
         self._notes.add(message, key)
 
@@ -209,11 +210,12 @@ class Steps:
 
     def _check_spare(self, pairs: dict[str, Item], known: Iterable[str], what: str) -> None:
         names = list(known)
-        for name in pairs["with"].pairs if "with" in pairs else ():
+        for name, value in pairs["with"].pairs.items() if "with" in pairs else ():
             if name not in names:
                 key = pairs["with"].keys[name]
-                cure = did_you_mean(name, names, "it reads")
+                cure = did_you_mean(name, names, "it takes")
                 self._notes.add(f"{what} {name!r}{cure}", key)
+                self._scope.look([value])
 
     def _tool(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
         called = str(pairs["tool"].scalar)
@@ -222,8 +224,7 @@ class Steps:
             if called not in self._known.declared_tools:
                 cure = did_you_mean(called, self._known.declared_tools)
                 self._notes.add(f"the tool {called!r} is not under tools{cure}", pairs["tool"])
-            for value in pairs["with"].pairs.values() if "with" in pairs else ():
-                self._scope.value(value)  # for what it reads
+            self._scope.look(pairs["with"].pairs.values() if "with" in pairs else ())
             return
         args = self._bound(pairs, *_parameters(tool), f"the tool {called!r} has no parameter")
         self.made.append(
@@ -322,7 +323,10 @@ class Steps:
             return self._scope.value(item)
         pairs = self._notes.table(item, BLOCK, "a branch with steps")
         self.add_all(pairs.get("steps"), guards)
-        return self._scope.value(pairs["result"]) if "result" in pairs else _NULL
+        if "result" in pairs:
+            return self._scope.value(pairs["result"])
+        self._scope.used.update(name for name, _ in declared(pairs.get("steps")))
+        return _NULL
 
     def _value(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
         value = self._scope.value(pairs["value"])
@@ -331,12 +335,13 @@ class Steps:
     def _workflow(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
         workflow = self._known.load(pairs["workflow"])
         if workflow is None or workflow.graph is None:
-            for value in pairs["with"].pairs.values() if "with" in pairs else ():
-                self._scope.value(value)
+            self._scope.look(pairs["with"].pairs.values() if "with" in pairs else ())
             return
         names = [each.name for each in workflow.inputs]
         required = [each.name for each in workflow.inputs if each.required]
         values = self._bound(pairs, names, required, f"{workflow.name!r} has no input")
+        if any(name not in values for name in required):
+            return
         for each in workflow.inputs:
             if not each.required:
                 values.setdefault(each.name, const(each.default))

@@ -71,10 +71,10 @@ def find(reference: str, folder: Path) -> Any:
 def _module(parts: list[str], folder: Path) -> ModuleType:
     """A module: a file beside the YAML file, or one that is installed."""
     name = ".".join(parts)
-    file = folder.joinpath(*parts).with_suffix(".py").resolve()
+    file = folder.joinpath(*parts).with_suffix(".py")
     try:
         if file.is_file():
-            return _from_file(file, folder)
+            return _from_file(file.resolve(), folder)
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name == parts[0] or error.name == name:

@@ -112,7 +112,7 @@ def _check_schema(item: Item, notes: Notes) -> None:
     named = item.pairs.get("type")
     for one in named.items if named and named.kind == "list" else [named] if named else []:
         if one.scalar not in NAMES or one.scalar == "any":
-            cure = did_you_mean(str(one.scalar), NAMES, "the types")
+            cure = did_you_mean(str(one.scalar), NAMES[:-1], "the types")
             notes.add(f"{one.spell()} is no type of JSON Schema{cure}", one)
     for key in ("properties", "$defs"):
         inside = item.pairs.get(key)

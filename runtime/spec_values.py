@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from jinja2 import TemplateSyntaxError, nodes
@@ -65,6 +66,7 @@ class Scope:
         """Note that `name` is read, and a problem if there is no such name."""
         self.used.add(name)
         if name not in self.names:
+            self.used.update(get_close_matches(name, self.names, n=1))  # it is meant, so it is read
             cure = did_you_mean(name, sorted(self.names))
             self.notes.add(f"{name!r} is not defined{cure}", item, line)
 
@@ -74,8 +76,18 @@ class Scope:
             return Prompt.parse(str(item.scalar))
         except PromptError as error:
             line = line_in(item, error.line)
-            self.notes.add(f"the template does not parse: {error.message}", item, line)
+            self.notes.add(f"the template does not parse: {error.message.rstrip('.')}", item, line)
+            self.seen(str(item.scalar))
             return None
+
+    def seen(self, text: str) -> None:
+        """Count the words of a text that does not parse as read, so as not to complain twice."""
+        self.used.update(re.findall(r"\w+", text))
+
+    def look(self, items: Iterable[Item]) -> None:
+        """Check values that go nowhere."""
+        for item in items:
+            self.value(item)
 
     def _text(self, text: str, item: Item) -> Value:
         """A text: itself, one expression, or texts and expressions joined."""
@@ -85,7 +97,8 @@ class Scope:
             parts = list(_parts(text))
         except (TemplateSyntaxError, RecursionError) as error:
             line = error.lineno if isinstance(error, TemplateSyntaxError) else 0
-            message = str(getattr(error, "message", None) or "nested too deeply")
+            message = str(getattr(error, "message", None) or "nested too deeply").rstrip(".")
+            self.seen(text)
             self.notes.add(f"the template does not parse: {message}", item, line_in(item, line))
             return _NOTHING
         if len(parts) == 1 and parts[0][0]:
@@ -107,6 +120,7 @@ class Scope:
         except (PromptError, ValueError, RecursionError) as error:
             message = error.message if isinstance(error, PromptError) else str(error)
             self.notes.add(f"{source!r} is no expression: {message}", item)
+            self.seen(source)
             return _NOTHING
         for name in uses:
             self.read(name, item)

@@ -40,7 +40,8 @@ async def test_triage_answers_from_the_policy_of_the_right_team(
 ) -> None:
     reply = await answer(example, tiny, ticket="The invoice is wrong. Thanks, Ada")
 
-    assert set(reply) == {"subject", "body"}
+    assert set(reply) == {"team", "subject", "body"}
+    assert reply["team"] == "billing"
     assert "invoice" in reply["subject"]
     assert "We refund double charges within 14 days." in reply["body"]
     assert reply["body"].startswith("Hello Ada,")
@@ -50,6 +51,7 @@ async def test_triage_answers_from_the_policy_of_the_right_team(
 async def test_clear_tickets_go_to_their_team(ticket: str, team: str, tiny: Backend) -> None:
     reply = await answer("triage.py", tiny, ticket=ticket)
 
+    assert reply["team"] == team
     assert f"the {team} team" in reply["body"]
 
 

@@ -158,7 +158,12 @@ def texts() -> list[Path]:
     found = [path for path in ROOT.iterdir() if path.is_file() and path.name != "LICENSE"]
     for folder in TEXT_FOLDERS:
         found += (path for path in (ROOT / folder).rglob("*") if path.is_file())
-    return sorted(p for p in found if p.suffix in TEXT_KINDS and "__pycache__" not in p.parts)
+    return sorted(path for path in found if path.suffix in TEXT_KINDS and not is_cache(path))
+
+
+def is_cache(path: Path) -> bool:
+    folders = path.relative_to(ROOT).parts[:-1]
+    return any(name == "__pycache__" or (name[0] == "." and name != ".ci") for name in folders)
 
 
 def test_no_registry_host_and_no_path_of_one_machine_is_named() -> None:

@@ -25,6 +25,7 @@ from tinymodel.scoring import (
 REASONING_JOBS = ("reason", "arithmetic", "multiply", "word", "verify")
 VOTE_SIZES = (1, 3, 5, 9, 16)
 BUDGETS_TOKENS = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+CONTEXT_JOBS = tuple(job for job in JOBS if job not in CLOSED_JOBS | {"agent_session"})
 CONTEXTS_TOKENS = (256, 1024, 2048, 3800)  # at the last one the answer ends within 4,096
 SECTIONS = ("jobs", "votes", "budgets", "contexts")
 
@@ -65,15 +66,14 @@ def measure_budgets(model: Model, questions: int, temperature: float) -> dict[st
 def measure_contexts(model: Model, questions: int) -> dict[str, Any]:
     """Greedy accuracy per job and length of the prompt."""
     figures = {}
-    for job in JOBS:
-        if job in CLOSED_JOBS:
-            continue
-        samples, figures[job] = held_out_samples(job, questions, seed=3), {}
+    for job in CONTEXT_JOBS:
+        count = max(1, questions // 2) if job.startswith("agent") else questions
+        samples, figures[job] = held_out_samples(job, count, seed=3), {}
         for tokens in CONTEXTS_TOKENS:
             longer = lengthened(model, samples, tokens)
             figures[job][tokens] = accuracy(model, longer, Decoding())
         row = " | ".join(f"{share:.2f}" for share in figures[job].values())
-        print(f"| {job} | {questions} | {row} |", flush=True)
+        print(f"| {job} | {count} | {row} |", flush=True)
     return figures
 
 

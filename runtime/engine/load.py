@@ -1,6 +1,8 @@
 """Make an engine from a model folder: device, dtype, size of the KV cache."""
 
+import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from .model import Model
 
 _CPU_KV_BYTES = 512 * 2**20
 _GPU_SHARE = 0.8  # of the memory that is free once the weights are loaded
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT_BYTES = 64 * 2**20
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -34,6 +38,8 @@ def load_engine(folder: Path, options: EngineOptions, clock: Callable[[], float]
     if options.dtype not in _DTYPES:
         raise InvalidInput(f"dtype {options.dtype!r} is not supported; {', '.join(_DTYPES)} are")
     device = _device(options.device)
+    if device.type == "cpu":
+        _keep_freed_memory()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = Model.load(folder, _DTYPES[options.dtype], device)
@@ -71,3 +77,15 @@ def _kv_tokens(model: Model, options: EngineOptions) -> int:
     if model.device.type == "cuda":
         free_bytes = int(torch.cuda.mem_get_info(model.device)[0] * _GPU_SHARE)
     return min(free_bytes // token_bytes, options.max_running * model.config.context)
+
+
+def _keep_freed_memory() -> None:
+    """Let malloc keep what a step frees for the next one.
+
+    glibc gives large blocks back to the kernel at once and then faults them in again, page by
+    page, which can double the time of a prefill's products. Without effect elsewhere.
+    """
+    with suppress(OSError, AttributeError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES // 2)
+        allocator.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

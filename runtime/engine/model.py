@@ -61,17 +61,15 @@ class Model:
         config = self.config
         heads, rotated = config.heads, config.heads + config.kv_heads
         qkv = layer.qkv(h).view(h.shape[0], -1, config.head_width)
-        qk = qkv[:, :rotated]
+        qk = into = qkv[:, :rotated]
         if layer.qk_norm is not None:
-            qk = F.rms_norm(qk, (config.head_width,), None, config.eps) * layer.qk_norm
-            qkv[:, :rotated] = _rotate(qk, cos, sin)
-        else:
-            _rotate(qk, cos, sin, out=qk)
+            qk = F.rms_norm(qk, (config.head_width,), None, config.eps).mul_(layer.qk_norm)
+        _rotate(qk, cos, sin, into)
         return attend(index, qkv[:, :heads], qkv[:, heads:])
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rotate heads x [tokens, heads, width] by cos and sin [tokens, 1, width]; `out` may be x."""
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, into: Tensor) -> None:
+    """Rotate heads x [tokens, heads, width] by cos and sin [tokens, 1, width]; `into` may be x."""
     half = x.shape[-1] // 2
     turned = torch.cat((x[..., half:], x[..., :half]), -1).mul_(sin)
-    return torch.addcmul(turned, x, cos, out=out)
+    torch.addcmul(turned, x, cos, out=into)

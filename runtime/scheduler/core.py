@@ -72,6 +72,7 @@ class Core:
         self._arrivals = 0
         self._sequence = 0
         self._draining = False
+        self._changed: list[str] = []  # models whose queue or workers have changed
         self._handlers: dict[type[Any], Callable[[Any, float, list[Command]], None]] = {
             ProgramArrived: self._program_arrived,
             ProgramEnded: self._program_ended,
@@ -91,6 +92,8 @@ class Core:
         """Take in one event; returns what is to be done, in order."""
         commands: list[Command] = []
         self._handlers[type(event)](event, now_s, commands)
+        while self._changed:
+            self._fill(self._changed.pop(), commands)
         return commands
 
     # ---- programs ---------------------------------------------------------------------------
@@ -154,7 +157,6 @@ class Core:
             heapq.heappush(self._deadlines, (event.deadline_s, event.call))
             self._set_timer(out)
         self._enqueue(call, program)
-        self._fill(event.model, out)
 
     def _enqueue(self, call: CallState, program: ProgramState) -> None:
         ready = call.ready
@@ -168,6 +170,7 @@ class Core:
         )
         heap = self._waiting.setdefault(ready.model, [])
         heapq.heappush(heap, (self._order(view), call.sequence, ready.call))
+        self._changed.append(ready.model)
 
     def _fill(self, model: str, out: list[Command]) -> None:
         """Dispatch waiting calls of `model` in order, while the first one fits somewhere."""
@@ -179,7 +182,11 @@ class Core:
                 return
             worker = self._choose_worker(call, workers) or self._make_room(call, workers, out)
             if worker is None:
-                return
+                room = self._largest(model)
+                if room is None or call.demand_tokens <= room:
+                    return
+                self._stop_call(call.ready.call, _too_large(call.ready, room), out)
+                continue
             key, _, _ = heapq.heappop(heap)
             self._dispatch(call, worker, key, out)
 
@@ -254,9 +261,14 @@ class Core:
         return max(worker.kv_tokens for worker in workers) if workers else None
 
     def _call_ended(self, event: CallEnded, now_s: float, out: list[Command]) -> None:
-        call = self._forget_call(event.call)
+        call = self.calls.get(event.call)
         if call is None:
             return
+        worker = self.workers.get(call.worker) if call.worker is not None else None
+        if worker is not None:
+            worker.computed_tokens += event.prompt_tokens - event.cached_tokens
+            worker.prefill_s += event.prefill_s
+        self._forget_call(event.call)
         program = self.programs.get(event.program)
         if program is not None:
             program.attained_tokens += (
@@ -264,8 +276,7 @@ class Core:
             )
             session = self.sessions.get(call.ready.session) if call.ready.session else None
             if session is not None:
-                session.tokens = event.prompt_tokens + event.output_tokens
-        self._fill(call.ready.model, out)
+                self._grow_session(session, event.prompt_tokens + event.output_tokens)
 
     def _forget_call(self, name: str) -> CallState | None:
         call = self.calls.pop(name, None)
@@ -275,6 +286,7 @@ class Core:
         if program is not None:
             program.calls.discard(name)
         self._leave_worker(call)
+        self._changed.append(call.ready.model)
         return call
 
     def _leave_worker(self, call: CallState) -> None:
@@ -311,6 +323,13 @@ class Core:
             worker.kv_pinned -= state.tokens
             state.retained = False
 
+    def _grow_session(self, state: SessionState, tokens: int) -> None:
+        """The session's context is now of `tokens` tokens; a pin covers what it grew to."""
+        worker = self.workers.get(state.worker)
+        if worker is not None and state.retained:
+            worker.kv_pinned += tokens - state.tokens
+        state.tokens = tokens
+
     def _tool_started(self, event: ToolStarted, now_s: float, out: list[Command]) -> None:
         state = self.sessions.get(event.session) if event.session else None
         if state is None or self._hold is None or event.session is None:
@@ -333,6 +352,7 @@ class Core:
             durations=self.durations,
             eta_s=event.eta_s,
             waiting=len(self._waiting.get(worker.model, ())),
+            prefill_s=worker.rebuild_s(state.tokens),
         )
 
     def _tool_ended(self, event: ToolEnded, now_s: float, out: list[Command]) -> None:
@@ -385,7 +405,7 @@ class Core:
         for prefix in self._prefixes.values():
             if prefix.model == event.model:
                 self._pin_prefix(prefix, worker, out)
-        self._fill(event.model, out)
+        self._changed.append(event.model)
 
     def _worker_down(self, event: WorkerDown, now_s: float, out: list[Command]) -> None:
         """Its calls wait again, on another worker, unless they have been tried too often."""
@@ -409,7 +429,6 @@ class Core:
             for _, _, name in self._waiting.pop(worker.model, []):
                 if name in self.calls:
                     self._stop_call(name, f"no worker is left: {event.error}", out)
-        self._fill(worker.model, out)
 
     # ---- deadlines ----------------------------------------------------------------------------
 

@@ -43,6 +43,14 @@ class WorkerState:
     kv_reserved: int = 0
     kv_pinned: int = 0
     prefixes: set[str] = field(default_factory=set[str])  # pinned for the whole run
+    computed_tokens: int = 0  # of prompts, since it came up
+    prefill_s: float = 0.0  # that they took
+
+    def rebuild_s(self, tokens: int) -> float | None:
+        """How long computing `tokens` of a prompt takes here; None until it has computed some."""
+        if not self.computed_tokens or not self.prefill_s:
+            return None
+        return tokens * self.prefill_s / self.computed_tokens
 
 
 @dataclass(slots=True)

@@ -1,0 +1,50 @@
+"""What the command line says when something is wrong: one clear line each, and the exit code."""
+
+import sys
+from collections.abc import Iterator
+from typing import cast
+
+from cyclopts import CycloptsError
+
+from .errors import InvalidWorkflow, TenterError
+
+
+def explain_failure(error: Exception) -> int:
+    """One line per thing that is wrong, and the exit code."""
+    leaves = list(_leaves(error))
+    known = [leaf for leaf in leaves if isinstance(leaf, TenterError | CycloptsError)]
+    for leaf in known or leaves:
+        match leaf:
+            case InvalidWorkflow():
+                for problem in leaf.problems:
+                    say(str(problem))
+            case CycloptsError():
+                say(f"{_first_line(leaf)} (tenter --help lists the commands)")
+            case TenterError():
+                say(_first_line(leaf))
+            case _:
+                say(
+                    f"{type(leaf).__name__}: {_first_line(leaf)} "
+                    "(this is not your doing; TENTER_DEBUG=1 shows where)"
+                )
+    if not known:
+        return 1
+    first = known[0]
+    return first.exit_code if isinstance(first, TenterError) else 2
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def say(line: str) -> None:
+    """One line on stderr."""
+    print(f"tenter: {line}", file=sys.stderr)
