@@ -59,14 +59,7 @@ def llm(
     """
     check_name(name, "an llm step")
     adapter = None if output is None or output is str else adapter_of(output, "output")
-    sampling = Sampling(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        seed=seed,
-    )
+    sampling = _sampling(max_tokens, temperature, top_k, top_p, stop, seed)
     step = LLM(
         id=name or "llm",
         prompt=_prompt(prompt, "prompt"),
@@ -78,6 +71,28 @@ def llm(
         place=here(),
     )
     return LLMStep(step, adapter, name)
+
+
+def _sampling(
+    max_tokens: Any, temperature: Any, top_k: Any, top_p: Any, stop: Any, seed: Any
+) -> Sampling:
+    """Sampling settings of the right types; the graph's check looks at their ranges."""
+    whole = {"max_tokens": max_tokens, "top_k": top_k} | ({} if seed is None else {"seed": seed})
+    for name, value in {**whole, "temperature": temperature, "top_p": top_p}.items():
+        kind = int if name in whole else int | float
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise refuse(f"{name} is a {'whole ' if name in whole else ''}number, not {value!r}")
+    texts: tuple[Any, ...] = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(text, str) for text in texts):
+        raise refuse(f"stop is a text or a list of texts, not {stop!r}")
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=float(temperature),
+        top_k=top_k,
+        top_p=float(top_p),
+        stop=texts,
+        seed=seed,
+    )
 
 
 def _prompt(source: Any, what: str) -> Prompt:

@@ -15,6 +15,8 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from .registry import InvalidResult, Tool, ToolError, ToolTimeout
 
+Sleep = Callable[[float], Awaitable[None]]
+
 MAX_THREADS = 128  # of sync tools together, on one event loop
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 5.0
@@ -27,7 +29,7 @@ async def call(
     tool: Tool,
     arguments: Mapping[str, Any],
     *,
-    sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+    sleep: Sleep = anyio.sleep,
     random: Random | None = None,
 ) -> Any:
     """The JSON result of one call of `tool`; raises `ToolError`.
@@ -36,19 +38,27 @@ async def call(
     timeout or a cancel leaves it behind, since Python cannot stop a thread.
     """
     checked = tool.validate(arguments) if tool.validate else dict(arguments)
+    if tool.max_concurrency is None:
+        return await _within_time(tool, checked, sleep, random)
     async with _slot(tool):
-        with anyio.move_on_after(tool.timeout_s) as scope:
-            result = await _with_retries(tool, checked, sleep, random or Random())
-            return to_json(tool.name, result)
-    assert scope.cancelled_caught
+        return await _within_time(tool, checked, sleep, random)
+
+
+async def _within_time(
+    tool: Tool, arguments: dict[str, Any], sleep: Sleep, random: Random | None
+) -> Any:
+    if tool.timeout_s is None:
+        return to_json(tool.name, await _with_retries(tool, arguments, sleep, random))
+    with anyio.move_on_after(tool.timeout_s):
+        return to_json(tool.name, await _with_retries(tool, arguments, sleep, random))
     raise ToolTimeout(tool.name, f"took longer than timeout_s={tool.timeout_s:g}")
 
 
 async def _with_retries(
     tool: Tool,
     arguments: dict[str, Any],
-    sleep: Callable[[float], Awaitable[None]],
-    random: Random,
+    sleep: Sleep,
+    random: Random | None,
 ) -> Any:
     retries = tool.retries if tool.effect in ("pure", "idempotent") else 0
     for attempt in range(retries + 1):
@@ -58,7 +68,7 @@ async def _with_retries(
             if attempt == retries:
                 tries = f" ({retries + 1} attempts)" if retries else ""
                 raise ToolError(tool.name, f"{_spell(error)}{tries}", error) from error
-        await sleep(backoff_s(attempt, random))
+        await sleep(backoff_s(attempt, random or Random()))
     raise AssertionError("unreachable")
 
 

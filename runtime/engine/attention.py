@@ -21,6 +21,7 @@ from .config import ModelConfig
 from .state import Sequence
 
 _TILE = 128  # queries of a tile of a long chunk
+_FETCHED_BYTES = 3 * 2**20, 256 * 2**20  # of one block, on a CPU and on a GPU
 _SHORT = 32  # chunks up to this many tokens are computed in blocks; longer ones row by row
 
 
@@ -73,6 +74,8 @@ class PagedAttention:
             self.pool.view(config.layers, 2 * config.kv_heads, -1, config.head_width).unbind()
         )
         self._heads = np.arange(2 * config.kv_heads)[:, None] * pages
+        self._page_bytes = 2 * config.kv_heads * shape[-1] * dtype.itemsize
+        self._fetched_bytes = _FETCHED_BYTES[device.type == "cuda"]
         self._tables: list[list[int]] = []  # of the rows that `_groups` was found for
         self._groups: list[Group] = []
 
@@ -101,16 +104,19 @@ class PagedAttention:
         return Plan(ordered, blocks, chunks)
 
     def _split(self, items: list[Work]) -> list[tuple[int, list[Work]]]:
-        """Groups of rows and the number of pages they share, each cut into rows of similar length."""
+        """Groups of rows with the number of pages they share, each cut into blocks of rows of
+        similar length whose own pages, fetched together, stay in the processor's cache."""
         found: list[tuple[int, list[Work]]] = []
         for group in self._grouped(items):
-            rows = sorted((items[i] for i in group.rows), key=_pages, reverse=True)
-            first = 0
-            for i, item in enumerate(rows):
-                if 2 * (_pages(item) - group.shared) < _pages(rows[first]) - group.shared - 4:
-                    found.append((group.shared, rows[first:i]))
-                    first = i
-            found.append((group.shared, rows[first:]))
+            shared, block = group.shared, list[Work]()
+            longest = most = 0
+            for item in sorted((items[i] for i in group.rows), key=_pages, reverse=True):
+                own = _pages(item) - shared
+                if not block or len(block) == most or 2 * own < longest - 4:
+                    block, longest = [], own
+                    most = max(self._fetched_bytes // (own * self._page_bytes), 1)
+                    found.append((shared, block))
+                block.append(item)
         return found
 
     def _grouped(self, items: list[Work]) -> list[Group]:

@@ -42,7 +42,7 @@ class Asking:
         self.arguments = compile_args(step.args)
         self._prompt = step.prompt.render
         self._system = step.system.render if step.system is not None else None
-        self._kind = _digest_of_kind(step, model)
+        self._kind: blake2b | None = None  # made when a signature is first asked for
         self._choices = tuple(
             (*model.tokenizer.encode(choice), *model.tokenizer.end_of_turn_ids)
             for choice in step.choices
@@ -61,6 +61,8 @@ class Asking:
         """16 bytes that equal calls have in common; None where an answer is not repeatable."""
         if not self.step.sampling.deterministic and not self.step.choices:
             return None
+        if self._kind is None:
+            self._kind = _digest_of_kind(self.step, self.model)
         digest = self._kind.copy()
         for message in chat:
             digest.update(message.content.encode("utf-8", "surrogatepass"))

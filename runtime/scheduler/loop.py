@@ -106,7 +106,7 @@ class Scheduler:
         self.core = core
         self._backends = backends
         self._models = models
-        self._trace: Trace = trace or NoTrace()
+        self._write = None if trace is None or isinstance(trace, NoTrace) else trace.write
         self._inbox: deque[Event] = deque()
         self._busy = False
         self._tasks = asyncio.TaskGroup()
@@ -199,19 +199,16 @@ class Scheduler:
         if self._busy:
             return
         self._busy = True
-        inbox, handle, write, perform = (
-            self._inbox,
-            self.core.handle,
-            self._trace.write,
-            self._perform,
-        )
+        inbox, handle, write, perform = self._inbox, self.core.handle, self._write, self._perform
         try:
             while inbox:
                 event = inbox.popleft()
                 now_s = self._loop.time()
-                write(now_s, event)
+                if write is not None:
+                    write(now_s, event)
                 for command in handle(event, now_s):
-                    write(now_s, command)
+                    if write is not None:
+                        write(now_s, command)
                     perform[type(command)](command)
         finally:
             self._busy = False

@@ -1,6 +1,8 @@
 """The training loop: positions, batches, schedule, and a run of a few steps."""
 
+import json
 import random
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -45,8 +47,8 @@ def test_the_network_computes_what_transformers_computes() -> None:
     """Loss of the training network equals that of Qwen3ForCausalLM on the shipped weights."""
     transformers = pytest.importorskip("transformers")
     reference = transformers.AutoModelForCausalLM.from_pretrained(tiny_path(), dtype=torch.float32)
-    config = reference.config
-    network = LanguageModel(Shape(config.vocab_size))
+    config = json.loads((tiny_path() / "config.json").read_text())
+    network = LanguageModel(Shape(**{f.name: config[f.name] for f in fields(Shape)}))
     weights = {name: w for name, w in reference.state_dict().items() if name != "lm_head.weight"}
     network.load_state_dict(weights)
     batch = Batches(load_tokenizer(tiny_path()), 3, 1100, 1100).draw(1100)
