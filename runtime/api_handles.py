@@ -16,7 +16,7 @@ from .api_identity import graph_identity, program_identity, tools_of
 from .api_places import did_you_mean, place_of, refuse
 from .api_source import usable
 from .api_tracing import Tracer, current_tracer, name_of
-from .api_types import Signature, misfit, signature_of, to_json
+from .api_types import Signature, bound, misfit, signature_of, to_json
 from .api_validate import compiled
 from .calls import ToolSpec
 from .errors import InvalidInput, OutputInvalid
@@ -112,11 +112,10 @@ class ToolHandle:
 
     def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            return dict(self._python.bind(*args, **kwargs).arguments)
-        except TypeError as error:
-            known = ", ".join(self._python.parameters) or "none"
-            message = f"tool {self.tool.name!r}: {error}; its parameters: {known}"
-            raise refuse(message) from None
+            what = f"tool {self.tool.name!r}"
+            return dict(bound(self._python, args, kwargs, what, "parameter").arguments)
+        except InvalidInput as error:
+            raise refuse(str(error)) from None
 
     async def _use(self, program: Program, values: Mapping[str, Any]) -> Any:
         name = self.tool.name
@@ -195,7 +194,10 @@ class WorkflowHandle:
         tracer, program = current_tracer.get(), current_program.get()
         if tracer is None and program is None:
             raise InvalidInput(f"call it as {self.__name__}.run(...), or inside another workflow")
-        values = self.signature.bind(self.name, args, kwargs)
+        try:
+            values = self.signature.bind(self.name, args, kwargs)
+        except InvalidInput as error:
+            raise refuse(str(error)) from None
         if tracer is not None:
             return self._inline(tracer, values)
         assert program is not None

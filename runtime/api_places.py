@@ -38,6 +38,17 @@ def _column(frame: FrameType) -> int:
     return 0 if column is None else column + 1
 
 
+def raised_at(error: BaseException) -> Place | None:
+    """The innermost line of somebody else's code that an error passed."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if not code.co_filename.startswith(_OURS):
+            found = Place(code.co_filename, trace.tb_lineno)
+        trace = trace.tb_next
+    return found
+
+
 def place_of(function: Callable[..., Any]) -> Place:
     """Where `function` is written."""
     code = getattr(function, "__code__", None)

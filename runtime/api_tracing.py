@@ -21,10 +21,10 @@ from ..planner.graph import (
 )
 from ..tools import Tool
 from .api_inline import inline, names_of
-from .api_places import caller, here, place_of, problem, refuse
+from .api_places import caller, here, place_of, problem, raised_at, refuse
 from .api_source import all_of, guard, negated, usable
 from .api_symbols import Symbol, to_value
-from .errors import Problem
+from .errors import InvalidWorkflow, Problem, TenterError
 from .workflow import ModelSpec, Workflow
 
 current_tracer: ContextVar["Tracer | None"] = ContextVar("tenter_tracer", default=None)
@@ -47,7 +47,7 @@ class Tracer:
         """The graph of the function."""
         token = current_tracer.set(self)
         try:
-            result = self._function(**{each: Symbol(Ref(each)) for each in self._inputs})
+            result = self._called()
             if result is None:
                 self.problems.append(
                     problem("the workflow returns nothing: return a result", self.place)
@@ -56,6 +56,20 @@ class Tracer:
         finally:
             current_tracer.reset(token)
         return Graph(name, self._inputs, tuple(self._steps), value)
+
+    def _called(self) -> Any:
+        """What the author's function returns for symbolic inputs."""
+        try:
+            return self._function(**{each: Symbol(Ref(each)) for each in self._inputs})
+        except TenterError:
+            raise
+        except Exception as error:
+            message = (
+                f"{type(error).__name__}: {error}. A plain `def` workflow runs once, before there "
+                "is any data: put the code in a @tool, or make the workflow `async def`"
+            )
+            place = raised_at(error) or self.place
+            raise InvalidWorkflow([*self.problems, problem(message, place)]) from error
 
     @property
     def place(self) -> Place:

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from .api_places import place_of, refuse
+from .api_places import did_you_mean, place_of, refuse
 from .api_source import usable
 from .errors import InvalidInput
 from .workflow import Input
@@ -58,17 +58,33 @@ class Signature:
 
     def bind(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by name, with defaults."""
-        try:
-            bound = self.python.bind(*args, **kwargs)
-        except TypeError as error:
-            known = ", ".join(self.python.parameters) or "none"
-            raise InvalidInput(f"workflow {name!r}: {error}; its inputs: {known}") from None
-        bound.apply_defaults()
-        return dict(bound.arguments)
+        found = bound(self.python, args, kwargs, f"workflow {name!r}", "input")
+        found.apply_defaults()
+        return dict(found.arguments)
 
     def check(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """`values` as what the annotations promise; raises InvalidInput."""
         return {key: convert(self.adapters[key], v, f"{name}: {key}") for key, v in values.items()}
+
+
+def bound(
+    python: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    what: str,
+    kind: str,
+) -> inspect.BoundArguments:
+    """Arguments bound to parameters; InvalidInput says which are missing or unknown."""
+    known = list(python.parameters)
+    for name in kwargs:
+        if name not in known:
+            cure = did_you_mean(name, known, f"its {kind}s")
+            raise InvalidInput(f"{what} has no {kind} {name!r}{cure}")
+    try:
+        return python.bind(*args, **kwargs)
+    except TypeError as error:
+        names = ", ".join(known) or "none"
+        raise InvalidInput(f"{what}: {error}; its {kind}s: {names}") from None
 
 
 def convert(adapter: TypeAdapter[Any], value: Any, what: str) -> Any:

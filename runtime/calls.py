@@ -26,7 +26,9 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     `token_ids` is the whole prompt, so that a prefix stays a prefix. With `choices` (token ids of
     each choice, closing token included) nothing is decoded: the last chunk carries the
     log-probability of each. `schema` is a JSON Schema as text that the output must satisfy.
-    `session` names the KV context that the call extends and that `retain` keeps.
+    `session` names the KV context that the call extends and that `retain` keeps. With `drawn` the
+    answer goes on where an earlier attempt of the same call was cut off: those tokens are part of
+    it, and are not drawn again (`Capabilities.resumes`).
     """
 
     call: CallId
@@ -39,6 +41,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     priority: float = 0.0  # smaller goes first
     deadline_s: float | None = None  # on the clock of `clock.now`
     stream: bool = False  # chunks as tokens come; otherwise one last chunk
+    chunk_tokens: int = 1  # of a streamed answer: at least so many tokens per chunk
+    drawn: tuple[int, ...] = ()  # the answer's first tokens, drawn by an earlier attempt
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -46,7 +50,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, taken from the KV cache
-    output_tokens: int = 0
+    output_tokens: int = 0  # drawn for this request (not those of `Request.drawn`)
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -83,6 +87,7 @@ class Capabilities:
     schemas: bool = False
     choices: bool = False
     logprobs: bool = False
+    resumes: bool = False  # takes `Request.drawn`
 
 
 @dataclass(frozen=True, slots=True)

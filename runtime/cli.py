@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped")
         return 130
-    except Exception as error:
+    except (Exception, BaseExceptionGroup) as error:  # a group may hold cancellations too
         if os.environ.get("TENTER_DEBUG") == "1":
             raise
         return explain_failure(error)

@@ -9,11 +9,11 @@ from cyclopts import CycloptsError
 from .errors import InvalidWorkflow, TenterError
 
 
-def explain_failure(error: Exception) -> int:
+def explain_failure(error: BaseException) -> int:
     """One line per thing that is wrong, and the exit code."""
-    leaves = list(_leaves(error))
+    leaves = [leaf for leaf in _leaves(error) if isinstance(leaf, Exception)] or [error]
     known = [leaf for leaf in leaves if isinstance(leaf, TenterError | CycloptsError)]
-    for leaf in known or leaves:
+    for leaf in known or leaves[:1]:
         match leaf:
             case InvalidWorkflow():
                 for problem in leaf.problems:

@@ -5,6 +5,7 @@ Everything that can be wrong with a job is found before a model is loaded or a r
 
 import json
 import random
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -92,17 +93,15 @@ class _Job:
         self.workflow = load_workflow(spec.workflow)
         self.models = _models(self.workflow, spec.models)
         inputs = self.workflow.inputs
-        required = [given.name for given in inputs if given.required]
-        columns = spec.columns or None
-        self.table = open_table(spec.table, columns, spec.limit, needed=required)
-        if columns is not None:  # optional inputs are read where the table has them
-            present = open_table(spec.table).columns
-            wanted = (*required, *(given.name for given in inputs if given.name in present))
-            self.table = open_table(spec.table, columns, spec.limit, needed=wanted)
-        self.bound = {g.name: g.schema for g in inputs if g.name in self.table.columns}
+        there = open_table(spec.table).columns
+        self.columns = _columns_of(tuple(given.name for given in inputs), there, spec.table)
+        required = [self.columns.get(g.name, g.name) for g in inputs if g.required]
+        needed = dict.fromkeys((*required, *self.columns.values()))
+        self.table = open_table(spec.table, spec.columns or None, spec.limit, needed=needed)
+        self.schemas = {g.name: g.schema for g in inputs if g.name in self.columns}
         if next(iter(self.table), None) is None:
             raise InvalidTable(f"{spec.table}: there are no rows")
-        self.keep = columns or self.table.columns
+        self.keep = spec.columns or self.table.columns
 
     @property
     def has_output(self) -> bool:
@@ -120,9 +119,9 @@ class _Job:
                 yield Row(item.row, {}, problem=item.message)
                 continue
             row, cells = item
+            given = {name: cells.get(column) for name, column in self.columns.items()}
             try:
-                typed = coerce({name: cells.get(name) for name in self.bound}, self.bound)
-                yield Row(row, cells, bind(self.workflow, typed))
+                yield Row(row, cells, bind(self.workflow, coerce(given, self.schemas)))
             except (InvalidTable, InvalidInput) as error:
                 yield Row(row, cells, problem=str(error))
 
@@ -133,13 +132,17 @@ class _Job:
         return optimize(self.workflow.graph, self.context())
 
     def context(self) -> Context:
-        constants = frozenset(g.name for g in self.workflow.inputs if g.name not in self.bound)
+        constants = frozenset(g.name for g in self.workflow.inputs if g.name not in self.columns)
         return Context(self.statistics(), constants, consolidate=self.spec.consolidate)
 
     def statistics(self) -> TableStats:
         """Statistics of the input columns, from the table's first rows."""
-        readable = (item[1] for item in self.table if not isinstance(item, BadRow))
-        return collect(readable, tuple(self.bound), limit=STATS_ROWS)
+        inputs = (
+            {name: item[1].get(column) for name, column in self.columns.items()}
+            for item in self.table
+            if not isinstance(item, BadRow)
+        )
+        return collect(inputs, tuple(self.columns), limit=STATS_ROWS)
 
     def fingerprint(self) -> str:
         """What of the input determines the output."""
@@ -314,6 +317,22 @@ class _Sink:
         else:
             self.failed += 1
             self._out.failed(row.row, row.cells, error)
+
+
+def _columns_of(inputs: tuple[str, ...], columns: tuple[str, ...], path: str) -> dict[str, str]:
+    """The column that feeds each input: its namesake, or the one whose name differs from it only
+    in what no identifier can hold ("beer/name" feeds `beer_name`)."""
+    plain: dict[str, list[str]] = {}
+    for column in columns:
+        plain.setdefault(re.sub(r"\W+", "_", column).strip("_").lower(), []).append(column)
+    found: dict[str, str] = {}
+    for name in inputs:
+        close = [name] if name in columns else plain.get(name.lower(), [])
+        if len(close) > 1:
+            raise InvalidTable(f"{path}: input {name!r} may be column {' or '.join(close)}; rename")
+        if close:
+            found[name] = close[0]
+    return found
 
 
 def _models(workflow: Workflow, overrides: Mapping[str, str]) -> dict[str, ModelSpec]:

@@ -60,6 +60,7 @@ def facts(snapshot: TallySnapshot, pace: Pace) -> str:
         parts.append(f"{snapshot.rows_failed:,} failed")
     parts += (
         f"{pace.rows_per_s:,.1f} rows/s",
+        f"{snapshot.total.calls:,} calls",
         f"{pace.tokens_per_s:,.0f} tokens/s",
         f"{hit_rate(snapshot.total):.0%} cached",
         f"{snapshot.total.shared:,} shared",
@@ -124,16 +125,29 @@ async def _emit(tally: Tally, emit: Callable[[dict[str, Any]], None]) -> None:
         await anyio.sleep(REDRAW_S)
 
 
+def first_error(snapshot: TallySnapshot) -> str:
+    """What went wrong first, so that a run that fails everywhere is noticed at once."""
+    first = next(iter(snapshot.errors.values()), None)
+    return "" if first is None else " ".join(first.first.split())[:200]
+
+
 async def _print(tally: Tally) -> None:
     window = _Window()
     window.pace(now(), tally.snapshot())
+    told = False
     while True:
         await anyio.sleep(LINE_S)
         snapshot = tally.snapshot()
         if snapshot.run:
-            line = facts(snapshot, window.pace(now(), snapshot))
-            sys.stderr.write(f"tenter: {line}\n")
-            sys.stderr.flush()
+            _write(facts(snapshot, window.pace(now(), snapshot)))
+        if not told and (error := first_error(snapshot)):
+            told = True
+            _write(f"the first error: {error}")
+
+
+def _write(line: str) -> None:
+    sys.stderr.write(f"tenter: {line}\n")
+    sys.stderr.flush()
 
 
 async def _draw(tally: Tally) -> None:
@@ -148,9 +162,14 @@ async def _draw(tally: Tally) -> None:
     )
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
         task = bar.add_task("starting", total=None, facts="")
+        told = False
 
         def redraw() -> None:
+            nonlocal told
             snapshot = tally.snapshot()
+            if not told and (error := first_error(snapshot)):
+                told = True
+                bar.console.print(f"tenter: the first error: {error}", markup=False)
             pace = window.pace(now(), snapshot)
             if snapshot.run:
                 bar.update(

@@ -20,9 +20,9 @@ def json_schema() -> dict[str, Any]:
         "title": "Tenter workflow",
         **_table(TOP),
         "$defs": {
-            "step": {"anyOf": [_ref(kind) for kind in (*STEP_KINDS, "branch")]},
-            **{kind: _table(table) for kind, table in STEP_KINDS.items()},
-            "branch": _table(BRANCH_STEP),
+            "step": {"anyOf": [_ref(f"{kind}_step") for kind in (*STEP_KINDS, "branch")]},
+            **{f"{kind}_step": _table(table) for kind, table in STEP_KINDS.items()},
+            "branch_step": _table(BRANCH_STEP),
             "block": _table(BLOCK),
             "tool_definition": _table(TOOL),
             "steps": _names(_ref("step")),

@@ -30,6 +30,7 @@ from .spec_reader import Item, Reader
 from .spec_types import is_schema, read_type
 from .workflow import Input, ModelSpec, Workflow
 
+_OTHER_LINE_ENDS = frozenset("\x85\u2028\u2029")
 _DEFAULTS = Sampling()
 _TOOL_DEFAULTS = Tool("", "", "", print)
 
@@ -67,7 +68,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     style = "|" if "\n" in text else None
-    if "'" in text and text[0] in "{'" and not set(text) & {'"', "\\", "\n"}:
+    readable = "'" in text and text[0] in "{'" and not set(text) & {'"', "\\", "\n"}
+    if readable or set(text) & _OTHER_LINE_ENDS:
         style = '"'
     node = yaml.ScalarNode("tag:yaml.org,2002:str", text, style=style)
     if style is None and _misread(text):

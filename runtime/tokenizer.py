@@ -106,13 +106,13 @@ class HFTokenizer:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _token_text(self, name: str) -> str:
-        token = self._config.get(name) or ""
+        token: str | dict[str, str] = self._config.get(name) or ""
         return token["content"] if isinstance(token, dict) else token
 
     def _find_eos_ids(self) -> frozenset[int]:
         """generation_config.json, config.json, or the tokenizer's own end token."""
         for name in ("generation_config.json", "config.json"):
-            ids = _read_json(self.folder / name).get("eos_token_id")
+            ids: list[int] | int | None = _read_json(self.folder / name).get("eos_token_id")
             if ids is not None:
                 return frozenset(ids if isinstance(ids, list) else [ids])
         token = self._tokenizer.token_to_id(self._token_text("eos_token"))
@@ -200,33 +200,33 @@ def _splitter(text: str) -> re.Pattern[str] | None:
 
     It cannot when a token takes no blanks along and nothing is put in front of a text.
     """
-    raw = json.loads(text)
+    raw: dict[str, Any] = json.loads(text)
     if raw.get("normalizer") and raw["normalizer"].get("type") != "NFC":
         return None
     if not _byte_level(raw.get("pre_tokenizer")):
         return None
-    special = [token for token in raw.get("added_tokens") or [] if token.get("special")]
-    if not special or any(
-        t.get("lstrip") or t.get("rstrip") or t.get("single_word") for t in special
-    ):
+    added: list[dict[str, Any]] = raw.get("added_tokens") or []
+    special = [token for token in added if token.get("special")]
+    greedy = ("lstrip", "rstrip", "single_word")
+    if not special or any(token.get(flag) for token in special for flag in greedy):
         return None
     names = sorted((re.escape(token["content"]) for token in special), key=len, reverse=True)
     return re.compile(f"({'|'.join(names)})")
 
 
 def _byte_level(stage: dict[str, Any] | None) -> bool:
-    """Whether a pre-tokenizer or decoder works on bytes and adds no blank in front."""
+    """Whether a pre-tokenizer works on bytes and adds no blank in front."""
     if not stage:
         return False
     if stage["type"] == "Sequence":
-        stages = stage.get("pretokenizers") or stage.get("decoders") or []
+        stages: list[dict[str, Any]] = stage.get("pretokenizers") or []
         return any(map(_byte_level, stages))
     return stage["type"] == "ByteLevel" and not stage.get("add_prefix_space")
 
 
 def _byte_pieces(text: str, tokenizer: "_Tokenizer", special: dict[int, str]) -> list[bytes] | None:
     """Bytes of each token id of a byte-level vocabulary; None for another kind."""
-    decoder = json.loads(text).get("decoder") or {}
+    decoder: dict[str, Any] = json.loads(text).get("decoder") or {}
     if decoder.get("type") != "ByteLevel":
         return None
     byte_of = {char: byte for byte, char in _byte_alphabet()}
@@ -255,18 +255,20 @@ def _byte_alphabet() -> Iterator[tuple[int, str]]:
 def _chat_template(folder: Path, config: dict[str, Any]) -> Template | None:
     """chat_template.jinja, else `chat_template` of tokenizer_config.json (the one named default)."""
     file = folder / "chat_template.jinja"
-    source = file.read_text(encoding="utf-8") if file.exists() else config.get("chat_template")
-    if isinstance(source, list):
-        named: dict[str, str] = {item["name"]: item["template"] for item in source}
-        source = named.get("default")
+    found: str | list[dict[str, str]] | None = config.get("chat_template")
+    if file.exists():
+        source = file.read_text(encoding="utf-8")
+    elif isinstance(found, list):
+        source = {item["name"]: item["template"] for item in found}.get("default")
+    else:
+        source = found
     if not source:
         return None
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
     environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals.update(raise_exception=_raise, strftime_now=_strftime_now)  # pyright: ignore
     try:
         return environment.from_string(source)
     except TemplateError as error:
@@ -276,6 +278,11 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> Template | None:
 def _tojson(value: Any, indent: int | None = None) -> str:
     """JSON as it is, without the HTML escapes of Jinja2's own filter."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _strftime_now(form: str) -> str:
+    """The date, for templates that tell it."""
+    return datetime.now().strftime(form)
 
 
 def _raise(message: str) -> NoReturn:

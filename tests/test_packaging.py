@@ -1,9 +1,13 @@
 """What is shipped: a wheel with everything in it, a light import, a base install without torch."""
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,35 @@ def python(code: str, *, without: tuple[str, ...] = ()) -> subprocess.CompletedP
     return subprocess.run(
         [sys.executable, "-c", block + code], cwd=ROOT, capture_output=True, text=True, check=False
     )
+
+
+def imported_from_elsewhere() -> set[str]:
+    """The top-level names of other people's modules that ours import, in functions too."""
+    found: set[str] = set()
+    for path in (path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                found.add(node.module.split(".")[0])
+    return found - sys.stdlib_module_names - {"tenter"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = {
+        re.split(r"[^\w-]", line)[0].lower().replace("_", "-")
+        for line in (*project["dependencies"], *extras["embedded"], *extras["tables"])
+    }
+    homes = metadata.packages_distributions()
+    missing = {
+        name
+        for name in imported_from_elsewhere()
+        if not {home.lower().replace("_", "-") for home in homes.get(name, ())} & declared
+    }
+
+    assert missing <= {"pydantic_core"}, "add it to pyproject.toml"
 
 
 @pytest.fixture(scope="session")

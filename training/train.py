@@ -6,9 +6,9 @@ Two single-thread processes, about twenty minutes of CPU time each; `--quick` is
 import argparse
 from pathlib import Path
 
-from tinymodel.trainer import Plan, train
+from tinymodel.trainer import STAGES, Plan, train
 
-STEPS = 2600
+STEPS = sum(stage.steps for stage in STAGES)
 QUICK_STEPS = 20
 
 
@@ -16,7 +16,9 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help="optimizer steps, both stages together"
+    )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help=f"only {QUICK_STEPS} steps")
@@ -28,7 +30,8 @@ def main() -> None:
     chosen = arguments()
     steps = QUICK_STEPS if chosen.quick else chosen.steps
     report_steps = 5 if chosen.quick else 50
-    plan = Plan(chosen.out, steps, chosen.processes, seed=chosen.seed, report_steps=report_steps)
+    stages = tuple(stage.scaled(steps / STEPS) for stage in STAGES)
+    plan = Plan(chosen.out, stages, chosen.processes, seed=chosen.seed, report_steps=report_steps)
     size_bytes = train(plan)
     print(f"{chosen.out}: {size_bytes:,} bytes of weights")
     print(f"next: python training/evaluate.py --model {chosen.out}")

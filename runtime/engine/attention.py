@@ -7,20 +7,22 @@ scores of the shared and of the own part together, so nothing has to be merged a
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .batch import Work
 from .cache import PAGE_TOKENS
 from .cascade import Group, Row, groups_of
 from .config import ModelConfig
+from .kernels import fused_causal, joint_attention, tiled_causal
 from .state import Sequence
 
-_TILE = 128  # queries of a tile of a long chunk
+Array = NDArray[Any]
+
 _FETCHED_BYTES = 3 * 2**20, 256 * 2**20  # of one block, on a CPU and on a GPU
 _SHORT = 32  # chunks up to this many tokens are computed in blocks; longer ones row by row
 
@@ -73,7 +75,7 @@ class PagedAttention:
         self._slots = list(
             self.pool.view(config.layers, 2 * config.kv_heads, -1, config.head_width).unbind()
         )
-        self._heads = np.arange(2 * config.kv_heads)[:, None] * pages
+        self._heads: Array = np.arange(2 * config.kv_heads)[:, None, None] * pages
         self._page_bytes = 2 * config.kv_heads * shape[-1] * dtype.itemsize
         self._fetched_bytes = _FETCHED_BYTES[device.type == "cuda"]
         self._tables: list[list[int]] = []  # of the rows that `_groups` was found for
@@ -86,21 +88,21 @@ class PagedAttention:
         classes: dict[int, list[Work]] = {}
         long: list[Work] = []
         for item in work:
-            if item.count > _SHORT:
+            if item.length > _SHORT:
                 long.append(item)
             else:
-                classes.setdefault((item.count - 1).bit_length(), []).append(item)
+                classes.setdefault((item.length - 1).bit_length(), []).append(item)
         ordered, blocks, start = list[Work](), list[Block](), 0
         for size in sorted(classes):
             for shared, items in self._split(classes[size]):
                 blocks.append(self._block(items, shared, start))
                 ordered += items
-                start += sum(item.count for item in items)
+                start += sum(item.length for item in items)
         chunks: list[Chunk] = []
         for item in long:
             chunks.append(self._chunk(item, start))
             ordered.append(item)
-            start += item.count
+            start += item.length
         return Plan(ordered, blocks, chunks)
 
     def _split(self, items: list[Work]) -> list[tuple[int, list[Work]]]:
@@ -113,7 +115,7 @@ class PagedAttention:
             for item in sorted((items[i] for i in group.rows), key=_pages, reverse=True):
                 own = _pages(item) - shared
                 if not block or len(block) == most or 2 * own < longest - 4:
-                    block, longest = [], own
+                    block, longest = list[Work](), own
                     most = max(self._fetched_bytes // (own * self._page_bytes), 1)
                     found.append((shared, block))
                 block.append(item)
@@ -136,7 +138,7 @@ class PagedAttention:
         for row, item in zip(tables, items, strict=True):
             own = item.sequence.table[shared : _pages(item)]
             row[: len(own)] = own
-        own = (self._heads[:, :, None] + tables[None]).reshape(-1)
+        own = (self._heads + tables).reshape(-1)
         queries = max(count for _, count in items)
         tokens = None
         if any(count != queries for _, count in items):
@@ -175,12 +177,12 @@ class PagedAttention:
             mask = self._minus_infinity((key > last[:, None]) | _across(sequence, last, key))
         return Chunk(start, count, pages, context, mask)
 
-    def _minus_infinity(self, hidden: np.ndarray) -> Tensor:
+    def _minus_infinity(self, hidden: Array) -> Tensor:
         bias = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
         return bias.masked_fill_(self._tensor(hidden), float("-inf"))
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.as_tensor(array, device=self.device)
 
     # -- computing: once per layer
 
@@ -225,7 +227,7 @@ class PagedAttention:
             out = torch.bmm(torch.softmax(scores, -1), own[1])
         else:
             common = self._paged[layer].index_select(1, block.shared).view(2, kv, -1, width)
-            out = _joint_attention(q, common, own, block.bias)
+            out = joint_attention(q, common, own, block.bias)
         out = out.view(kv, rows, each, -1, width).permute(1, 2, 0, 3, 4)
         return out.reshape(rows * each, -1)
 
@@ -233,75 +235,13 @@ class PagedAttention:
         pages = self._paged[layer].index_select(1, chunk.pages)
         keys, values = pages.view(2, self.kv_heads, -1, self.width)[:, :, : chunk.context]
         q = queries[chunk.start : chunk.start + chunk.count].transpose(0, 1)
-        attention = _fused_causal if queries.is_cuda else _tiled_causal
+        attention = fused_causal if queries.is_cuda else tiled_causal
         return attention(q, keys, values, chunk.mask).transpose(0, 1).reshape(chunk.count, -1)
-
-
-def _joint_attention(q: Tensor, common: Tensor, own: Tensor, bias: Tensor) -> Tensor:
-    """One softmax over the scores of shared and of own keys.
-
-    q [kv * rows, queries, width], common [2, kv, shared tokens, width], own [2, kv * rows, own
-    tokens, width]. The product with `common` is dense: all rows of a head at once.
-    """
-    heads, count, width = common.shape[1:]
-    shape = q.shape[0], q.shape[1], count + own.shape[2]
-    scores = torch.empty(shape, dtype=q.dtype, device=q.device)
-    dense = scores.view(heads, -1, shape[2])
-    torch.bmm(q.view(heads, -1, width), common[0].transpose(1, 2), out=dense[..., :count])
-    torch.baddbmm(bias, q, own[0].transpose(1, 2), out=scores[..., count:])
-    weights = torch.softmax(scores, -1)
-    out = torch.bmm(weights.view(dense.shape)[..., :count], common[1])
-    return torch.bmm(weights[..., count:], own[1]).add_(out.view(q.shape))
-
-
-def _tiled_causal(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Causal attention by tiles of queries, each over the keys that it can see.
-
-    q [heads, count, width], keys and values [kv_heads, context, width], the last `count` of them
-    the queries' own; `mask` [count, context] replaces causality. On a CPU this takes a third of
-    the time of PyTorch's fused kernel (bfloat16).
-    """
-    heads, count, width = q.shape
-    kv_heads, context, _ = keys.shape
-    q = q.reshape(kv_heads, -1, count, width)
-    out = torch.empty_like(q)
-    upper = torch.full((_TILE, _TILE), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
-    for first in range(0, count, _TILE):
-        size = min(_TILE, count - first)
-        seen = context - count + first + size
-        tile = q[:, :, first : first + size].reshape(kv_heads, -1, width)
-        scores = torch.bmm(tile, keys[:, :seen].transpose(1, 2)).view(kv_heads, -1, size, seen)
-        if mask is None:
-            scores[..., seen - size :].add_(upper[:size, :size])
-        else:
-            scores.add_(mask[first : first + size, :seen])
-        weights = torch.softmax(scores, -1).view(kv_heads, -1, seen)
-        out[:, :, first : first + size] = torch.bmm(weights, values[:, :seen]).view(
-            kv_heads, -1, size, width
-        )
-    return out.view(heads, count, width)
-
-
-def _fused_causal(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """The same by PyTorch's fused kernels, for a GPU."""
-    count, context = q.shape[1], keys.shape[1]
-    if mask is None and count != context:
-        mask = torch.full((count, context), float("-inf"), dtype=q.dtype, device=q.device)
-        mask = mask.triu_(context - count + 1)
-    return F.scaled_dot_product_attention(
-        q[None],
-        keys[None],
-        values[None],
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=1.0,
-        enable_gqa=q.shape[0] != keys.shape[0],
-    )[0]
 
 
 def _pages(item: Work) -> int:
     """Pages that hold the row's context, this step's tokens included."""
-    return -(-(item.sequence.done + item.count) // PAGE_TOKENS)
+    return -(-(item.sequence.done + item.length) // PAGE_TOKENS)
 
 
 def _whole(sequence: Sequence) -> int:
@@ -310,14 +250,14 @@ def _whole(sequence: Sequence) -> int:
     return known // PAGE_TOKENS
 
 
-def _padded(items: list[Work], queries: int, start: int) -> np.ndarray:
+def _padded(items: list[Work], queries: int, start: int) -> Array:
     """The token of each query; rows shorter than `queries` repeat their last token."""
     counts = np.array([count for _, count in items])
     starts = start + np.concatenate(([0], np.cumsum(counts)[:-1]))
     return (starts[:, None] + np.minimum(np.arange(queries), counts[:, None] - 1)).reshape(-1)
 
 
-def _across(sequence: Sequence, last: np.ndarray, key: np.ndarray) -> np.ndarray:
+def _across(sequence: Sequence, last: Array, key: Array) -> Array:
     """Slots of other choices, [queries, keys]: behind the prompt, before the query's own choice."""
     forks = sequence.forks
     if forks is None:

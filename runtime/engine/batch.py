@@ -17,13 +17,13 @@ _ORDER = attrgetter("order")
 
 
 class Work(NamedTuple):
-    """Compute the next `count` tokens of `sequence` (from its `done`) in this step.
+    """Compute the next `length` tokens of `sequence` (from its `done`) in this step.
 
-    A count of 0 tells that nothing is left to compute: others have done it.
+    A length of 0 tells that nothing is left to compute: others have done it.
     """
 
     sequence: Sequence
-    count: int
+    length: int
 
 
 class Batch:

@@ -5,7 +5,6 @@ section 3) for one common prefix; ChunkAttention (2402.15220, section 3) finds t
 prefix tree, as done here. A row belongs to one group.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,7 +15,7 @@ GROUP_PAGES = 32  # page reads that a group of its own must save: what its opera
 class Row:
     """A row's page table, and how many of its leading pages every query of the row may see."""
 
-    table: Sequence[int]
+    table: list[int]
     whole: int
 
 
@@ -28,7 +27,7 @@ class Group:
     rows: tuple[int, ...]
 
 
-def groups_of(rows: Sequence[Row]) -> list[Group]:
+def groups_of(rows: list[Row]) -> list[Group]:
     """Split `rows` so that few pages are read; what gains nothing is one group that shares 0."""
     order = sorted(range(len(rows)), key=lambda i: rows[i].table[: rows[i].whole])
     common = [0] + [_common(rows[a], rows[b]) for a, b in pairwise(order)]
@@ -41,7 +40,7 @@ def groups_of(rows: Sequence[Row]) -> list[Group]:
 
 
 def _best(
-    rows: Sequence[Row], order: list[int], common: list[int], start: int, stop: int
+    rows: list[Row], order: list[int], common: list[int], start: int, stop: int
 ) -> tuple[int, list[Group]]:
     """Pages read by the sorted rows from `start` to `stop`, and their groups: the cheaper of one
     group for all, and the best for each branch below what all share."""

@@ -94,7 +94,8 @@ def read_eos_ids(folder: Path) -> tuple[int, ...]:
     """Token ids that end an answer: generation_config.json, else config.json."""
     for name in ("generation_config.json", "config.json"):
         file = folder / name
-        ids = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
+        raw: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        ids: list[int] | int | None = raw.get("eos_token_id")
         if ids is not None:
             return tuple(ids) if isinstance(ids, list) else (ids,)
     return ()

@@ -4,9 +4,8 @@ submit -> waiting -> (plan: admitted, prefilled in chunks, decoded) -> sampled -
             ^------------------- preempted when pages run out ------------'
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import count
 from typing import NamedTuple
 
@@ -18,15 +17,15 @@ from ..tokenizer import HFTokenizer
 from .attention import PagedAttention
 from .batch import Batch, Work
 from .cache import PAGE_TOKENS, PageCache
+from .check import check
 from .counters import Counters, StepReport
 from .execute import Executor, Results
 from .grammar import Grammars, Matcher
 from .model import Model
 from .sample import log_probabilities, sample, score
+from .sessions import Sessions
 from .state import Sequence
 from .text import TextStream
-
-_REMEMBERED_SESSIONS = 4096  # that no promise keeps
 
 
 class Output(NamedTuple):
@@ -34,14 +33,6 @@ class Output(NamedTuple):
 
     call: CallId
     chunk: Chunk
-
-
-@dataclass(slots=True)
-class _Session:
-    """The tokens of a session's context, and until when its KV is promised (None: it is not)."""
-
-    tokens: list[int] = field(default_factory=list[int])
-    until_s: float | None = None
 
 
 class Engine:
@@ -70,7 +61,7 @@ class Engine:
         self.kv_tokens = self.cache.capacity * PAGE_TOKENS
         self._eos_ids = tokenizer.eos_ids | frozenset(model.config.eos_ids)
         self._calls: dict[CallId, Sequence] = {}
-        self._sessions: dict[SessionId, _Session] = {}
+        self.sessions = Sessions(self.cache, clock)
         self._arrivals = count()
         self._grammars: Grammars | None = None
         self._executor = Executor(model, self.attention)
@@ -88,7 +79,10 @@ class Engine:
         With `max_tokens` 0 the KV of the prompt is computed and nothing drawn. Raises CallFailed
         if the request can never be answered.
         """
-        limit = self._check(request)
+        if request.call in self._calls:
+            raise CallFailed(f"call {request.call!r} is running already")
+        check(request, self.model.config, self.kv_tokens)
+        limit = min(self.model.config.context, self.kv_tokens)
         max_output = max(min(request.sampling.max_tokens, limit - len(request.token_ids)), 0)
         sequence = Sequence(request, next(self._arrivals), self.clock(), max_output)
         if not sequence.draws and sequence.forks is None:
@@ -99,8 +93,16 @@ class Engine:
             sequence.grammar = self._matcher(request.schema)
         if sequence.draws:
             sequence.text = TextStream(self.tokenizer.detokenizer(), request.sampling.stop)
+        self._take_up(sequence)
         self._calls[request.call] = sequence
         self.batch.add(sequence)
+
+    def _take_up(self, sequence: Sequence) -> None:
+        """Begin the answer with what an earlier attempt has drawn of it."""
+        for token in sequence.request.drawn:
+            _random(sequence)  # its draw is used up
+            if not sequence.draws or sequence.accept(token, self._eos_ids) is not None:
+                raise CallFailed("the answer ends within the tokens that were drawn before")
 
     def abort(self, call: CallId) -> Output | None:
         """Stop `call` and give its pages back; None if it is unknown."""
@@ -112,20 +114,16 @@ class Engine:
     def retain(self, session: SessionId, until_s: float | None) -> None:
         """Keep the KV of `session` until `until_s` (None: until released), also what a running
         call of it will have added when it ends."""
-        record = self._sessions.setdefault(session, _Session())
-        record.until_s = math.inf if until_s is None else until_s
-        self._pin(session, record)
+        self.sessions.retain(session, until_s)
 
     def release(self, session: SessionId) -> None:
         """Forget `session`; its KV may be evicted."""
-        self._sessions.pop(session, None)
-        self.cache.unpin(session)
+        self.sessions.release(session)
 
     def fork(self, session: SessionId, child: SessionId) -> None:
         """Let `child` name the context of `session`, of which nothing is copied: the pages are
         found in the tree by their tokens. `child` is retained on its own."""
-        parent = self._sessions.get(session, _Session())
-        self._sessions[child] = _Session(list(parent.tokens))
+        self.sessions.fork(session, child)
 
     def load(self) -> Load:
         """What the engine is doing, and its counters."""
@@ -146,11 +144,10 @@ class Engine:
     def step(self) -> list[Output]:
         """Compute one step, and return what it brought forth."""
         began_s = self.clock()
-        for name in self.cache.expire(began_s):
-            self._sessions[SessionId(name)].until_s = None
+        self.sessions.expire(began_s)
         work = self.batch.plan()
         outputs = [self._finish(s, "length") for s, tokens in work if tokens == 0]
-        work = [item for item in work if item.count]
+        work = [item for item in work if item.length]
         if not work:
             return outputs
         self._note(work, began_s)
@@ -174,7 +171,7 @@ class Engine:
             context += sequence.done + tokens
             if sequence.started_s is None:
                 sequence.started_s = now_s
-        prefilled = sum(item.count for item in work) - decoding
+        prefilled = sum(item.length for item in work) - decoding
         self.last_step = StepReport(prefilled, decoding, context)
         sums = self.counters
         sums.steps += 1
@@ -212,8 +209,9 @@ class Engine:
         reason = sequence.accept(token, self._eos_ids)
         if reason is not None:
             return [self._finish(sequence, reason)]
-        if sequence.request.stream:
-            return [Output(sequence.request.call, sequence.chunk())]
+        request = sequence.request
+        if request.stream and sequence.outputs - sequence.handed >= request.chunk_tokens:
+            return [Output(request.call, sequence.chunk())]
         return []
 
     def _score(self, work: list[Work], results: Results) -> list[Output]:
@@ -238,65 +236,14 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> Output:
         call, session = sequence.request.call, sequence.request.session
-        if session is not None:
-            self._remember(session, sequence.tokens[: min(sequence.done, sequence.sharable)])
         self.batch.remove(sequence)
         if session is not None:
-            self._pin(session, self._sessions[session])
+            known = min(sequence.done, sequence.sharable)
+            self.sessions.extend(session, sequence.tokens[:known])
         del self._calls[call]
         self.counters.calls += 1
         self.counters.aborted += reason == "abort"
         return Output(call, sequence.last_chunk(reason, self.clock()))
-
-    def _remember(self, session: SessionId, tokens: list[int]) -> None:
-        record = self._sessions.pop(session, None) or _Session()
-        record.tokens = tokens
-        self._sessions[session] = record  # the newest is last
-        if len(self._sessions) > _REMEMBERED_SESSIONS:
-            oldest = next((name for name, s in self._sessions.items() if s.until_s is None), None)
-            if oldest is not None and oldest != session:
-                del self._sessions[oldest]
-
-    def _pin(self, session: SessionId, record: _Session) -> None:
-        """Renew the pin of `session` over what is cached of it now."""
-        if record.until_s is None:
-            return
-        if record.until_s <= self.clock():
-            record.until_s = None
-            self.cache.unpin(session)
-            return
-        path = self.cache.match(record.tokens, len(record.tokens) // PAGE_TOKENS)
-        ready = [page for page in path if page.ready]
-        self.cache.pin(session, ready, record.until_s)
-
-    # -- checks
-
-    def _check(self, request: Request) -> int:
-        """The longest context that `request` may reach. Raises CallFailed if it cannot be run."""
-        prompt, vocab = len(request.token_ids), self.model.config.vocab
-        context = self.model.config.context
-        if request.call in self._calls:
-            raise CallFailed(f"call {request.call!r} is running already")
-        if prompt == 0:
-            raise CallFailed("the prompt is empty")
-        tail = max(map(len, request.choices), default=0) if request.choices is not None else 1
-        if prompt + tail > context and request.sampling.max_tokens:
-            raise CallFailed(
-                f"the prompt has {prompt} tokens; with {tail} to follow it does not fit the "
-                f"model's context of {context} tokens"
-            )
-        extra = sum(map(len, request.choices or ())) or 1
-        if prompt + extra > self.kv_tokens:
-            raise CallFailed(
-                f"the prompt has {prompt} tokens; with {extra} to follow it does not fit the "
-                f"KV cache of {self.kv_tokens} tokens"
-            )
-        if request.choices is not None and not all(request.choices or [()]):
-            raise CallFailed("choices must be given, each of at least one token")
-        used = [*request.token_ids, *(token for c in request.choices or () for token in c)]
-        if min(used) < 0 or max(used) >= vocab:
-            raise CallFailed(f"a token id is outside of the model's vocabulary of {vocab}")
-        return min(context, self.kv_tokens)
 
     def _matcher(self, schema: str) -> Matcher:
         if self._grammars is None:

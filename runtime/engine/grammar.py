@@ -10,11 +10,7 @@ from torch import Tensor
 from ..errors import CallFailed
 
 # JSON as json.dumps writes it. With free whitespace a weak model may write blanks forever.
-_STYLE = {
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "whitespace_flexible": False,
-}
+_ITEM_SEPARATOR, _KEY_SEPARATOR = ", ", ": "
 
 
 class Matcher:
@@ -22,12 +18,15 @@ class Matcher:
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher
+        self.failure: str | None = None  # set when the grammar can tell no next token
 
     def fill(self, row: Tensor) -> None:
         """Write the allowed next tokens into `row`, int32 [words]: one bit per token."""
-        self._matcher.unsafe_compute_mask_ptr(row.data_ptr(), row.numel() * 4)
+        if self.failure is None:
+            self._matcher.unsafe_compute_mask_ptr(row.data_ptr(), row.numel() * 4)
         if self._matcher.is_error():
-            raise CallFailed(f"the grammar failed: {self._matcher.get_error()}")
+            self.failure = f"the grammar cannot go on: {self._matcher.get_error()}"
+            row.fill_(-1)
 
     def advance(self, token: int) -> None:
         """Note that `token` was drawn. Only allowed tokens are."""
@@ -62,7 +61,14 @@ class Grammars:
 
     def _compile(self, schema: str) -> llguidance.LLMatcher:
         try:
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_STYLE)
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(
+                schema,
+                overrides={
+                    "item_separator": _ITEM_SEPARATOR,
+                    "key_separator": _KEY_SEPARATOR,
+                    "whitespace_flexible": False,
+                },
+            )
         except ValueError as error:
             raise CallFailed(f"the schema is not JSON: {error}") from None
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)

@@ -1,6 +1,7 @@
 """From logits to tokens: greedy or drawn, per row, so that no row depends on its neighbours."""
 
 from collections.abc import Sequence as Rows
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def sample(logits: Tensor, settings: Rows[Sampling], draws: Rows[float]) -> list
 def log_probabilities(logits: Tensor, tokens: list[int]) -> list[float]:
     """Natural log-probability of one token per row, of the model's own distribution."""
     chosen = torch.tensor(tokens, device=logits.device).unsqueeze(1)
-    return logits.float().log_softmax(-1).gather(1, chosen).squeeze(1).tolist()
+    return _floats(logits.float().log_softmax(-1).gather(1, chosen).squeeze(1))
 
 
 def score(logits: Tensor, scoring: list[tuple[Sequence, int]]) -> None:
@@ -55,7 +56,7 @@ def score(logits: Tensor, scoring: list[tuple[Sequence, int]]) -> None:
             rows.append(row)
             tokens.append(token)
             choices.append((sequence, choice))
-    gained: list[float] = values[rows, tokens].tolist()
+    gained = _floats(values[rows, tokens])
     for (sequence, choice), value in zip(choices, gained, strict=True):
         sequence.scores[choice] += value
 
@@ -63,8 +64,8 @@ def score(logits: Tensor, scoring: list[tuple[Sequence, int]]) -> None:
 def _likeliest(logits: Tensor) -> list[int]:
     """The first of the largest logits of each row. NumPy's search is ten times PyTorch's on a CPU."""
     if logits.is_cuda:
-        return logits.argmax(-1).tolist()
-    return logits.float().numpy().argmax(-1).tolist()
+        return _integers(logits.argmax(-1))
+    return cast("list[int]", logits.float().numpy().argmax(-1).tolist())
 
 
 def _draw(logits: Tensor, settings: Rows[Sampling], draws: Rows[float]) -> list[int]:
@@ -84,7 +85,7 @@ def _draw(logits: Tensor, settings: Rows[Sampling], draws: Rows[float]) -> list[
     uniform = column([int(draw * _UNIFORM_STEPS) / _UNIFORM_STEPS for draw in draws])
     point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     chosen = torch.searchsorted(summed, point, right=True)
-    return (chosen if order is None else order.gather(1, chosen)).squeeze(1).tolist()
+    return _integers((chosen if order is None else order.gather(1, chosen)).squeeze(1))
 
 
 def _nucleus(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
@@ -95,3 +96,11 @@ def _nucleus(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     before = weights.cumsum(-1) - weights
     beyond = (before >= top_p * weights.sum(-1, keepdim=True)) & (top_p < 1) & (ranks > 0)
     return weights.masked_fill(beyond, 0.0)
+
+
+def _integers(values: Tensor) -> list[int]:
+    return cast("list[int]", values.tolist())  # pyright: ignore[reportUnknownMemberType]
+
+
+def _floats(values: Tensor) -> list[float]:
+    return cast("list[float]", values.tolist())  # pyright: ignore[reportUnknownMemberType]

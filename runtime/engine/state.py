@@ -125,6 +125,8 @@ class Sequence:
         self.tokens.append(token)
         if self.grammar is not None:
             self.grammar.advance(token)
+            if self.grammar.failure is not None:
+                return "error"
         if token in eos_ids and not self.request.sampling.ignore_eos:
             return "stop"
         if self.text is not None:
@@ -156,6 +158,7 @@ class Sequence:
             finish=finish,
             usage=self._usage(now_s),
             choice_logprobs=tuple(self.scores) if scored else None,
+            error=self.grammar.failure if finish == "error" and self.grammar else None,
         )
 
     def _usage(self, now_s: float) -> Usage:
@@ -164,7 +167,7 @@ class Sequence:
         return Usage(
             prompt_tokens=len(self.request.token_ids),
             cached_tokens=self.cached,
-            output_tokens=self.outputs,
+            output_tokens=self.outputs - len(self.request.drawn),
             queue_s=started_s - self.arrived_s,
             prefill_s=first_s - started_s,
             decode_s=now_s - first_s,

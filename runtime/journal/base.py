@@ -2,6 +2,9 @@
 
 A journal belongs to one run. Steps are keyed by (row, path), results are content-addressed, and
 writes are committed in groups (the ideas: DBOS's operation outputs; SAFEFLOW 2506.07564).
+
+A record is *kept* once the death of the process cannot lose it, and *durable* once the death of the
+machine cannot.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -67,12 +70,13 @@ class RunInfo:
 Entry = StepRecord | RowRecord
 
 
-def check(entry: Entry) -> None:
-    """Refuse an entry that no journal can hold: too large, or a path that is not Unicode."""
+def check(entry: Entry) -> int:
+    """The size of an entry. Refused: one too large, or with a path that is not Unicode."""
     value = entry.value
-    if value is not None and len(value) > MAX_VALUE_BYTES:
+    size = 0 if value is None else len(value)
+    if size > MAX_VALUE_BYTES:
         raise JournalError(
-            f"row {entry.row}: a result of {len(value):,} bytes is larger than a journal takes "
+            f"row {entry.row}: a result of {size:,} bytes is larger than a journal takes "
             f"({MAX_VALUE_BYTES:,} bytes); return a reference to it instead"
         )
     if isinstance(entry, StepRecord) and not entry.path.isascii():
@@ -82,16 +86,27 @@ def check(entry: Entry) -> None:
             raise JournalError(
                 f"row {entry.row}: step {entry.path!r} is not Unicode text"
             ) from None
+    return size
 
 
 class Journal(Protocol):
-    """One run's record. All methods are called on the event loop's thread and never block it."""
+    """One run's record. All methods are called on the event loop's thread; none waits there
+    for the disk."""
 
     on_failure: Callable[[JournalError], None] | None
     """Called once on the loop when a write has failed; from then on `record` raises the error."""
 
-    def record(self, entry: StepRecord | RowRecord, then: Callable[[], None] | None = None) -> None:
-        """Append `entry`; call `then` on the loop once it is durable. Order is kept.
+    def record(
+        self,
+        entry: StepRecord | RowRecord,
+        then: Callable[[], None] | None = None,
+        sync: bool = False,
+    ) -> None:
+        """Append `entry`; call `then` on the loop once it is kept. Order is kept.
+
+        With `sync`, `then` waits until it is durable, and all that was recorded before it; without,
+        it becomes so soon after: use `sync` for what must not be done again, not even after a
+        power cut.
 
         The last record of a key wins. Raises JournalError for an entry that cannot be held (the
         others go on), and after a failed write: then no waiting `then` is ever called,
@@ -119,5 +134,5 @@ class Journal(Protocol):
         ...
 
     async def close(self) -> None:
-        """Commit what is pending and let go of the store."""
+        """Make durable what is pending and let go of the store."""
         ...

@@ -2,10 +2,16 @@
 
 Values above `INLINE_BYTES` live once in `blobs`, by content (blake2b-128). Every record carries a
 checksum, since SQLite's pages have none; a record that does not match it is never handed out.
-One connection per file, used from one thread (SQLite's WAL-reset bug needs two).
+
+A commit goes to the write-ahead log without an fsync (`synchronous = NORMAL`): the kernel has it, so
+the death of the process loses nothing. `sync` makes all commits so far durable. It is an fsync of
+the log by a descriptor of its own, which is what `synchronous = FULL` does at each commit, so it may
+run beside the connection's use. One connection per file, never used by two threads at once
+(SQLite's WAL-reset bug needs two connections).
 """
 
 import hashlib
+import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -20,6 +26,9 @@ from .base import JOURNAL_VERSION, Entry, Manifest, RowRecord, RunInfo, RunStatu
 
 APPLICATION_ID = 0x546E7472  # "Tntr"
 INLINE_BYTES = 512
+PAGE_BYTES = 4096
+
+_fsync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 _SCHEMA = f"""
 CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -66,14 +75,19 @@ def _explain(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+_FAULTS = (sqlite3.Error, OSError, OverflowError, ValueError)
+
+
 @contextmanager
 def _reported(path: Path) -> Generator[None]:
     try:
         yield
-    except JournalError:
-        raise
-    except (sqlite3.Error, OSError, OverflowError, ValueError) as error:
-        raise JournalError(f"journal {path}: {_explain(error)}") from error
+    except _FAULTS as error:
+        raise _error(path, error) from error
+
+
+def _error(path: Path, error: BaseException) -> JournalError:
+    return JournalError(f"journal {path}: {_explain(error)}")
 
 
 def _digest(value: bytes) -> bytes:
@@ -88,9 +102,16 @@ def _sum(row: int, text: str, signature: bytes, stored: bytes) -> int:
 class JournalFile:
     """An open journal file. `create`, `open` and `read` make one; `close` checkpoints it."""
 
+    log_pages = 0
+    """At least as many pages as the log has that are not in the database (see `checkpoint`)."""
+    log_begins = True
+    """Whether the next commit may begin the log anew, for which SQLite waits for the disk."""
+
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._db = connection
+        self._run = connection.cursor().execute  # a cursor for each statement costs 2 us
+        self._log: int | None = None
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> "JournalFile":
@@ -107,6 +128,7 @@ class JournalFile:
             file._check_identity()
             file._tune()
             file._check_pages()
+            file.sync()
 
         with _reported(path):
             return cls._connect(path, prepare)
@@ -122,7 +144,11 @@ class JournalFile:
         cls, path: Path, prepare: "Callable[[JournalFile], None]", mode: str = "rw"
     ) -> "JournalFile":
         uri = f"{path.absolute().as_uri()}?mode={mode}"
-        file = cls(path, sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5))
+        # Its users see to it that only one thread at a time uses it.
+        connection = sqlite3.connect(
+            uri, uri=True, isolation_level=None, timeout=5, check_same_thread=False
+        )
+        file = cls(path, connection)
         try:
             prepare(file)
         except BaseException:
@@ -137,12 +163,13 @@ class JournalFile:
             for statement in _SCHEMA.split(";"):
                 self._db.execute(statement)
             self._db.executemany(_SET, [("manifest", text), ("status", "running")])
+        self.sync()
 
     def _tune(self) -> None:
         for pragma in (
             "journal_mode = WAL",
-            "synchronous = FULL",  # an fsync for each group
-            "wal_autocheckpoint = 4000",  # pages: a WAL of 16 MB
+            "synchronous = NORMAL",  # fsyncs are asked for: `sync`
+            "wal_autocheckpoint = 0",  # and so are checkpoints
             "journal_size_limit = 67108864",
             "cache_size = -16384",
             "cell_size_check = ON",
@@ -179,8 +206,28 @@ class JournalFile:
                 self._db.execute("ROLLBACK")
             raise
 
-    def append(self, entries: Iterable[Entry]) -> None:
-        """Make all of `entries` durable, or none of them."""
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Keep all of `entries`, or none of them: the death of the process cannot lose them."""
+        try:
+            if len(entries) == 1 and self._append_one(entries[0]):
+                return
+            self._append_all(entries)
+        except _FAULTS as error:
+            raise _error(self.path, error) from error
+
+    def _append_one(self, entry: Entry) -> bool:
+        """Append what a single statement can, which needs no explicit transaction."""
+        if entry.value is not None and len(entry.value) > INLINE_BYTES:
+            return False
+        if isinstance(entry, StepRecord):
+            self._run(_ADD_STEP, _step_columns(entry, {}))
+        else:
+            self._run(_ADD_ROW, _row_columns(entry, {}))
+        self.log_pages += 2
+        self.log_begins = False
+        return True
+
+    def _append_all(self, entries: Iterable[Entry]) -> None:
         steps: list[tuple[object, ...]] = []
         rows: list[tuple[object, ...]] = []
         blobs: dict[bytes, bytes] = {}
@@ -189,13 +236,32 @@ class JournalFile:
                 steps.append(_step_columns(entry, blobs))
             else:
                 rows.append(_row_columns(entry, blobs))
-        with _reported(self.path), self._transaction():
+        with self._transaction():
             if blobs:
                 self._db.executemany(_ADD_BLOB, blobs.items())
             if steps:
                 self._db.executemany(_ADD_STEP, steps)
             if rows:
                 self._db.executemany(_ADD_ROW, rows)
+        self.log_pages += 2 * (len(steps) + len(rows))
+        self.log_pages += sum(3 + len(value) // PAGE_BYTES for value in blobs.values())
+        self.log_begins = False
+
+    def sync(self) -> None:
+        """Make durable what was committed. It may be called beside a use of the connection."""
+        try:
+            if self._log is None:
+                self._log = os.open(f"{os.path.realpath(self.path)}-wal", os.O_RDONLY)
+            _fsync(self._log)
+        except OSError as error:
+            raise _error(self.path, error) from error
+
+    def checkpoint(self) -> None:
+        """Copy the log to the database, so that it can begin anew. Durable commits stay so."""
+        self.log_pages = 0
+        self.log_begins = True
+        with _reported(self.path):
+            self._run("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def steps(self, first_row: int, last_row: int) -> dict[tuple[int, str], StepRecord]:
         with _reported(self.path):
@@ -242,6 +308,7 @@ class JournalFile:
         text = msgspec.json.encode(dict(summary)).decode()
         with _reported(self.path), self._transaction():
             self._db.executemany(_SET, [("status", status), ("summary", text)])
+        self.sync()
 
     def info(self) -> RunInfo:
         with _reported(self.path):
@@ -256,8 +323,15 @@ class JournalFile:
             )
 
     def close(self) -> None:
-        with _reported(self.path):
-            self._db.close()
+        """Let go of the file; what was committed through it is durable then."""
+        try:
+            if self._log is not None:
+                self.sync()
+                os.close(self._log)
+        finally:
+            self._log = None
+            with _reported(self.path):
+                self._db.close()
 
 
 def _stored(value: bytes, blobs: dict[bytes, bytes]) -> tuple[bytes | None, bytes | None]:

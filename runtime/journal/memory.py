@@ -22,7 +22,9 @@ class MemoryJournal:
         self._waiting: list[tuple[Entry, _Then]] = []
         self._closed = False
 
-    def record(self, entry: StepRecord | RowRecord, then: _Then | None = None) -> None:
+    def record(
+        self, entry: StepRecord | RowRecord, then: _Then | None = None, sync: bool = False
+    ) -> None:
         """Keep `entry`; `then` is called in the loop's next turn."""
         check(entry)
         self._check_open()
@@ -84,7 +86,9 @@ class NoJournal:
     def __init__(self) -> None:
         self.on_failure: Callable[[JournalError], None] | None = None
 
-    def record(self, entry: StepRecord | RowRecord, then: _Then | None = None) -> None:
+    def record(
+        self, entry: StepRecord | RowRecord, then: _Then | None = None, sync: bool = False
+    ) -> None:
         if then is not None:
             then()
 

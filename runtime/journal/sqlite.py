@@ -1,18 +1,21 @@
-"""The default journal: one SQLite file, one writer thread, one fsync per group of records.
+"""The default journal: one SQLite file, small groups committed at once, large ones on a thread.
 
-`record` only appends to a list. At the end of the loop's turn the whole list goes to the thread;
-what gathers during a commit makes the next group, so groups grow with the load and an idle
-journal commits at once. A group is acknowledged by one call onto the loop.
+`record` only appends to a list. At the end of the loop's turn the whole list is committed: a small
+group right there, since that costs less than to hand it over (10 us without an fsync), a large one,
+or one that must be durable, on the writer thread. What gathers while the thread commits makes the
+next group, so groups grow with the load. The thread also does what waits for the disk: fsyncs,
+SYNC_AFTER_S after the first commit that needs one, and checkpoints.
 """
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar
 
 from ..errors import JournalError
@@ -20,16 +23,21 @@ from .base import Entry, Manifest, RowRecord, RunStatus, StepRecord, check
 from .file import JournalFile
 
 PENDING_LIMIT = 100_000  # records that wait for the disk
+QUICK_RECORDS = 16  # in a group that the loop commits itself
+QUICK_BYTES = 16 * 1024
+SYNC_AFTER_S = 1.0  # what a power cut may take
+CHECKPOINT_PAGES = 10_000  # the log has at most 40 MB then
 
 _T = TypeVar("_T")
 _Then = Callable[[], None]
+_Kind = Literal["group", "checkpoint", "ask", "close"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     """What the thread is asked: `work` there, then `done(result, error)` on `loop`."""
 
-    kind: Literal["group", "ask", "close"]
+    kind: _Kind
     work: Callable[[JournalFile], Any]
     done: Callable[[Any, JournalError | None], None]
     loop: asyncio.AbstractEventLoop
@@ -41,6 +49,10 @@ class SqliteJournal:
     Programs wait for `then` before they go on, so what is pending is bounded by the steps in
     flight; above PENDING_LIMIT records `record` raises. Not for virtual time, which cannot wait
     for a thread (MemoryJournal is).
+
+    Two threads use the file's connection, never at once: the loop's only while `_outstanding` is 0,
+    which counts the jobs from before the thread can see them until the loop has their answers. The
+    fsync after SYNC_AFTER_S is no job: it does not use the connection.
     """
 
     def __init__(
@@ -54,18 +66,24 @@ class SqliteJournal:
         self.on_failure = on_failure
         self._on_close = on_close
         self._pending: list[tuple[Entry, _Then | None]] = []
+        self._pending_bytes = 0
+        self._pending_sync = False
         self._awake = False  # a flush is scheduled, or a group is with the thread
-        self._in_flight = 0  # groups with the thread
+        self._groups = 0  # with the thread
+        self._outstanding = 0  # jobs with the thread, groups among them
+        self._checkpoint_asked = False
+        self._sync_asked = False  # the thread will sync what was committed; it clears this before
         self._failure: JournalError | None = None  # loop side: nothing is acknowledged any more
-        self._broken: JournalError | None = None  # thread side: nothing is written any more
+        self._broken: JournalError | None = None  # nothing is written any more
         self._closed = False
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
-        manifest: Future[Manifest] = Future()
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the last record
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()  # None: look at `_sync_asked`
+        ready: Future[tuple[JournalFile, Manifest]] = Future()
         self._thread = threading.Thread(
-            target=self._serve, args=(opened, manifest), name="tenter-journal", daemon=True
+            target=self._serve, args=(opened, ready), name="tenter-journal", daemon=True
         )
         self._thread.start()
-        self.manifest = manifest.result()
+        self._file, self.manifest = ready.result()
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> "SqliteJournal":
@@ -77,16 +95,20 @@ class SqliteJournal:
 
     # ---- the loop's side --------------------------------------------------------------------
 
-    def record(self, entry: StepRecord | RowRecord, then: _Then | None = None) -> None:
-        """Append `entry`; `then` is called on the loop once it is on the disk."""
-        check(entry)
+    def record(
+        self, entry: StepRecord | RowRecord, then: _Then | None = None, sync: bool = False
+    ) -> None:
+        """Append `entry`; `then` is called on the loop once it is kept (`sync`: is durable)."""
+        size = check(entry)
         pending = self._pending
         if self._failure is not None or len(pending) >= PENDING_LIMIT:
             self._refuse()
         pending.append((entry, then))
+        self._pending_bytes += size
+        if sync:
+            self._pending_sync = True
         if not self._awake:
-            self._awake = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._wake()
 
     async def steps(self, first_row: int, last_row: int) -> Mapping[tuple[int, str], StepRecord]:
         return await self._ask(lambda file: file.steps(first_row, last_row))
@@ -102,7 +124,7 @@ class SqliteJournal:
         await self._ask(lambda file: file.set_status(status, summary))
 
     async def close(self) -> None:
-        """Commit what is pending and let go of the file; a failure already told is not raised."""
+        """Make what is pending durable and let go of the file; a failure told is not raised."""
         if self._closed:
             return
         told = self._failure
@@ -129,9 +151,8 @@ class SqliteJournal:
         self._hand_over()
         return await self._submit("ask", work)
 
-    async def _submit(self, kind: Literal["ask", "close"], work: Callable[[JournalFile], _T]) -> _T:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[_T] = loop.create_future()
+    async def _submit(self, kind: _Kind, work: Callable[[JournalFile], _T]) -> _T:
+        answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
 
         def done(result: _T, error: JournalError | None) -> None:
             if answer.cancelled():
@@ -141,34 +162,111 @@ class SqliteJournal:
             else:
                 answer.set_exception(error)
 
-        self._jobs.put(_Job(kind, work, done, loop))
+        self._put(kind, work, done)
         return await answer
 
-    def _flush(self) -> None:
-        if self._in_flight == 0:
-            self._hand_over()
-            self._awake = self._in_flight > 0
+    def _put(
+        self,
+        kind: _Kind,
+        work: Callable[[JournalFile], Any],
+        done: Callable[[Any, JournalError | None], None],
+    ) -> None:
+        self._outstanding += 1
+        self._jobs.put(_Job(kind, work, done, asyncio.get_running_loop()))
 
-    def _hand_over(self) -> None:
+    def _finish(self, job: "_Job", result: Any, error: JournalError | None) -> None:
+        """The thread has done `job`."""
+        self._outstanding -= 1
+        job.done(result, error)
+
+    def _wake(self) -> None:
+        """Flush at the end of the loop's turn."""
+        self._awake = True
+        self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._groups:
+            return  # its acknowledgement goes on with what is pending
+        self._awake = False
         if not self._pending:
             return
+        if self._outstanding == 0 and self._quick():
+            self._commit()
+        else:
+            self._hand_over()
+
+    def _quick(self) -> bool:
+        """Whether what is pending may be committed on the loop's thread."""
+        return (
+            len(self._pending) <= QUICK_RECORDS
+            and self._pending_bytes <= QUICK_BYTES
+            and not self._pending_sync
+            and not self._file.log_begins
+            and self._broken is None
+        )
+
+    def _take(self) -> list[tuple[Entry, _Then | None]]:
         group, self._pending = self._pending, []
-        self._in_flight += 1
+        self._pending_bytes = 0
+        self._pending_sync = False
+        return group
+
+    def _commit(self) -> None:
+        """Commit what is pending here and now; the thread has nothing to do."""
+        group = self._take()
+        try:
+            self._file.append([entry for entry, _ in group])
+        except Exception as error:  # noqa: BLE001  as on the thread
+            self._broken = self._named(error)
+            self._fail(self._broken)
+            return
+        if not self._sync_asked:
+            self._sync_asked = True
+            self._jobs.put(None)
+        self._acknowledge(group)
+
+    def _hand_over(self) -> None:
+        """Have what is pending committed by the thread."""
+        if not self._pending:
+            return
+        sync = self._pending_sync
+        group = self._take()
+        self._groups += 1
+        self._awake = True
 
         def work(file: JournalFile) -> None:
-            file.append(entry for entry, _ in group)
+            file.append([entry for entry, _ in group])
+            if sync:
+                file.sync()
+            else:
+                self._sync_asked = True
 
         def done(_: None, error: JournalError | None) -> None:
-            self._in_flight -= 1
-            if error is None:
-                self._acknowledge(group)
-            else:
+            self._groups -= 1
+            if error is not None:
                 self._fail(error)
+                return
+            if self._groups == 0:
+                self._go_on()
+            self._acknowledge(group)
 
-        self._jobs.put(_Job("group", work, done, asyncio.get_running_loop()))
+        self._put("group", work, done)
+
+    def _go_on(self) -> None:
+        """The thread has no group any more; its group's callbacks have yet to be called."""
+        self._awake = False
+        if not self._pending:
+            return
+        if self._quick():
+            self._wake()  # after those callbacks, with what they record
+        else:
+            self._hand_over()  # the thread works on while they run
 
     def _acknowledge(self, group: list[tuple[Entry, _Then | None]]) -> None:
-        self._flush()  # the disk works on while the callbacks run
+        if self._file.log_pages >= CHECKPOINT_PAGES and not self._checkpoint_asked:
+            self._checkpoint_asked = True
+            self._put("checkpoint", JournalFile.checkpoint, self._checkpointed)
         for entry, then in group:
             if then is None:
                 continue
@@ -179,8 +277,13 @@ class SqliteJournal:
                     {"message": f"after the record of row {entry.row}", "exception": error}
                 )
 
+    def _checkpointed(self, _: None, error: JournalError | None) -> None:
+        self._checkpoint_asked = False
+        if error is not None:
+            self._fail(error)
+
     def _fail(self, error: JournalError) -> None:
-        self._pending.clear()
+        self._take()
         if self._failure is not None and not self._closed:
             return
         self._failure = error
@@ -190,7 +293,9 @@ class SqliteJournal:
 
     # ---- the thread's side ------------------------------------------------------------------
 
-    def _serve(self, opened: Callable[[], JournalFile], manifest: Future[Manifest]) -> None:
+    def _serve(
+        self, opened: Callable[[], JournalFile], ready: Future[tuple[JournalFile, Manifest]]
+    ) -> None:
         try:
             file = opened()
             try:
@@ -200,19 +305,31 @@ class SqliteJournal:
                 raise
         except BaseException as error:  # noqa: BLE001  whoever opens waits for it
             self._let_go()
-            manifest.set_exception(error)
+            ready.set_exception(error)
             return
-        manifest.set_result(about)
+        ready.set_result((file, about))
         self._work_off(file)
 
     def _work_off(self, file: JournalFile) -> None:
+        sync_at: float | None = None
         while True:
-            job = self._jobs.get()
+            if sync_at is None and self._sync_asked:
+                sync_at = time.monotonic() + SYNC_AFTER_S
+            elif sync_at is not None and time.monotonic() >= sync_at:
+                self._sync(file)
+                sync_at = None
+            try:
+                wait_s = None if sync_at is None else max(0.0, sync_at - time.monotonic())
+                job = self._jobs.get(timeout=wait_s)
+            except Empty:
+                continue
+            if job is None:
+                continue
             result, error = self._attempt(job, file)
             if job.kind == "close":
                 self._let_go()
             with suppress(RuntimeError):  # the loop is gone, and with it whoever waited
-                job.loop.call_soon_threadsafe(job.done, result, error)
+                job.loop.call_soon_threadsafe(self._finish, job, result, error)
             if job.kind == "close":
                 return
 
@@ -222,13 +339,29 @@ class SqliteJournal:
             return None, self._broken
         try:
             return job.work(file), None
-        except JournalError as caught:
-            error = caught
         except BaseException as caught:  # noqa: BLE001  whoever asked waits for it
-            error = JournalError(f"journal {file.path}: {caught!r}")
-        if job.kind == "group":
+            error = self._named(caught)
+        if job.kind in ("group", "checkpoint"):
             self._broken = error
         return None, error
+
+    def _sync(self, file: JournalFile) -> None:
+        # Cleared first: what is committed from here on asks again.
+        self._sync_asked = False
+        if self._broken is not None:
+            return
+        try:
+            file.sync()
+        except JournalError as error:
+            self._broken = error
+            if self._loop is not None:
+                with suppress(RuntimeError):  # the loop is gone
+                    self._loop.call_soon_threadsafe(self._fail, error)
+
+    def _named(self, error: BaseException) -> JournalError:
+        if isinstance(error, JournalError):
+            return error
+        return JournalError(f"journal {self._file.path}: {error!r}")
 
     def _let_go(self) -> None:
         if self._on_close is not None:

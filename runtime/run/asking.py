@@ -13,6 +13,7 @@ from ...planner.values import compile_args
 from ..calls import CallId, Capabilities, Message, Request, Tokenizer
 from ..errors import CallFailed, OutputInvalid
 from ..scheduler.loop import Answer
+from .draft import CHUNK_TOKENS, Draft
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -75,8 +76,12 @@ class Asking:
         chat: list[Message],
         seed: Callable[[], int],
         deadline_s: float | None = None,
+        draft: Draft | None = None,
     ) -> Request:
-        """The request for `chat`; `seed` is asked where the step samples without one of its own."""
+        """The request for `chat`; `seed` is asked where the step samples without one of its own.
+
+        With a `draft` the answer is streamed into it, and begins with what is there already.
+        """
         sampling = self.step.sampling
         if sampling.temperature > 0 and sampling.seed is None:
             sampling = replace(sampling, seed=seed())
@@ -87,6 +92,9 @@ class Asking:
             choices=self._choices or None,
             schema=self.step.schema,
             deadline_s=deadline_s,
+            stream=draft is not None,
+            chunk_tokens=CHUNK_TOKENS,
+            drawn=draft.drawn if draft is not None else (),
         )
 
     def read(self, answer: Answer) -> Any:

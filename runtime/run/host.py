@@ -6,23 +6,21 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-import msgspec
-
 from ...planner.graph import LLM
 from ...tools import Tool
 from ...tools.call import call as call_tool
-from ..calls import CallId, Message, Request
+from ..calls import CallId, Chunk, Message, Request
 from ..clock import now
 from ..errors import InvalidWorkflow, JournalError, Problem, ToolFailed
 from ..journal.base import Journal, StepRecord
 from ..scheduler.events import CallShared, ToolEnded, ToolStarted
-from ..scheduler.loop import Answer, Scheduler, Turn
+from ..scheduler.loop import Answer, Scheduler
 from ..trace import Trace
 from .asking import Asking, Model, seed_for
+from .codec import decode, encode
+from .draft import CHUNK_TOKENS, Draft, is_draft
 from .sharing import Settled, Sharing
 
-encode = msgspec.json.encode
-decode = msgspec.json.decode
 NO_REQUEST = Request(CallId(""), ())
 
 
@@ -55,6 +53,7 @@ class Host:
         seed: int = 0,
         resumed: bool = False,
         call_timeout_s: float | None = None,
+        drafts: bool = True,
     ) -> None:
         self.scheduler = scheduler
         self.models = models
@@ -64,6 +63,7 @@ class Host:
         self._tasks = tasks
         self.seed = seed
         self._resumed = resumed
+        self._drafts = drafts
         self.call_timeout_s = call_timeout_s
         self._asking: dict[int, Asking] = {}
         self._steps: dict[int, LLM] = {}  # keeps the keys of `_asking` alive
@@ -97,7 +97,7 @@ class Host:
 
     def _answered_before(self, owner: Owner, path: str, step: str, done: Settled) -> bool:
         record = owner.recorded.get(path)
-        if record is None:
+        if record is None or is_draft(record):
             return False
         self.note(CallShared(program=owner.name, step=step, how="journal"))
         done(decode(record.value), None)
@@ -142,9 +142,18 @@ class Host:
         done(value, None)
 
     def record(
-        self, owner: Owner, path: str, value: Any, signature: bytes | None, done: Settled
+        self,
+        owner: Owner,
+        path: str,
+        value: Any,
+        signature: bytes | None,
+        done: Settled,
+        sync: bool = False,
     ) -> None:
-        """Write down a step's value, then hand it on, to those too who wait for equal work."""
+        """Write down a step's value, then hand it on, to those too who wait for equal work.
+
+        `sync`: not even a power cut may undo it.
+        """
 
         def durable() -> None:
             if signature is not None and self.sharing is not None:
@@ -152,7 +161,8 @@ class Host:
             done(value, None)
 
         try:
-            self.journal.record(StepRecord(owner.row, path, encode(value), signature), durable)
+            record = StepRecord(owner.row, path, encode(value), signature)
+            self.journal.record(record, durable, sync)
         except JournalError as error:
             self.failed(signature, error, done)
 
@@ -167,13 +177,11 @@ class Host:
         if signature is not None and self.sharing is not None:
             self.sharing.give_up(signature)
 
-    # ---- sessions -----------------------------------------------------------------------------------
-
-    def submit(
-        self, owner: Owner, step: str, model: str, request: Request, done: Callable[[Answer], None]
-    ) -> None:
-        """Send one turn of a session: never shared, since a session is a program's own."""
-        self.scheduler.submit(Turn(request, owner.name, step, model, done))
+    def draft(self, owner: Owner, path: str, model: Model, max_tokens: int) -> Draft | None:
+        """Where an answer is written down while it grows; None where that is not worth it."""
+        if not self._drafts or not model.capabilities.resumes or max_tokens <= CHUNK_TOKENS:
+            return None
+        return Draft(self.journal, owner.row, path, owner.recorded.get(path))
 
     # ---- tool steps -----------------------------------------------------------------------------------
 
@@ -231,7 +239,7 @@ class Host:
             done(None, ToolFailed(message, step))
             return
         try:
-            self.journal.record(StepRecord(owner.row, intent, b"null"), start)
+            self.journal.record(StepRecord(owner.row, intent, b"null"), start, sync=True)
         except JournalError as error:
             done(None, error)
 
@@ -277,7 +285,7 @@ class Host:
         elif error is not None:
             self.failed(signature, error, done)
         else:
-            self.record(owner, path, value, signature, done)
+            self.record(owner, path, value, signature, done, sync=tool.effect == "once")
 
     def stop(self, owner: Owner) -> None:
         """Cancel what still runs for a program, except its calls, which the scheduler stops."""
@@ -309,7 +317,17 @@ class Host:
 class _LLMWork:
     """One LLM step of one program on its way through the scheduler (a `Submission`)."""
 
-    __slots__ = ("_asking", "_chat", "_done", "_host", "_owner", "_path", "_signature", "request")
+    __slots__ = (
+        "_asking",
+        "_chat",
+        "_done",
+        "_draft",
+        "_host",
+        "_owner",
+        "_path",
+        "_signature",
+        "request",
+    )
 
     def __init__(
         self,
@@ -328,6 +346,7 @@ class _LLMWork:
         self._chat = chat
         self._signature = signature
         self._done = done
+        self._draft: Draft | None = None
         self.request = NO_REQUEST
 
     @property
@@ -354,13 +373,22 @@ class _LLMWork:
             return
         call = CallId(f"{owner.name}/{self._path}")
         timeout_s = host.call_timeout_s
+        if not self._asking.step.choices:
+            max_tokens = self._asking.step.sampling.max_tokens
+            self._draft = host.draft(owner, self._path, self._asking.model, max_tokens)
         self.request = self._asking.request(
             call,
             self._chat,
             lambda: seed_for(host.seed, owner.row, self._path),
             now() + timeout_s if timeout_s else None,
+            self._draft,
         )
         host.scheduler.submit(self)
+
+    def heard(self, chunk: Chunk) -> None:
+        """Write down a growing answer."""
+        if self._draft is not None:
+            self._draft.heard(chunk)
 
     def done(self, answer: Answer) -> None:
         """Read the answer and record the step's value."""

@@ -96,7 +96,10 @@ async def open_host(
     }
     failure: BaseException | None = None
     try:
-        async with Scheduler(core, workers, names, trace) as scheduler, asyncio.TaskGroup() as tasks:
+        async with (
+            Scheduler(core, workers, names, trace) as scheduler,
+            asyncio.TaskGroup() as tasks,
+        ):
             host = Host(
                 scheduler,
                 models,
@@ -107,6 +110,7 @@ async def open_host(
                 seed=seed,
                 resumed=resumed,
                 call_timeout_s=call_timeout_s,
+                drafts=journal is not None and not isinstance(journal, NoJournal),
             )
             try:
                 yield host

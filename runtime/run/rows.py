@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol
 
 from ..errors import JournalError, TenterError
 from ..journal.base import Journal, RowRecord, StepRecord
+from .codec import decode, encode
 from .control import Control, Wish
-from .host import decode, encode
 from .program import NOTHING, Programs
 
 WINDOW_ROWS = 16_384

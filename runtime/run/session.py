@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ...planner.graph import Sampling
 from ...tools import Tool
-from ..calls import CallId, Message, Request, SessionId, ToolSpec
+from ..calls import CallId, Chunk, Message, Request, SessionId, ToolSpec
 from ..clock import now
 from ..errors import CallFailed, StepFailed, ToolFailed
 from ..journal.base import StepRecord
@@ -17,6 +17,7 @@ from ..scheduler.events import CallShared
 from ..scheduler.loop import Answer
 from .asking import seed_for, without_thought
 from .context import HasTool
+from .draft import CHUNK_TOKENS, Draft, is_draft
 
 if TYPE_CHECKING:
     from .program import AsyncProgram
@@ -105,9 +106,8 @@ class ChatSession:
         program, host, owner = self._program, self._program.host, self._program.owner
         path = program.path("turn")
         record = owner.recorded.get(path)
-        if record is not None:
-            note = CallShared(program=owner.name, step="turn", how="journal")
-            host.note(note)
+        if record is not None and not is_draft(record):
+            host.note(CallShared(program=owner.name, step="turn", how="journal"))
             text = str(json.loads(record.value))
         else:
             text = await self._generate(path, tools, sampling)
@@ -117,27 +117,25 @@ class ChatSession:
         return message
 
     async def _generate(self, path: str, tools: list[Tool], sampling: Sampling) -> str:
-        host, owner = self._program.host, self._program.owner
+        host, owner, model = self._program.host, self._program.owner, self._model
         specs = tuple(ToolSpec(t.name, t.description, t.parameters) for t in tools)
-        token_ids = tuple(self._model.tokenizer.chat(self.messages, specs))
         if sampling.temperature > 0 and sampling.seed is None:
             sampling = replace(sampling, seed=seed_for(host.seed, owner.row, path))
-        owner.session = self._name
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        host.submit(
-            owner,
-            "turn",
-            self._model.name,
-            Request(
-                call=CallId(f"{owner.name}/{path}"),
-                token_ids=token_ids,
-                sampling=sampling,
-                session=self._name,
-                deadline_s=now() + host.call_timeout_s if host.call_timeout_s else None,
-            ),
-            lambda answer: None if future.done() else future.set_result(answer),
+        draft = host.draft(owner, path, model, sampling.max_tokens)
+        request = Request(
+            call=CallId(f"{owner.name}/{path}"),
+            token_ids=tuple(model.tokenizer.chat(self.messages, specs)),
+            sampling=sampling,
+            session=self._name,
+            deadline_s=now() + host.call_timeout_s if host.call_timeout_s else None,
+            stream=draft is not None,
+            chunk_tokens=CHUNK_TOKENS,
+            drawn=draft.drawn if draft is not None else (),
         )
-        answer = await future
+        owner.session = self._name
+        turn = _Turn(request, owner.name, model.name, draft)
+        host.scheduler.submit(turn)
+        answer = await turn.answer
         if answer.error is not None:
             raise CallFailed(answer.error, path)
         return answer.text
@@ -151,6 +149,30 @@ class ChatSession:
 
         self._program.host.journal.record(record, then)
         await durable
+
+
+class _Turn:
+    """One turn on its way through the scheduler (a `Submission`): never shared with others."""
+
+    step = "turn"
+    shared_tokens = 0
+
+    def __init__(self, request: Request, program: str, model: str, draft: Draft | None) -> None:
+        self.request = request
+        self.program = program
+        self.model = model
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._draft = draft
+
+    def heard(self, chunk: Chunk) -> None:
+        """Write down a growing answer."""
+        if self._draft is not None:
+            self._draft.heard(chunk)
+
+    def done(self, answer: Answer) -> None:
+        """Hand the answer to the program, if it still waits."""
+        if not self.answer.done():
+            self.answer.set_result(answer)
 
 
 def _tools(tools: Iterable[Tool | HasTool]) -> list[Tool]:

@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -69,24 +68,13 @@ class Submission(Protocol):
     @property
     def shared_tokens(self) -> int: ...
 
+    def heard(self, chunk: Chunk) -> None:
+        """Takes a piece of a streamed answer, all but the last."""
+        ...
+
     def done(self, answer: Answer) -> None:
         """Takes the answer; called exactly once."""
         ...
-
-
-@dataclass(slots=True)
-class Turn:
-    """The plainest submission."""
-
-    request: Request
-    program: str
-    step: str
-    model: str
-    tell: Callable[[Answer], None]
-    shared_tokens: int = 0
-
-    def done(self, answer: Answer) -> None:
-        self.tell(answer)
 
 
 class Scheduler:
@@ -229,6 +217,8 @@ class Scheduler:
         self._starts.pop(command.program)()
 
     def _dispatch(self, command: Dispatch) -> None:
+        if self._closing:
+            return
         call = command.call
         task = self._tasks.create_task(self._run_call(self._calls[call], command.worker))
         self._running[call] = (task, command.worker)
@@ -239,9 +229,13 @@ class Scheduler:
         chunks: list[Chunk] = []
         error: str | None = None
         try:
-            chunks = [chunk async for chunk in self._backends[worker].generate(call.request)]
-        except asyncio.CancelledError:
-            error = "cancelled"
+            async for chunk in self._backends[worker].generate(call.request):
+                chunks.append(chunk)
+                if chunk.finish is None:
+                    call.heard(chunk)
+        except asyncio.CancelledError:  # lost with its worker, or everything ends
+            self._closing = self._closing or name in self._running
+            raise
         except BackendUnavailable as failure:
             self.lose(worker, str(failure))
             return
@@ -319,8 +313,7 @@ class Scheduler:
 def _answer(chunks: list[Chunk], error: str | None) -> Answer:
     """The chunks of one call put together."""
     if error is not None:
-        finish: FinishReason = "abort" if error == "cancelled" else "error"
-        return Answer(finish=finish, error=error)
+        return Answer(finish="error", error=error)
     last = chunks[-1] if chunks else Chunk()
     end = last.finish
     if end is None:

@@ -178,9 +178,7 @@ def run() -> Callable[[Engine, Iterable[Request]], dict[str, Chunk]]:
         for _ in range(10_000):
             if not engine.busy:
                 return last
-            for call, chunk in engine.step():
-                if chunk.finish is not None:
-                    last[call] = chunk
+            last |= {call: chunk for call, chunk in engine.step() if chunk.finish}
         raise AssertionError("the engine makes no progress")
 
     return until_done

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+import msgspec
 import pytest
 import torch
 
@@ -308,3 +309,15 @@ def test_usage_counts_tokens_and_seconds(engine: MakeEngine, run: Run, ask: Ask)
     assert usage.queue_s > 0
     assert usage.prefill_s > 0
     assert usage.decode_s > usage.prefill_s
+
+
+def test_a_grammar_that_fails_ends_only_its_call(engine: MakeEngine, run: Run, ask: Ask) -> None:
+    """Tokens of an earlier attempt that the schema forbids leave the grammar without a way on."""
+    subject = engine("qwen3")
+    bad = msgspec.structs.replace(ask("bad", PROMPT, schema=SCHEMA), drawn=(100, 101))
+
+    answers = run(subject, [bad, ask("good", PROMPT)])
+
+    assert answers["bad"].finish == "error"
+    assert "grammar" in (answers["bad"].error or "")
+    assert answers["good"].finish == "length"

@@ -183,5 +183,5 @@ def test_forgotten_sessions_do_not_pile_up(engine: MakeEngine, run: Run) -> None
         request = Request(f"{i}", (5,), Sampling(max_tokens=0), session=SessionId(f"s{i}"))
         run(subject, [request])
 
-    assert len(subject._sessions) <= 4097
-    assert "kept" in subject._sessions
+    assert len(subject.sessions) <= 4097
+    assert SessionId("kept") in subject.sessions

@@ -70,6 +70,38 @@ async def test_what_is_recorded_in_a_callback_is_acknowledged_too(journal: Journ
     assert [row for row, _ in await journal.steps(0, 9)] == [1, 2, 3, 4, 5]
 
 
+async def test_a_long_chain_neither_recurses_nor_starves_the_loop(journal: Journal):
+    done = asyncio.get_running_loop().create_future()
+    turns = 0
+
+    def record(left: int) -> None:
+        if left == 0:
+            done.set_result(None)
+        else:
+            journal.record(StepRecord(left, "a", b"1"), lambda: record(left - 1))
+
+    async def turn() -> None:
+        nonlocal turns
+        while not done.done():
+            turns += 1
+            await asyncio.sleep(0)
+
+    record(50_000)
+    await turn()
+    assert turns >= 50_000
+    assert len(await journal.steps(0, 50_000)) == 50_000
+
+
+async def test_records_with_and_without_sync_keep_their_order(journal: Journal):
+    order: list[int] = []
+    for row in range(100):
+        journal.record(RowRecord(row, b"1"), lambda row=row: order.append(row), row % 7 == 3)
+        if row % 5 == 0:
+            await asyncio.sleep(0)
+    await recorded(journal, RowRecord(100, b"1"))
+    assert order == list(range(100))
+
+
 async def test_steps_of_a_range_of_rows_in_order(journal: Journal):
     for row in (3, 1, 2, 7):
         for path in ("b", "a[10].x", "ü"):
@@ -186,7 +218,8 @@ async def test_many_writers_are_served(journal: Journal):
 async def test_no_journal_acknowledges_at_once():
     journal, seen = NoJournal(), [0]
     journal.record(RowRecord(0, b"1"), lambda: seen.append(1))
-    assert seen == [0, 1]
+    journal.record(RowRecord(0, b"1"), lambda: seen.append(2), sync=True)
+    assert seen == [0, 1, 2]
     assert (await journal.steps(0, 9), await journal.rows(0, 9), await journal.results([])) == (
         {},
         {},

@@ -8,7 +8,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tenter.runtime.journal import (
     SqliteJournal,
     StepRecord,
     Store,
+    file,
     new_run_id,
     sqlite,
 )
@@ -84,10 +86,9 @@ async def test_one_commit_for_what_came_in_one_turn(
     groups: list[int] = []
     append = JournalFile.append
 
-    def counted(self: JournalFile, entries: Iterable[Entry]) -> None:
-        group = list(entries)
-        groups.append(len(group))
-        append(self, group)
+    def counted(self: JournalFile, entries: Sequence[Entry]) -> None:
+        groups.append(len(entries))
+        append(self, entries)
 
     monkeypatch.setattr(JournalFile, "append", counted)
     journal = SqliteJournal.create(tmp_path / "journal.db", manifest())
@@ -123,6 +124,169 @@ def test_counting_rows_reads_an_index(tmp_path: Path):
     assert "rows_ok" in str(plan)
 
 
+# ---- on the loop or on the thread, with an fsync or without --------------------------------------
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the journal's file is asked, and on whose thread: `loop: append 1`, `thread: sync`."""
+    main, lines = threading.get_ident(), list[str]()
+
+    def noted(name: str) -> Callable[..., None]:
+        work = getattr(JournalFile, name)
+
+        def call(self: JournalFile, *args: Sequence[Entry]) -> None:
+            where = "loop" if threading.get_ident() == main else "thread"
+            work(self, *args)
+            lines.append(f"{where}: {name} {len(args[0])}" if args else f"{where}: {name}")
+
+        return call
+
+    for name in ("append", "sync", "checkpoint"):
+        monkeypatch.setattr(JournalFile, name, noted(name))
+    monkeypatch.setattr(sqlite, "SYNC_AFTER_S", 10.0**6)
+    return lines
+
+
+async def _warm(path: Path, log: list[str]) -> SqliteJournal:
+    """A journal whose first commit, which waits for the disk, is done."""
+    journal = SqliteJournal.create(path, manifest())
+    await _kept(journal, 1)
+    assert log == ["thread: sync", "thread: append 1"]
+    log.clear()
+    return journal
+
+
+async def _kept(journal: SqliteJournal, count: int, size: int = 1, sync: bool = False) -> None:
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    for row in range(count - 1):
+        journal.record(RowRecord(row, b"x" * size))
+    journal.record(RowRecord(count, b"x" * size), lambda: done.set_result(None), sync)
+    await done
+
+
+async def test_small_groups_are_committed_on_the_loop_without_an_fsync(
+    tmp_path: Path, log: list[str]
+):
+    journal = await _warm(tmp_path / "journal.db", log)
+    await _kept(journal, 1)
+    await _kept(journal, sqlite.QUICK_RECORDS)
+    await _kept(journal, 2, size=sqlite.QUICK_BYTES // 2)
+    assert log == ["loop: append 1", f"loop: append {sqlite.QUICK_RECORDS}", "loop: append 2"]
+    await journal.close()
+
+
+async def test_large_groups_are_committed_on_the_thread(tmp_path: Path, log: list[str]):
+    journal = await _warm(tmp_path / "journal.db", log)
+    await _kept(journal, sqlite.QUICK_RECORDS + 1)
+    await _kept(journal, 1, size=sqlite.QUICK_BYTES + 1)
+    assert log == [f"thread: append {sqlite.QUICK_RECORDS + 1}", "thread: append 1"]
+    log.clear()
+    await _kept(journal, 1)
+    assert log == ["loop: append 1"]
+    await journal.close()
+
+
+async def test_sync_waits_for_an_fsync(tmp_path: Path, log: list[str]):
+    journal = await _warm(tmp_path / "journal.db", log)
+    journal.record(RowRecord(7, b"1"), lambda: log.append("then"), sync=True)
+    await _kept(journal, 1)
+    assert log == ["thread: append 2", "thread: sync", "then"]
+    log.clear()
+    await journal.set_status("done", {})
+    assert log == ["thread: sync"]
+    await journal.close()
+
+
+async def test_while_the_thread_works_the_loop_leaves_the_file_alone(
+    tmp_path: Path, log: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    journal, gate = await _warm(tmp_path / "journal.db", log), threading.Event()
+    monkeypatch.setattr(JournalFile, "rows", lambda *_: gate.wait(30))
+    read = asyncio.ensure_future(journal.rows(0, 9))
+    await asyncio.sleep(0)
+    order: list[int] = []
+    for row in range(50):
+        journal.record(RowRecord(row, b"1"), lambda row=row: order.append(row))
+        await asyncio.sleep(0)
+    assert (order, log) == ([], [])
+    gate.set()
+    await read
+    await _kept(journal, 1)
+    assert order == list(range(50))
+    assert log[0] == "thread: append 1"
+    await journal.close()
+
+
+async def test_a_commit_is_synced_soon(
+    tmp_path: Path, log: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sqlite, "SYNC_AFTER_S", 0.0)
+    synced, sync = threading.Event(), JournalFile.sync
+
+    def noted(self: JournalFile) -> None:
+        sync(self)
+        synced.set()
+
+    monkeypatch.setattr(JournalFile, "sync", noted)
+    journal = SqliteJournal.create(tmp_path / "journal.db", manifest())
+    for _ in range(5):
+        synced.clear()
+        await _kept(journal, 1)
+        assert await asyncio.to_thread(synced.wait, 30)
+    assert "loop: append 1" in log
+    assert "loop: sync" not in log
+    await journal.close()
+
+
+async def test_the_log_is_copied_by_the_thread(
+    tmp_path: Path, log: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 20)
+    path = tmp_path / "journal.db"
+    journal = await _warm(path, log)
+    for _ in range(500):
+        await _kept(journal, 1)
+    assert "thread: checkpoint" in log
+    assert "loop: checkpoint" not in log
+    assert {"loop: append 1", "thread: append 1"} <= set(log)
+    assert path.with_name("journal.db-wal").stat().st_size < 60 * 4200
+    await _kept(journal, 40)
+    await journal.close()
+    again = SqliteJournal.open(path)
+    assert len(await again.rows(0, 99)) == 40
+    await again.close()
+
+
+async def test_what_was_synced_survives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All that an fsync has not seen is cut away."""
+    durable = [b""]
+
+    def fsync(descriptor: int) -> None:
+        durable[0] = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+    monkeypatch.setattr(file, "_fsync", fsync)
+    monkeypatch.setattr(sqlite, "SYNC_AFTER_S", 10.0**6)
+    path = tmp_path / "journal.db"
+    journal = SqliteJournal.create(path, manifest())
+    for size in (1, 3, 700, 40_000):
+        await _kept(journal, 3, size)
+        await _kept(journal, 5, size, sync=True)
+        before = durable[0]
+        await _kept(journal, 9, size + 1)
+        assert durable[0] is before
+        cut = tmp_path / f"cut{size}.db"
+        cut.write_bytes(path.read_bytes())
+        cut.with_name(cut.name + "-wal").write_bytes(before)
+        survivor = JournalFile.open(cut)
+        assert survivor.rows(0, 5)[5].value == b"x" * size
+        assert survivor.rows(0, 5)[3].value == b"x" * size
+        survivor.close()
+    await journal.close()
+
+
 # ---- kill -9 -----------------------------------------------------------------------------------
 
 _CHILD = """
@@ -140,19 +304,21 @@ async def program(journal, numbers):
 async def main():
     _, journal = Store(sys.argv[1]).open("run_1")
     numbers = iter(range(int(sys.argv[2]), 10**9))
-    await asyncio.gather(*(program(journal, numbers) for _ in range(16)))
+    await asyncio.gather(*(program(journal, numbers) for _ in range(int(sys.argv[3]))))
 
 asyncio.run(main())
 """
 
 
-async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path):
-    """Twenty deaths of one run, each after a random number of acknowledgements."""
+@pytest.mark.parametrize("programs", [1, 16])  # committed by the loop, by the thread
+async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, programs: int):
+    """Ten deaths of one run, each after a random number of acknowledgements."""
     store, rng = Store(tmp_path), random.Random(1)
     await store.create(manifest()).close()
     first, acknowledged = 0, set[int]()
-    for _ in range(20):
-        acknowledged |= _acknowledged_before_death(tmp_path, first, rng.randrange(1, 300))
+    for _ in range(10):
+        after = rng.randrange(1, 300)
+        acknowledged |= _acknowledged_before_death(tmp_path, first, programs, after)
         assert store.info("run_1").status == "paused"
         _, journal = store.open("run_1")
         rows, steps = await journal.rows(0, 10**9), await journal.steps(0, 10**9)
@@ -163,8 +329,8 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path):
         first = max(rows) + 1
 
 
-def _acknowledged_before_death(home: Path, first: int, after: int) -> set[int]:
-    command = [sys.executable, "-c", _CHILD, str(home), str(first)]
+def _acknowledged_before_death(home: Path, first: int, programs: int, after: int) -> set[int]:
+    command = [sys.executable, "-c", _CHILD, str(home), str(first), str(programs)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         seen = [child.stdout.readline() for _ in range(after)]
@@ -208,6 +374,54 @@ async def test_a_full_disk_fails_once_and_loses_nothing_acknowledged(tmp_path: P
     rows = await journal.rows(0, 10**6)
     assert rows.keys() >= set(acknowledged)
     journal.record(RowRecord(10**6, b"1"))
+    await journal.close()
+
+
+async def test_a_full_disk_on_the_loops_thread_fails_once(tmp_path: Path, log: list[str]):
+    journal = SqliteJournal(lambda: _opened_full(tmp_path / "journal.db"))
+    told: list[JournalError] = []
+    journal.on_failure = told.append
+    await _kept(journal, 1)
+    kept = [0]
+
+    def record(row: int) -> None:
+        kept[0] = row
+        journal.record(RowRecord(row, b"x" * 400), lambda: record(row + 1))
+
+    record(1)
+    while not told:
+        await asyncio.sleep(0)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert [str(error).count("the disk is full") for error in told] == [1]
+    assert log.count("loop: append 1") == kept[0] - 1  # the last one failed, on the loop
+    assert log.count("thread: append 1") == 1
+    with pytest.raises(JournalError, match="the disk is full"):
+        journal.record(RowRecord(0, b"1"), sync=True)
+    await journal.close()
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_a_failed_fsync_fails_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
+):
+    """Of a record that waits for it, and of the fsync that follows later."""
+    monkeypatch.setattr(sqlite, "SYNC_AFTER_S", 10.0**6 if sync else 0.0)
+    journal = SqliteJournal.create(tmp_path / "journal.db", manifest())
+    told: asyncio.Future[JournalError] = asyncio.get_running_loop().create_future()
+    journal.on_failure = told.set_result
+
+    def fsync(_: int) -> None:
+        raise OSError("input/output error")
+
+    monkeypatch.setattr(file, "_fsync", fsync)
+    then = (lambda: pytest.fail("acknowledged")) if sync else None
+    journal.record(RowRecord(0, b"1"), then, sync)
+    with pytest.raises(JournalError, match="input/output error"):
+        raise await told
+    with pytest.raises(JournalError, match="input/output error"):
+        journal.record(RowRecord(1, b"1"))
     await journal.close()
 
 

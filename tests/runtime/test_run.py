@@ -377,7 +377,7 @@ class BreakingJournal(MemoryJournal):
         super().__init__()
         self.left = at
 
-    def record(self, entry: StepRecord | RowRecord, then: Any = None) -> None:
+    def record(self, entry: StepRecord | RowRecord, then: Any = None, sync: bool = False) -> None:
         self.left -= 1
         if self.left < 0:
             error = JournalError("no space left on device")
@@ -385,7 +385,7 @@ class BreakingJournal(MemoryJournal):
             if told is not None:
                 asyncio.get_running_loop().call_soon(told, error)
             raise error
-        super().record(entry, then)
+        super().record(entry, then, sync)
 
 
 @pytest.mark.parametrize("at", [0, 1, 7, 50])

@@ -13,7 +13,7 @@ from tinymodel.batches import Batches, stretched_positions
 from tinymodel.checkpoint import Shape
 from tinymodel.network import LanguageModel
 from tinymodel.tokenizer import load_tokenizer
-from tinymodel.trainer import Plan, train
+from tinymodel.trainer import STAGES, Plan, Stage, train
 
 from tenter.runtime.models import tiny_path
 
@@ -21,9 +21,9 @@ from tenter.runtime.models import tiny_path
 def test_stretched_positions_rise_and_stay_in_range() -> None:
     r = random.Random(1)
     for _ in range(50):
-        positions = stretched_positions(r, 256, 4096)
+        positions = stretched_positions(r, 1024, 4096)
         assert (positions.diff() >= 1).all()
-        assert 255 <= int(positions[-1]) < 4096
+        assert 1023 <= int(positions[-1]) < 4096
 
 
 def test_batches_repeat_for_a_seed() -> None:
@@ -35,12 +35,20 @@ def test_batches_repeat_for_a_seed() -> None:
     assert 0 < int((first.weights > 0).sum()) < first.weights.numel()
 
 
-def test_plan_lengthens_rows_and_lowers_the_rate() -> None:
-    plan = Plan(Path("unused"), steps=1000)
-    rows = [plan.row_tokens(step) for step in range(1000)]
+def test_stages_lengthen_rows_and_lower_the_rate() -> None:
+    rows = [stage.row_tokens(step) for stage in STAGES for step in range(stage.steps)]
     assert rows == sorted(rows)
     assert rows[-1] == 4096
-    assert plan.rate_factor(0) < plan.rate_factor(400) == 1.0 > plan.rate_factor(999) > 0
+    first, last = STAGES[0], STAGES[-1]
+    assert first.rate_factor(0) < first.rate_factor(400) == 1.0
+    assert last.rate_factor(100) > last.rate_factor(last.steps - 1) > 0
+
+
+def test_scaled_stages_keep_their_course() -> None:
+    for stage in STAGES:
+        short = stage.scaled(0.1)
+        assert short.steps == stage.steps // 10
+        assert short.row_tokens(short.steps - 1) == stage.row_tokens(stage.steps - 1)
 
 
 def test_the_network_computes_what_transformers_computes() -> None:
@@ -62,7 +70,8 @@ def test_the_network_computes_what_transformers_computes() -> None:
 
 @pytest.mark.slow
 def test_a_short_run_lowers_the_loss(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    size_bytes = train(Plan(tmp_path, steps=12, batch_tokens=1024, report_steps=4))
+    stages = (Stage(8, ((0.0, 128),), ((0.0, 1.0), (1.0, 1.0))), STAGES[1].scaled(0.005))
+    size_bytes = train(Plan(tmp_path, stages, batch_tokens=1024, report_steps=4))
     assert 0 < size_bytes <= 8 * 1024 * 1024
     losses = [
         float(line.split("loss ")[1].split()[0]) for line in capfd.readouterr().out.splitlines()

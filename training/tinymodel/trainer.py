@@ -1,14 +1,15 @@
 """Trains the network in data-parallel processes of one thread each (gloo), with Muon and AdamW."""
 
 import os
-import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, multiprocessing
 
 from .batches import Batches, corpus
@@ -17,10 +18,46 @@ from .network import LanguageModel
 from .tokenizer import load_tokenizer, train_tokenizer
 
 WARM_UP_STEPS = 40
-DECAY_SHARE = 0.6  # the learning rate falls linearly over this last part
 LONGEST_ROW_TOKENS = 4096
-FIRST_SAVE_SHARE, SAVE_SHARE = 0.3, 0.1  # intermediate checkpoints: from when on, and how often
+SAVE_SHARE = 0.1  # of a stage: how often an intermediate checkpoint is written
 SAMPLES_FOR_TOKENIZER = 12_000
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the run with optimizers of its own, which starts from the stage before it."""
+
+    steps: int
+    rows: tuple[tuple[float, int], ...]  # (from this share of the stage, tokens per row)
+    rates: tuple[tuple[float, float], ...]  # (share of the stage, factor), joined by lines
+
+    def row_tokens(self, step: int) -> int:
+        """The row length at `step`."""
+        return max(tokens for start, tokens in self.rows if step >= start * self.steps)
+
+    def rate_factor(self, step: int) -> float:
+        """What the learning rate is multiplied with at `step`."""
+        share = step / self.steps
+        for (start, low), (end, high) in pairwise(self.rates):
+            if share <= end:
+                line = low + (high - low) * (share - start) / (end - start)
+                return min(1.0, (step + 1) / WARM_UP_STEPS) * line
+        return self.rates[-1][1]
+
+    def scaled(self, factor: float) -> "Stage":
+        """The same stage with more or fewer steps."""
+        return replace(self, steps=max(1, round(self.steps * factor)))
+
+
+# Short rows teach the skills at the least cost; long ones then teach tools, loops and documents.
+STAGES = (
+    Stage(1300, rows=((0.0, 256),), rates=((0.0, 1.0), (0.8, 1.0), (1.0, 0.838))),
+    Stage(
+        600,
+        rows=((0.0, 512), (0.36, 1024), (0.82, LONGEST_ROW_TOKENS)),
+        rates=((0.0, 0.838), (1.0, 0.005)),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,28 +65,12 @@ class Plan:
     """One training run; equal plans give equal data and equal steps."""
 
     out: Path
-    steps: int
+    stages: tuple[Stage, ...] = STAGES
     processes: int = 2
     batch_tokens: int = 4096  # per process and step
     seed: int = 7
     learning_rate: float = 0.02
-    phases: tuple[tuple[float, int], ...] = (
-        (0.0, 256),
-        (0.5, 512),
-        (0.78, 1024),
-        (0.92, LONGEST_ROW_TOKENS),
-    )
     report_steps: int = 50
-
-    def row_tokens(self, step: int) -> int:
-        """The row length at `step`: short rows first, long contexts last."""
-        share = step / self.steps
-        return max(tokens for start, tokens in self.phases if share >= start)
-
-    def rate_factor(self, step: int) -> float:
-        """The learning rate's schedule: warm-up, level, linear decay."""
-        left = 1 - step / self.steps
-        return min(1.0, (step + 1) / WARM_UP_STEPS) * min(1.0, left / DECAY_SHARE + 0.005)
 
 
 def prepare(plan: Plan) -> Shape:
@@ -75,27 +96,29 @@ def optimizers(network: LanguageModel, rate: float) -> list[torch.optim.Optimize
 
 
 class Worker:
-    """One process of the run."""
+    """One process of a stage."""
 
-    def __init__(self, plan: Plan, shape: Shape, rank: int) -> None:
+    def __init__(self, plan: Plan, number: int, shape: Shape, rank: int) -> None:
         torch.manual_seed(plan.seed)
-        self.plan, self.rank = plan, rank
+        self.plan, self.stage, self.number, self.rank = plan, plan.stages[number], number, rank
         self.network = LanguageModel(shape)
+        if number > 0:
+            self.network.load_state_dict(load_file(plan.out / "model.safetensors"))
         self.parameters = list(self.network.parameters())
         self.optimizers = optimizers(self.network, plan.learning_rate)
         self.base_rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
         tokenizer = load_tokenizer(plan.out)
-        seed = plan.seed * 1000 + rank + 1
+        seed = plan.seed * 1000 + number * 100 + rank + 1
         self.batches = Batches(tokenizer, seed, plan.batch_tokens, LONGEST_ROW_TOKENS)
         self.losses: list[float] = []
         self.started_s = time.monotonic()
-        self.saved_share = FIRST_SAVE_SHARE - SAVE_SHARE
+        self.save_steps = max(1, round(self.stage.steps * SAVE_SHARE))
 
     def run(self) -> None:
         """All steps, with reports and intermediate checkpoints from the first process."""
-        for step in range(self.plan.steps):
-            self._set_rates(self.plan.rate_factor(step))
-            self.losses.append(self._step(self.plan.row_tokens(step)))
+        for step in range(self.stage.steps):
+            self._set_rates(self.stage.rate_factor(step))
+            self.losses.append(self._step(self.stage.row_tokens(step)))
             if self.rank == 0:
                 self._report(step + 1)
 
@@ -129,29 +152,33 @@ class Worker:
 
     def _report(self, step: int) -> None:
         recent = self.losses[-self.plan.report_steps :]
-        if step % self.plan.report_steps == 0 or step == self.plan.steps:
+        if step % self.plan.report_steps == 0 or step == self.stage.steps:
             tokens = step * self.plan.batch_tokens * self.plan.processes
             wall_s, cpu_s = time.monotonic() - self.started_s, time.process_time()
             print(
-                f"step {step}/{self.plan.steps}  {tokens / 1e6:.2f}M tokens  "
-                f"loss {sum(recent) / len(recent):.4f}  {wall_s:.0f} s wall, {cpu_s:.0f} s CPU",
+                f"stage {self.number + 1}  step {step}/{self.stage.steps}  "
+                f"{tokens / 1e6:.2f}M tokens  loss {sum(recent) / len(recent):.4f}  "
+                f"{wall_s:.0f} s wall, {cpu_s:.0f} s CPU",
                 flush=True,
             )
-        if step / self.plan.steps >= self.saved_share + SAVE_SHARE:
-            self.saved_share = step / self.plan.steps
+        if step % self.save_steps == 0 or step == self.stage.steps:
             save_weights(self.plan.out, self.network.state_dict())
 
 
-def _process(rank: int, plan: Plan, shape: Shape, meeting_file: str) -> None:
+def _process(rank: int, plan: Plan, number: int, shape: Shape, meeting_file: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting_file}", rank=rank, world_size=plan.processes
     )
-    worker = Worker(plan, shape, rank)
-    worker.run()
-    if rank == 0:
-        save_weights(plan.out, worker.network.state_dict())
+    Worker(plan, number, shape, rank).run()
     dist.destroy_process_group()
+
+
+def run_stage(plan: Plan, number: int, shape: Shape) -> None:
+    """Run one stage in all its processes; every stage but the first starts from `plan.out`."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (plan, number, shape, str(Path(folder) / "meeting"))
+        multiprocessing.spawn(_process, args=arguments, nprocs=plan.processes)
 
 
 def train(plan: Plan) -> int:
@@ -159,8 +186,6 @@ def train(plan: Plan) -> int:
     # Threads that wait actively starve each other on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     shape = prepare(plan)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (plan, shape, str(Path(folder) / "meeting"))
-        multiprocessing.spawn(_process, args=arguments, nprocs=plan.processes)
-    sys.stdout.flush()
+    for number in range(len(plan.stages)):
+        run_stage(plan, number, shape)
     return (plan.out / "model.safetensors").stat().st_size
