@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _common import Figures, interleaved, one_thread, timed
+from _common import Figures, Timing, interleaved, one_thread, timed
 
 one_thread()
 
@@ -155,9 +155,9 @@ def decode_step_s(engine: Engine, prompts: Prompts, new: int = 48) -> float:
         engine.submit(Request(CallId(str(index)), tuple(prompt), sampling))
     found: list[float] = []
     while engine.busy:
-        seconds = timed(engine.step).wall_s
+        took_s = seconds(timed(engine.step), engine.model.device)
         if engine.last_step.decode_rows == len(prompts):
-            found.append(seconds)
+            found.append(took_s)
     return sorted(found)[len(found) // 2]
 
 
@@ -180,7 +180,7 @@ def products_s(model: Model, rows: int) -> float:
             product(inputs[product.inputs])
         synchronize(model.device)
 
-    return best_s(run, 20)
+    return best_s(run, model.device, 20)
 
 
 def step_bytes(model: Model, rows: int) -> int:
@@ -201,14 +201,19 @@ def read_rate(device: torch.device, size: int = 2**28) -> float:
         data.sum()
         synchronize(device)
 
-    return size / best_s(run, 5)
+    return size / best_s(run, device, 5)
 
 
-def best_s(run: Callable[[], None], count: int) -> float:
+def best_s(run: Callable[[], None], device: torch.device, count: int) -> float:
     """The shortest of `count` runs, after two that warm up."""
     for _ in range(2):
         run()
-    return min(timed(run).wall_s for _ in range(count))
+    return min(seconds(timed(run), device) for _ in range(count))
+
+
+def seconds(timing: Timing, device: torch.device) -> float:
+    """CPU seconds where the CPU does the work (others share it); else wall seconds."""
+    return timing.cpu_s if device.type == "cpu" else timing.wall_s
 
 
 def synchronize(device: torch.device) -> None:
@@ -268,7 +273,7 @@ def gpu(figures: Figures) -> None:
         torch.mm(square, square)
         synchronize(device)
 
-    flops = 2 * 8192**3 / best_s(multiply, 10)
+    flops = 2 * 8192**3 / best_s(multiply, device, 10)
     setup = {"model": "8B-shaped", "device": torch.cuda.get_device_name(device)}
     engine = Engine(model, tokenizer, time.perf_counter, kv_tokens=120_000, chunk_tokens=8192)
     answer(engine, make_prompts("unrelated", 1000, 8), 2)
@@ -320,6 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="the tiny model, one round")
     parser.add_argument("--data", type=Path, default=ROOT / ".cache" / "benchmarks")
+    parser.add_argument("--rounds", type=int, help="of which medians count; 3, or 1 if quick")
     parser.add_argument("--gpu", action="store_true", help="an 8B-shaped model on a GPU")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -328,7 +334,7 @@ def main() -> None:
         gpu(figures)
     else:
         models = {"tiny": TINY} if options.quick else {"tiny": TINY, "mid": mid_model(options.data)}
-        rounds = 1 if options.quick else 3
+        rounds = options.rounds or (1 if options.quick else 3)
         for name, folder in models.items():
             floor(figures, name, folder)
             for kind in ("shared", "unrelated"):

@@ -266,9 +266,10 @@ def _expression(source: str, types: Types) -> Iterator[str]:
 
     try:
         tree = Parser(environment(), source, state="variable").parse_expression()
+        found = list(_node(tree, types))
     except (TemplateSyntaxError, RecursionError):
         return  # told elsewhere
-    yield from _node(tree, types)
+    yield from found
 
 
 def _node(node: Any, types: Types) -> Iterator[str]:

@@ -226,11 +226,18 @@ class WorkflowHandle:
         values = self.signature.bind(self.name, (), inputs)
         self.signature.check(self.name, values)
         plain = {key: to_json(value, f"{self.name}: {key}") for key, value in values.items()}
-        return await run_workflow(self.workflow, plain, **(options or {}))
+        return self._converted(await run_workflow(self.workflow, plain, **(options or {})))
 
     def _converted(self, value: Any) -> Any:
+        """A JSON result as what the author's annotation promises."""
         adapter = self.signature.result
-        return value if adapter is None else adapter.validate_python(value)
+        if adapter is None:
+            return value
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            message = f"the result of {self.name!r}: {misfit(error)}"
+            raise OutputInvalid(message, output=str(value)) from None
 
     def _trace(self) -> Workflow:
         signature = self.signature

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
+from ..planner.errors import PromptError
 from ..planner.graph import Const, DictOf, Expr, ListOf, Ref, Value, names_in
 from ..planner.template import environment
 from ..planner.values import check_expression
@@ -110,6 +111,14 @@ def part_of(value: Value, part: str | int) -> Value:
             return expression(f"{operand(value)}[{literal(part)}]", value)
 
 
+def uses_of(source: str) -> tuple[str, ...]:
+    """The names that an expression reads; raises PromptError where it is wrong or too deep."""
+    try:
+        return check_expression(source)
+    except (SyntaxError, MemoryError, RecursionError):  # Python's own limits
+        raise PromptError("the expression is nested too deeply, or too large") from None
+
+
 # ---- replacing names ----------------------------------------------------------------------------
 
 
@@ -138,7 +147,7 @@ def _in_expression(source: str, resolve: Resolve) -> Expr:
     for token, is_name in _tokens(source):
         found = resolve(token) if is_name else None
         text += token if found is None else operand(found)
-    return Expr(text, check_expression(text))
+    return Expr(text, uses_of(text))
 
 
 def _tokens(source: str) -> Iterator[tuple[str, bool]]:
@@ -146,7 +155,7 @@ def _tokens(source: str) -> Iterator[tuple[str, bool]]:
     opening = "{{"
     raw = [(kind, text) for _, kind, text in environment().lexer.tokeniter(opening + source, None)]
     tokens = raw[1:]
-    reads = set(check_expression(source))
+    reads = set(uses_of(source))
     solid = [index for index, (kind, _) in enumerate(tokens) if kind != "whitespace"]
     around = {index: place for place, index in enumerate(solid)}
     for index, (kind, text) in enumerate(tokens):

@@ -35,6 +35,8 @@ def adapter_of(hint: Any, what: str) -> TypeAdapter[Any]:
 
 def to_json(value: Any, what: str) -> Any:
     """`value` as JSON data: models, dataclasses, dates, tuples and sets are converted."""
+    if value is None or type(value) in (str, bool, int):
+        return value
     try:
         plain = to_jsonable_python(value)
         json.dumps(plain, allow_nan=False)

@@ -16,7 +16,11 @@ def compiled(
 ) -> Graph:
     """`graph` if nothing is wrong with it; otherwise all problems in one InvalidWorkflow."""
     known: Collection[str] | None = {"default", *models, *tracer.models} if models else None
-    checked = validate(graph, tracer.tools, known)
+    try:
+        checked = validate(graph, tracer.tools, known)
+    except (SyntaxError, MemoryError, RecursionError):  # of Python, compiling an expression
+        text = "an expression is nested too deeply: put the code in a @tool"
+        raise InvalidWorkflow([*tracer.problems, problem(text, tracer.place)]) from None
     found = [_located(each, tracer.place) for each in checked if grave(each)]
     for step, text in type_problems(graph, inputs, tracer.tools):
         text = f"step {step.id!r}: {text}" if step else f"the result: {text}"

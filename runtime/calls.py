@@ -41,7 +41,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     priority: float = 0.0  # smaller goes first
     deadline_s: float | None = None  # on the clock of `clock.now`
     stream: bool = False  # chunks as tokens come; otherwise one last chunk
-    chunk_tokens: int = 1  # of a streamed answer: at least so many tokens per chunk
+    chunk_tokens: int = 1  # of a streamed answer: at least so many tokens per chunk,
+    chunk_growth: float = 0.0  # and at least this share of what was handed out before
     drawn: tuple[int, ...] = ()  # the answer's first tokens, drawn by an earlier attempt
 
 

@@ -58,7 +58,7 @@ class Stop:
         return 128 + self.signal
 
 
-async def _heed(control: Control, stop: Stop) -> None:
+async def _heed(control: Control, tally: Tally, stop: Stop) -> None:
     """The first signal drains, the second aborts, the third ends the process."""
     count = 0
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -67,7 +67,9 @@ async def _heed(control: Control, stop: Stop) -> None:
             if count == 1:
                 stop.signal = number
                 control.drain()
-                say("finishing what runs, starting nothing new; once more to stop at once")
+                running = tally.snapshot().programs_live
+                rows = f"the {running:,} rows that run" if running else "what runs"
+                say(f"finishing {rows}, starting no other; once more to stop at once")
             elif count == 2:
                 control.abort()
                 say("stopping at once")
@@ -81,7 +83,7 @@ async def _governed(
     control, tally = Control(), Tally()
     results: list[Result] = []
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_heed, control, stop)
+        tasks.start_soon(_heed, control, tally, stop)
         if shown:
             tasks.start_soon(progress.show, tally, emit if json else None)
         results.append(await work(control, tally))

@@ -6,7 +6,7 @@ Looks at the run's tally a few times a second; the run itself never waits for it
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -151,35 +151,37 @@ def _write(line: str) -> None:
 
 
 async def _draw(tally: Tally) -> None:
-    from rich.console import Console
+    """A bar, and below it the facts; both fit 80 columns."""
+    from rich.console import Console, Group
+    from rich.live import Live
     from rich.progress import BarColumn, Progress, TextColumn
+    from rich.text import Text
 
     window = _Window()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[facts]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
-        task = bar.add_task("starting", total=None, facts="")
-        told = False
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
+    task = bar.add_task("starting", total=None, left="")
+    text = Text(overflow="ellipsis", no_wrap=True)
+    told = False
+    with Live(Group(bar, text), console=Console(stderr=True), auto_refresh=False) as live:
 
         def redraw() -> None:
             nonlocal told
             snapshot = tally.snapshot()
+            pace = window.pace(now(), snapshot)
             if not told and (error := first_error(snapshot)):
                 told = True
-                bar.console.print(f"tenter: the first error: {error}", markup=False)
-            pace = window.pace(now(), snapshot)
+                line = f"tenter: the first error: {error}"
+                live.console.print(line, markup=False, highlight=False, soft_wrap=True)
             if snapshot.run:
                 bar.update(
                     task,
-                    description=snapshot.workflow,
+                    description=Text(snapshot.workflow).markup,
                     total=snapshot.rows_total,
                     completed=snapshot.rows_finished,
-                    facts=facts(snapshot, pace),
+                    left="" if pace.left_s is None else f"{_clock(pace.left_s)} left",
                 )
-            bar.refresh()
+                text.plain = facts(snapshot, replace(pace, left_s=None))
+            live.refresh()
 
         try:
             while True:

@@ -12,7 +12,7 @@ from .api_identity import graph_identity
 from .api_places import did_you_mean, problem
 from .api_types import schema_text
 from .api_validate import order
-from .errors import InvalidInput, InvalidWorkflow
+from .errors import InvalidInput, InvalidWorkflow, Problem
 from .spec_check import Notes
 from .spec_dump import dump
 from .spec_keys import TOP
@@ -48,7 +48,11 @@ def _compile(text: str, file: str, folder: Path, above: tuple[Path, ...]) -> Wor
     reader = Reader(file)
     root = reader.read(text)
     notes = Notes(file, reader.problems)
-    made = _File(root, notes, folder, above).workflow()
+    try:
+        made = _File(root, notes, folder, above).workflow()
+    except (PlannerError, RecursionError, SyntaxError, MemoryError) as error:
+        reason = str(error) if isinstance(error, PlannerError) else "an expression is too deep"
+        raise InvalidWorkflow([*notes.problems, Problem(reason, file)]) from None
     if notes.problems or made is None:
         raise InvalidWorkflow(sorted(set(notes.problems), key=order))
     return made

@@ -1,13 +1,10 @@
 """The steps of a YAML workflow, compiled one by one into steps of a graph."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from ..planner.graph import (
     LLM,
-    Args,
     Compute,
     Const,
     Each,
@@ -19,17 +16,17 @@ from ..planner.graph import (
     ToolCall,
     Value,
 )
-from ..planner.prompt import Prompt
 from ..tools import Tool
 from .api_inline import inline
 from .api_places import did_you_mean
 from .api_source import all_of, const, guard, negated
 from .api_types import schema_text
+from .spec_args import args_of_prompts, bound_args, parameters
 from .spec_check import Notes, scalars
 from .spec_keys import BLOCK, BRANCH_STEP, STEP_KINDS
 from .spec_reader import Item
 from .spec_types import read_type
-from .spec_values import Scope, line_of_field
+from .spec_values import Scope
 from .workflow import ModelSpec, Workflow
 
 _SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "seed", "ignore_eos")
@@ -152,11 +149,11 @@ class Steps:
         if "choices" in pairs and "output" in pairs:
             self._notes.add(f"the step {name!r} has choices and output: keep one", pairs["output"])
         schema = read_type(pairs["output"], self._notes) if "output" in pairs else None
-        args = self._args_of_prompts(pairs, prompts)
+        args = args_of_prompts(self._scope, pairs, prompts)
         choices = (
             tuple(str(one.scalar) for one in pairs["choices"].items) if "choices" in pairs else ()
         )
-        if len(prompts) < len([what for what in ("llm", "system") if what in pairs]):
+        if not all(what in prompts for what in ("llm", "system") if what in pairs):
             return
         step = LLM(
             id=name,
@@ -190,33 +187,6 @@ class Steps:
                 f"the model {model!r} is not under models{did_you_mean(model, known)}", at
             )
 
-    def _args_of_prompts(self, pairs: dict[str, Item], prompts: Mapping[str, Prompt]) -> Args:
-        """A value for each field: given under `with`, or of the same name."""
-        where: dict[str, Item] = {}
-        for what in ("system", "llm"):
-            if what in prompts:
-                where.update((f, pairs[what]) for f in prompts[what].fields if f not in where)
-        given = pairs["with"].pairs if "with" in pairs else {}
-        whole = len(prompts) == len([what for what in ("llm", "system") if what in pairs])
-        self._check_spare(pairs, where if whole else {**where, **given}, "the prompt reads no")
-        args: list[tuple[str, Value]] = []
-        for name, at in where.items():
-            if name in given:
-                args.append((name, self._scope.value(given[name])))
-            else:
-                self._scope.read(name, at, line_of_field(at, name))
-                args.append((name, Ref(name)))
-        return tuple(args)
-
-    def _check_spare(self, pairs: dict[str, Item], known: Iterable[str], what: str) -> None:
-        names = list(known)
-        for name, value in pairs["with"].pairs.items() if "with" in pairs else ():
-            if name not in names:
-                key = pairs["with"].keys[name]
-                cure = did_you_mean(name, names, "it takes")
-                self._notes.add(f"{what} {name!r}{cure}", key)
-                self._scope.look([value])
-
     def _tool(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
         called = str(pairs["tool"].scalar)
         tool = self._known.tools.get(called)
@@ -226,7 +196,9 @@ class Steps:
                 self._notes.add(f"the tool {called!r} is not under tools{cure}", pairs["tool"])
             self._scope.look(pairs["with"].pairs.values() if "with" in pairs else ())
             return
-        args = self._bound(pairs, *_parameters(tool), f"the tool {called!r} has no parameter")
+        args = bound_args(
+            self._scope, pairs, *parameters(tool), f"the tool {called!r} has no parameter"
+        )
         self.made.append(
             ToolCall(
                 id=name,
@@ -237,24 +209,6 @@ class Steps:
                 place=place,
             )
         )
-
-    def _bound(
-        self, pairs: dict[str, Item], names: Iterable[str], required: Iterable[str], what: str
-    ) -> dict[str, Value]:
-        """Values of parameters: given under `with`, or of the same name if they are required."""
-        given = pairs["with"].pairs if "with" in pairs else {}
-        self._check_spare(pairs, names, what)
-        bound: dict[str, Value] = {}
-        kind = next(kind for kind in ("tool", "workflow") if kind in pairs)
-        for name in names:
-            if name in given:
-                bound[name] = self._scope.value(given[name])
-            elif name in required and name in self._scope.names:
-                self._scope.read(name, pairs[kind])
-                bound[name] = Ref(name)
-            elif name in required:
-                self._notes.add(f"{name!r} has no value: give it one under `with`", pairs[kind])
-        return bound
 
     def _each(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
         items = self._scope.expression(pairs["each"])
@@ -339,7 +293,7 @@ class Steps:
             return
         names = [each.name for each in workflow.inputs]
         required = [each.name for each in workflow.inputs if each.required]
-        values = self._bound(pairs, names, required, f"{workflow.name!r} has no input")
+        values = bound_args(self._scope, pairs, names, required, f"{workflow.name!r} has no input")
         if any(name not in values for name in required):
             return
         for each in workflow.inputs:
@@ -360,9 +314,3 @@ class Steps:
         for model, spec in workflow.models.items():
             self._known.models[prefix + model] = replace(spec, name=prefix + model)
         return {model: prefix + model for model in workflow.models}
-
-
-def _parameters(tool: Tool) -> tuple[list[str], list[str]]:
-    """The names of a tool's parameters, and those that it needs."""
-    schema: dict[str, Any] = json.loads(tool.parameters)
-    return list(schema.get("properties", {})), list(schema.get("required", ()))

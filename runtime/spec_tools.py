@@ -85,7 +85,7 @@ def _module(parts: list[str], folder: Path) -> ModuleType:
     except SyntaxError as error:
         place = f"{error.filename}:{error.lineno}"
         raise InvalidInput(f"the module {name!r} is no Python: {place}: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InvalidInput(f"the module {name!r} cannot be imported: {reason}") from error
 

@@ -13,9 +13,8 @@ from ..planner.errors import PromptError
 from ..planner.graph import Const, DictOf, Expr, ListOf, Ref, Value
 from ..planner.prompt import Prompt
 from ..planner.template import environment
-from ..planner.values import check_expression
 from .api_places import did_you_mean
-from .api_source import const, operand, quote
+from .api_source import const, operand, quote, uses_of
 from .spec_check import Notes
 from .spec_reader import Item
 
@@ -110,12 +109,16 @@ class Scope:
         for is_expression, text in parts:
             texts.append(operand(self._parsed(text, item)) if is_expression else quote(text))
         source = " ~ ".join(texts)
-        return Expr(source, check_expression(source)) if texts else const("")
+        try:
+            return Expr(source, uses_of(source)) if texts else const("")
+        except PromptError as error:
+            self.notes.add(f"the template does not parse: {error.message}", item)
+            return _NOTHING
 
     def _parsed(self, source: str, item: Item) -> Value:
         """An expression: a constant, a reference, or code."""
         try:
-            uses = check_expression(source)
+            uses = uses_of(source)
             found = _simple(_tree(source)) or Expr(source, uses)
         except (PromptError, ValueError, RecursionError) as error:
             message = error.message if isinstance(error, PromptError) else str(error)

@@ -123,6 +123,25 @@ def test_nothing_is_pickled(path: Path) -> None:
     assert not {name[0] for name in imported(path)} & {"pickle", "cloudpickle", "dill", "shelve"}
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_is_raised_inside_except_star(path: Path) -> None:
+    """Before CPython 3.11.4, which Debian 12 has not, such an error comes out in a group."""
+    handlers = (
+        handler
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.TryStar)
+        for handler in node.handlers
+    )
+    raised = [
+        f"{name_of(path)}:{node.lineno}"
+        for handler in handlers
+        for node in ast.walk(handler)
+        if isinstance(node, ast.Raise) and node.exc is not None
+    ]
+
+    assert not raised, "note the error, and raise it below the try statement"
+
+
 def test_every_package_ships() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     present = {

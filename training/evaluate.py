@@ -23,8 +23,8 @@ from tinymodel.scoring import (
 )
 
 REASONING_JOBS = ("reason", "arithmetic", "multiply", "word", "verify")
-VOTE_SIZES = (1, 3, 5, 9, 16)
-BUDGETS_TOKENS = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+VOTE_SIZES = (1, 3, 5, 9)
+BUDGETS_TOKENS = (0, 16, 32, 48, 64, 96, 128, 192, 256)
 CONTEXT_JOBS = tuple(job for job in JOBS if job not in CLOSED_JOBS | {"agent_session"})
 CONTEXTS_TOKENS = (256, 1024, 2048, 3800)  # at the last one the answer ends within 4,096
 SECTIONS = ("jobs", "votes", "budgets", "contexts")

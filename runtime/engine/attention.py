@@ -133,30 +133,34 @@ class PagedAttention:
         return self._groups
 
     def _block(self, items: list[Work], shared: int, start: int) -> Block:
-        pages = max(_pages(item) for item in items) - shared
-        tables = np.zeros((len(items), pages), dtype=np.int64)
-        for row, item in zip(tables, items, strict=True):
-            own = item.sequence.table[shared : _pages(item)]
-            row[: len(own)] = own
-        own = (self._heads + tables).reshape(-1)
-        queries = max(count for _, count in items)
-        tokens = None
-        if any(count != queries for _, count in items):
-            tokens = self._tensor(_padded(items, queries, start))
-        ids = items[0].sequence.table[:shared]
+        counts = [_pages(item) for item in items]
+        pages = max(counts)
+        spare = [0] * pages  # page 0 stands where a row has no more pages
+        tables = [
+            item.sequence.table[shared:count] + spare[count:]
+            for item, count in zip(items, counts, strict=True)
+        ]
+        own = (self._heads + np.array(tables, dtype=np.int64)).reshape(-1)
+        lengths = {item.length for item in items}
+        queries = max(lengths)
+        tokens = self._tensor(_padded(items, queries, start)) if len(lengths) > 1 else None
+        common = items[0].sequence.table[:shared]
+        pages -= shared
         return Block(
             start=start,
             rows=len(items),
             queries=queries,
             tokens=tokens,
-            shared=self._tensor(np.array(ids)) if shared else None,
+            shared=self._tensor(np.array(common)) if shared else None,
             own=self._tensor(own),
             bias=self._bias(items, queries, shared * PAGE_TOKENS, pages * PAGE_TOKENS),
         )
 
     def _bias(self, items: list[Work], queries: int, first: int, keys: int) -> Tensor:
         """What each query sees among `keys` slots from `first` on; padding repeats the last query."""
-        last = np.array([[s.done + min(i, n - 1) for i in range(queries)] for s, n in items])
+        done = np.array([[sequence.done] for sequence, _ in items])
+        ends = np.array([[length - 1] for _, length in items])
+        last = done + np.minimum(np.arange(queries), ends)
         key = np.arange(first, first + keys)
         hidden = key > last[:, :, None]
         for row, item in enumerate(items):

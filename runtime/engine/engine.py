@@ -209,8 +209,10 @@ class Engine:
         reason = sequence.accept(token, self._eos_ids)
         if reason is not None:
             return [self._finish(sequence, reason)]
-        request = sequence.request
-        if request.stream and sequence.outputs - sequence.handed >= request.chunk_tokens:
+        request, handed = sequence.request, sequence.handed
+        if request.stream and sequence.outputs - handed >= max(
+            request.chunk_tokens, request.chunk_growth * handed
+        ):
             return [Output(request.call, sequence.chunk())]
         return []
 

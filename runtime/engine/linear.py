@@ -23,13 +23,13 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         if self.weight is not None:
             return F.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, self.bias, "none", [], "")
 
     def add_to(self, x: Tensor, residual: Tensor) -> Tensor:
         """residual + y, in one operation where the device has one."""
         if self.weight is not None:
             return residual + F.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, residual, self.packed, self.bias, "add")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.packed, self.bias, "add")
 
 
 def _pack(weight: Tensor) -> Tensor | None:

@@ -17,6 +17,7 @@ _CPU_KV_BYTES = 512 * 2**20
 _GPU_SHARE = 0.8  # of the memory that is free once the weights are loaded
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 64 * 2**20
+_WIDE = 1024  # a hidden size from which a product is worth several threads
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -40,9 +41,9 @@ def load_engine(folder: Path, options: EngineOptions, clock: Callable[[], float]
     device = _device(options.device)
     if device.type == "cpu":
         _keep_freed_memory()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     model = Model.load(folder, _DTYPES[options.dtype], device)
+    if device.type == "cpu":
+        torch.set_num_threads(options.threads or _threads(model))
     chunk_tokens = options.chunk_tokens or (512 if device.type == "cpu" else 4096)
     return Engine(
         model,
@@ -52,6 +53,13 @@ def load_engine(folder: Path, options: EngineOptions, clock: Callable[[], float]
         max_running=options.max_running,
         chunk_tokens=chunk_tokens,
     )
+
+
+def _threads(model: Model) -> int:
+    """Threads for the products: one for a small model, whose steps are shorter than it takes
+    several threads to meet (and many times slower where the machine is busy otherwise)."""
+    width = model.config.width
+    return 1 if width < _WIDE else torch.get_num_threads()
 
 
 def _device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 """One sequence: a request on its way through the engine. No torch here."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Literal
@@ -109,10 +110,10 @@ class Sequence:
         """Whether only the token drawn last is left to compute."""
         return self.forks is None and self.prompt < len(self.tokens) == self.done + 1
 
-    def positions(self, start: int, stop: int) -> list[int]:
+    def positions(self, start: int, stop: int) -> Iterable[int]:
         """Positions (for rotation) of the tokens from `start` to `stop`."""
         if self.forks is None or stop <= self.prompt:
-            return list(range(start, stop))
+            return range(start, stop)
         depths = self.forks.depths
         plain = list(range(start, min(stop, self.prompt)))
         first = max(start, self.prompt)

@@ -324,12 +324,14 @@ class JournalFile:
 
     def close(self) -> None:
         """Let go of the file; what was committed through it is durable then."""
+        log = self._log
         try:
-            if self._log is not None:
+            if log is not None:
                 self.sync()
-                os.close(self._log)
         finally:
-            self._log = None
+            if log is not None:
+                os.close(log)
+                self._log = None
             with _reported(self.path):
                 self._db.close()
 

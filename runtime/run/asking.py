@@ -13,7 +13,7 @@ from ...planner.values import compile_args
 from ..calls import CallId, Capabilities, Message, Request, Tokenizer
 from ..errors import CallFailed, OutputInvalid
 from ..scheduler.loop import Answer
-from .draft import CHUNK_TOKENS, Draft
+from .draft import CHUNK_TOKENS, GROWTH, Draft
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -94,6 +94,7 @@ class Asking:
             deadline_s=deadline_s,
             stream=draft is not None,
             chunk_tokens=CHUNK_TOKENS,
+            chunk_growth=GROWTH,
             drawn=draft.drawn if draft is not None else (),
         )
 

@@ -5,8 +5,9 @@ from ..errors import JournalError
 from ..journal.base import Journal, StepRecord
 from .codec import decode, encode
 
-CHUNK_TOKENS = 8  # an answer is written down when it has grown by so many tokens,
-GROWTH = 0.05  # and by this share, so that long answers are not written over and over
+CHUNK_TOKENS = 1  # an answer is written down when it has grown by so many tokens,
+GROWTH = 0.02  # and by this share, so that long answers are not written over and over
+WORTH_TOKENS = 8  # an answer that cannot be longer is not written down
 MARK = b"~"  # no JSON begins with it: the value of a step that has not ended
 
 
@@ -22,18 +23,15 @@ class Draft:
         self._path = path
         self.drawn = _drawn(record)
         self._tokens: list[int] = []
-        self._written = len(self.drawn)
 
     def heard(self, chunk: Chunk) -> None:
         """Take a piece of the answer; the first one begins with what an earlier attempt drew."""
         self._tokens += chunk.token_ids
-        if len(self._tokens) - self._written >= max(CHUNK_TOKENS, GROWTH * self._written):
-            self._written = len(self._tokens)
-            value = MARK + encode(self._tokens)
-            try:
-                self._journal.record(StepRecord(self._row, self._path, value))
-            except JournalError:
-                return  # the run is told of it and ends
+        try:
+            record = StepRecord(self._row, self._path, MARK + encode(self._tokens))
+            self._journal.record(record)
+        except JournalError:
+            return  # the run is told of it, and ends
 
 
 def is_draft(record: StepRecord) -> bool:

@@ -18,7 +18,7 @@ from ..scheduler.loop import Answer, Scheduler
 from ..trace import Trace
 from .asking import Asking, Model, seed_for
 from .codec import decode, encode
-from .draft import CHUNK_TOKENS, Draft, is_draft
+from .draft import WORTH_TOKENS, Draft, is_draft
 from .sharing import Settled, Sharing
 
 NO_REQUEST = Request(CallId(""), ())
@@ -179,7 +179,7 @@ class Host:
 
     def draft(self, owner: Owner, path: str, model: Model, max_tokens: int) -> Draft | None:
         """Where an answer is written down while it grows; None where that is not worth it."""
-        if not self._drafts or not model.capabilities.resumes or max_tokens <= CHUNK_TOKENS:
+        if not self._drafts or not model.capabilities.resumes or max_tokens <= WORTH_TOKENS:
             return None
         return Draft(self.journal, owner.row, path, owner.recorded.get(path))
 

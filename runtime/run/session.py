@@ -17,7 +17,7 @@ from ..scheduler.events import CallShared
 from ..scheduler.loop import Answer
 from .asking import seed_for, without_thought
 from .context import HasTool
-from .draft import CHUNK_TOKENS, Draft, is_draft
+from .draft import CHUNK_TOKENS, GROWTH, Draft, is_draft
 
 if TYPE_CHECKING:
     from .program import AsyncProgram
@@ -130,6 +130,7 @@ class ChatSession:
             deadline_s=now() + host.call_timeout_s if host.call_timeout_s else None,
             stream=draft is not None,
             chunk_tokens=CHUNK_TOKENS,
+            chunk_growth=GROWTH,
             drawn=draft.drawn if draft is not None else (),
         )
         owner.session = self._name

@@ -209,6 +209,26 @@ def test_choices_are_scored_exactly(
     assert answers["scored"].finish == "stop"
 
 
+def test_choices_over_shared_pages(
+    engine: MakeEngine, run: Run, ask: Ask, logits_of: Logits
+) -> None:
+    """Rows with choices and a long common prefix form one block, with masks of their own."""
+    trunk, choices = (PROMPT * 6)[:230], ((7, 8, 2), (9, 2), (10,))
+    subject = engine("qwen3")
+    run(subject, [ask("trunk", trunk, max_tokens=1)])
+
+    answers = run(subject, [ask(str(i), [*trunk, i + 3], choices=choices) for i in range(6)])
+
+    assert subject.counters.prefill_tokens < 230 + 6 * 20
+    for i in range(6):
+        for j, choice in enumerate(choices):
+            ids = [*trunk, i + 3, *choice]
+            table = logits_of("qwen3", ids).log_softmax(-1)[len(trunk) : -1]
+            expected = table.gather(1, torch.tensor(choice).unsqueeze(1)).sum().item()
+            found = (answers[str(i)].choice_logprobs or ())[j]
+            assert found == pytest.approx(expected, abs=1e-3)
+
+
 def test_choices_take_one_step_and_no_decoding(engine: MakeEngine, run: Run, ask: Ask) -> None:
     subject = engine("llama")
 

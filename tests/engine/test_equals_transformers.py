@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from tenter.runtime.calls import Chunk, Request
+from tenter.runtime.engine.attention import PagedAttention, Plan
+from tenter.runtime.engine.batch import Work
 from tenter.runtime.engine.engine import Engine
 
 NAMES = ("llama", "llama3-rope", "linear-rope", "qwen2", "qwen2-yarn", "qwen3")
@@ -119,3 +121,55 @@ def test_first_owner_aborted_mid_prefill(
     subject.abort("owner")
 
     assert run(subject, [])["heir"].token_ids == greedy("llama", prompt, 12)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_shared_pages_read_once(
+    name: str,
+    engine: MakeEngine,
+    run: Run,
+    ask: Ask,
+    greedy: Greedy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two long trunks and loners: the blocks of the cascade, decoding and prefilling."""
+    sizes = set[tuple[int, int]]()
+    plan = PagedAttention.plan
+
+    def watched(self: PagedAttention, work: list[Work]) -> Plan:
+        made = plan(self, work)
+        sizes.update((b.queries, len(b.shared)) for b in made.blocks if b.shared is not None)
+        return made
+
+    monkeypatch.setattr(PagedAttention, "plan", watched)
+    draw = random.Random(7)
+    trunks = [[draw.randrange(3, 320) for _ in range(length)] for length in (210, 330)]
+    made = [trunks[i % 2] + [draw.randrange(3, 320) for _ in range(1 + i)] for i in range(12)]
+    made += [[draw.randrange(3, 320) for _ in range(length)] for length in (3, 40, 150)]
+    subject = engine(name)
+    for trunk in trunks:
+        run(subject, [ask("trunk", trunk, max_tokens=1)])
+
+    answers = run(subject, [ask(str(i), prompt) for i, prompt in enumerate(made)])
+
+    for i, prompt in enumerate(made):
+        assert answers[str(i)].token_ids == greedy(name, prompt, 12)
+    assert {shared for queries, shared in sizes if queries == 1} == {13, 20}
+    assert {queries for queries, _ in sizes} > {1}
+
+
+def test_groups_follow_the_rows(engine: MakeEngine, run: Run, ask: Ask, greedy: Greedy) -> None:
+    """Rows come, end and are preempted while others decode: no stale group, no stale page."""
+    draw = random.Random(8)
+    trunk = [draw.randrange(3, 320) for _ in range(170)]
+    made = [trunk + [draw.randrange(3, 320) for _ in range(1 + 3 * i)] for i in range(10)]
+    subject, answers = engine("qwen3", kv_tokens=16 * 24, max_running=7), dict[str, Chunk]()
+    for i, prompt in enumerate(made):
+        subject.submit(ask(str(i), prompt, max_tokens=10 + 7 * (i % 5)))
+        for _ in range(3):
+            answers |= {call: chunk for call, chunk in subject.step() if chunk.finish}
+    answers |= run(subject, [])
+
+    for i, prompt in enumerate(made):
+        assert answers[str(i)].token_ids == greedy("qwen3", prompt, 10 + 7 * (i % 5))
+    assert subject.batch.preemptions > 0

@@ -26,10 +26,15 @@ class CountedBackend(EmbeddedBackend):
         self._counts = os.open(counts, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     async def generate(self, request: Request) -> AsyncIterator[Chunk]:
-        streamed = msgspec.structs.replace(request, stream=request.choices is None)
+        streamed = msgspec.structs.replace(
+            request, stream=request.choices is None, chunk_tokens=1, chunk_growth=0.0
+        )
+        new = -len(request.drawn)  # the first chunk begins with them
         async for chunk in super().generate(streamed):
-            if chunk.token_ids:
-                os.write(self._counts, b"." * len(chunk.token_ids))
+            new += len(chunk.token_ids)
+            if new > 0:
+                os.write(self._counts, b"." * new)
+                new = 0
             yield chunk
 
 

@@ -226,6 +226,38 @@ async def test_sessions_are_the_programs() -> None:
         session()
 
 
+class ToolsOnly(FakeProgram):
+    """What `run_workflow` gives, without a backend."""
+
+    async def workflow(self, workflow: Workflow, values: Mapping[str, Any]) -> Any:
+        return {"subject": values["ticket"], "size": self.answers["size"]}
+
+
+@pytest.mark.parametrize("size", [1, "x"])
+async def test_run_gives_what_the_annotation_promises(
+    size: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run_workflow(workflow: Workflow, inputs: Mapping[str, Any], **options: Any) -> Any:
+        assert options == {"seed": 3}
+        assert inputs["tone"] == "polite"
+        return await ToolsOnly({"size": size}).workflow(workflow, inputs)
+
+    monkeypatch.setattr("tenter.runtime.run.local.run_workflow", run_workflow)
+    if size == 1:
+        made = await static.arun({"seed": 3}, ticket="x")
+        assert made == Reply(subject="x", size=1)
+    else:
+        with pytest.raises(OutputInvalid, match="the result of 'static': size: Input should be"):
+            await static.arun({"seed": 3}, ticket="x")
+
+
+async def test_run_checks_its_inputs_first() -> None:
+    with pytest.raises(InvalidInput, match="'solve' has no input 'tiket'; did you mean 'ticket'"):
+        await solve.arun(tiket="x")
+    with pytest.raises(InvalidInput, match="solve: most: Input should be a valid integer"):
+        await solve.arun(ticket="x", most="many")
+
+
 def test_a_program_has_no_graph() -> None:
     assert solve.workflow.graph is None
     with pytest.raises(

@@ -468,6 +468,18 @@ def test_a_workflow_is_not_called_like_a_function() -> None:
         triage("x")
 
 
+def test_an_expression_that_is_too_deep() -> None:
+    @workflow
+    def broken(x: Any) -> Any:
+        total = x
+        for _ in range(3_000):
+            total = total + x
+        return total
+
+    with pytest.raises(InvalidWorkflow, match="nested too deeply"):
+        _ = broken.graph
+
+
 def test_constants_can_be_results() -> None:
     @workflow
     def flow(x: str) -> Any:

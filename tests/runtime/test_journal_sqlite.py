@@ -379,8 +379,13 @@ async def test_a_full_disk_fails_once_and_loses_nothing_acknowledged(tmp_path: P
 
 async def test_a_full_disk_on_the_loops_thread_fails_once(tmp_path: Path, log: list[str]):
     journal = SqliteJournal(lambda: _opened_full(tmp_path / "journal.db"))
-    told: list[JournalError] = []
-    journal.on_failure = told.append
+    told, full = list[JournalError](), asyncio.Event()
+
+    def failed(error: JournalError) -> None:
+        told.append(error)
+        full.set()
+
+    journal.on_failure = failed
     await _kept(journal, 1)
     kept = [0]
 
@@ -389,8 +394,7 @@ async def test_a_full_disk_on_the_loops_thread_fails_once(tmp_path: Path, log: l
         journal.record(RowRecord(row, b"x" * 400), lambda: record(row + 1))
 
     record(1)
-    while not told:
-        await asyncio.sleep(0)
+    await full.wait()
     for _ in range(10):
         await asyncio.sleep(0)
     assert [str(error).count("the disk is full") for error in told] == [1]

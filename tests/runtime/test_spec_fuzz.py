@@ -102,6 +102,53 @@ def test_random_workflows(value: Any) -> None:
     survives(yaml.safe_dump(value, sort_keys=False))
 
 
+TOKENS = [
+    *("x", "ticket", "loop", "none", "true", "1", "2.5", "1e999", "'a'", '"b', "\\", "and", "or"),
+    *("not", "in", "is", "defined", "if", "else", "(", ")", "[", "]", "{", "}", ",", ":", ".", "|"),
+    *(
+        "upper",
+        "shout",
+        "join",
+        "+",
+        "-",
+        "*",
+        "**",
+        "//",
+        "%",
+        "~",
+        "==",
+        "<",
+        "=",
+        "{{",
+        "}}",
+        "#",
+    ),
+    *("range", "namespace", "__class__", "for", "set", "_", "é", "\n", "0x1"),
+]
+
+
+@settings(relaxed, max_examples=250)
+@given(st.lists(st.sampled_from(TOKENS), max_size=12))
+def test_random_expressions(tokens: list[str]) -> None:
+    source = " ".join(tokens)
+    top = {"version": 1, "name": "x", "inputs": {"x": "any", "ticket": "string"}}
+    step = {"value": "{{ " + source + " }}"}
+    prompt = {"llm": "{{ x }}{{ ticket }}", "with": {"x": source}, "when": source or "x"}
+    text = {**top, "steps": {"y": step, "z": prompt}, "output": ["{{ y }}", "{{ z }}", source]}
+    survives(yaml.safe_dump(text, sort_keys=False))
+
+
+@pytest.mark.parametrize(
+    "sign", ["(", "[", "{1:", "-", "not ", "x.a", "x+", "x if ", "x|upper", "'"]
+)
+def test_expressions_of_great_depth(sign: str) -> None:
+    for count in (150, 2_000):
+        survives(
+            "version: 1\nname: x\ninputs: {x: any}\nsteps: {}\n"
+            + yaml.safe_dump({"output": "{{ x ~ " + sign * count + " x }}"}, width=10**6)
+        )
+
+
 PIECES = ["{{", "}}", "{%", "%}", ":", "\n", "  ", "- ", "'", '"', "&a ", "*a", "!!x ", "~", "yes"]
 
 
