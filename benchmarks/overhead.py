@@ -19,7 +19,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from _common import Table, emit
+sys.path.insert(0, str(Path(__file__).parent))
+from _common import Figures
 
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".cache" / "peers" / "langgraph"
@@ -93,34 +94,25 @@ def main() -> None:
 
 
 def report(figures: dict[tuple[str, str, int, bool], list[dict[str, float]]], quick: bool) -> None:
-    """One JSON line per figure, then a table."""
-    table = Table("shape", "size", "journal", "system", "CPU us/step", "wall", "MB", "vs LangGraph")
-    peers = {(shape, journal): case for case in figures if case[0] == "langgraph"
-             for _, shape, _, journal in [case]}
+    """One JSON line per figure, then a table. The baseline is LangGraph's figure, where there is one."""
+    peers = {(case[1], case[3]): case for case in figures if case[0] == "langgraph"}
+    found = Figures("overhead")
     for case, runs in figures.items():
         system, shape, size, journal = case
-        median = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-        peer = peers.get((shape, journal))
-        baseline = (
-            statistics.median(run["us_per_step"] for run in figures[peer]) if peer else None
-        )
-        setup = {
-            "system": system, "shape": shape, "size": size, "journal": journal,
-            "rounds": len(runs), "quick": quick,
-        }  # fmt: skip
-        emit("overhead", "us_per_step", round(median["us_per_step"], 2), baseline, setup)
-        emit("overhead", "peak_mb", round(median["peak_mb"], 2), None, setup)
-        table.add(
-            shape,
-            f"{size:,}",
-            "yes" if journal else "no",
-            system,
-            f"{median['us_per_step']:.1f}",
-            f"{median['wall_us_per_step']:.1f}",
-            f"{median['peak_mb']:.1f}",
-            f"1/{baseline / median['us_per_step']:.1f}" if baseline else "",
-        )
-    table.print()
+        peer = peers.get((shape, journal)) if system != "langgraph" else None
+        setup = {"system": system, "shape": shape, "size": size, "journal": journal}
+        for metric, unit in (
+            ("us_per_step", "us CPU"),
+            ("wall_us_per_step", "us"),
+            ("peak_mb", "MB"),
+        ):
+            baseline = middle(figures[peer], metric) if peer is not None else None
+            found.add(metric, middle(runs, metric), baseline, unit, **setup, rounds=len(runs))
+    found.table(f"Cost per step{' (quick: one round, small sizes)' if quick else ''}")
+
+
+def middle(runs: list[dict[str, float]], metric: str) -> float:
+    return statistics.median(run[metric] for run in runs)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def main() -> None:
                 return asyncio_shape(shape, size)
             return tenter_shape(shape, size, journaled, folder)
 
-        runs: Callable[[int, str], None] = lambda size, place: asyncio.run(work(size, place))  # noqa: E731
+        runs: Callable[[int, str], None] = lambda size, place: asyncio.run(work(size, place))
         runs(3, f"{folder}/warm")  # imports and first calls are not what is measured
         before_mb, cpu_s, wall_s = peak_mb(), time.process_time(), time.perf_counter()
         runs(size, f"{folder}/run")

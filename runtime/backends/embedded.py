@@ -1,5 +1,7 @@
 """The embedded engine behind the backend door: live on a thread, or inline on the event loop."""
 
+import os
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -194,6 +196,8 @@ class _Stream:
 
 def _options(settings: dict[str, Any]) -> "EngineOptions":
     """The engine's options; torch is first imported here."""
+    if "torch" not in sys.modules:  # its threads then sleep while they wait, not spin
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from ..engine.load import EngineOptions
     except ModuleNotFoundError as error:

@@ -52,9 +52,13 @@ class Sessions:
         self._known[child] = Session(self._known.get(session, Session()).tokens)
 
     def extend(self, session: SessionId, tokens: list[int]) -> None:
-        """A call of `session` has ended: its context is `tokens` from now on."""
+        """A call of `session` has ended: its context is `tokens` from now on.
+
+        A call that ended early, before it was past what is known, takes nothing away.
+        """
         record = self._known.pop(session, None) or Session()
-        record.tokens = tokens
+        if record.tokens[: len(tokens)] != tokens:
+            record.tokens = tokens
         self._known[session] = record
         self._pin(session, record)
         if len(self._known) > _REMEMBERED:

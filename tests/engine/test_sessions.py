@@ -91,6 +91,19 @@ def test_retain_before_the_call_ends_covers_what_it_adds(
     assert subject.load().kv_pinned_tokens == 64
 
 
+def test_an_aborted_turn_takes_nothing_away(engine: MakeEngine, run: Run, ask: Ask) -> None:
+    subject = engine("qwen3", max_running=1)
+    run(subject, [ask("turn", PROMPT, session=A)])
+    subject.retain(A, None)
+    subject.submit(ask("neighbour", [5] * 20))
+    subject.submit(ask("next turn", PROMPT + [6] * 40, session=A))
+    subject.step()
+
+    subject.abort("next turn")
+
+    assert subject.load().kv_pinned_tokens == 48
+
+
 def test_a_fork_shares_every_page(engine: MakeEngine, run: Run, ask: Ask) -> None:
     subject = engine("qwen3")
     run(subject, [ask("turn", PROMPT, session=A)])

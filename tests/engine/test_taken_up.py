@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 import pytest
+
 from tenter.runtime.calls import Chunk, Request
 from tenter.runtime.engine.engine import Engine
 from tenter.runtime.errors import CallFailed
