@@ -2,13 +2,16 @@
 #   make demo    install, then answer the example table on the CPU, with nothing else needed
 #   make test    install what the tests need and run all of them
 #   make check   format, lint, types and the quick tests: before every commit
-#   make bench   the benchmarks; one JSON line per figure
+#   make bench   the benchmarks, one JSON line per figure; in full with `make bench ARGS=`
 #   make clean   forget the virtual environment and what was built
 
 PYTHON ?= python3.11
 VENV ?= .venv
 # Installed before anything that depends on it, so that nothing else chooses a build.
 TORCH ?= torch==2.13.0
+
+# Of the benchmarks.
+ARGS ?= --quick
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
@@ -81,7 +84,9 @@ check: $(READY_DEV)
 	$(BIN)/python -m pytest -q -m "not slow"
 
 bench: $(READY_DEV)
-	@for bench in benchmarks/*.py; do echo "== $$bench" >&2; $(BIN)/python $$bench || exit 1; done
+	@for bench in $$(grep -l -e '"--quick"' benchmarks/*.py); do \
+	  echo "== $$bench $(ARGS)" >&2; $(BIN)/python $$bench $(ARGS) || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis $(DEMO)

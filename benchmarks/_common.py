@@ -35,12 +35,12 @@ def median(timings: list[Timing]) -> Timing:
     )
 
 
-def interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
+def interleaved(runs: dict[str, Callable[[], Timing]], rounds: int) -> dict[str, Timing]:
     """Run all in turn, `rounds` times, so that a slow minute hits each; their medians."""
     timings: dict[str, list[Timing]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            timings[name].append(timed(run))
+            timings[name].append(run())
     return {name: median(found) for name, found in timings.items()}
 
 

@@ -6,17 +6,21 @@
 unrelated. transformers answers them as one static batch (`generate`) and by its own continuous
 batching (`generate_batch`); the better of the two counts. Runs are interleaved; medians count.
 `speedup` compares CPU seconds, `speedup_wall` wall seconds. `--quick`: the tiny model and one
-round only. `--peers`: OpenVINO GenAI too, installed in `.cache/peers/openvino` on first use.
+round only. `--peers`: OpenVINO GenAI too (in `.cache/peers/openvino`, installed on first use), with
+the shared prefix in both caches beforehand, since it does not share what is still being computed.
 `--gpu`: an 8B-shaped random model on a GPU, as shares of what the device can do, and no peers.
 """
 
 import argparse
+import json
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _common import Figures, Timing, interleaved, one_thread, timed
@@ -55,17 +59,18 @@ def make_prompts(kind: str, vocab: int, count: int = REQUESTS) -> Prompts:
 # -- the contestants
 
 
-def engine_run(folder: Path, prompts: Prompts) -> Callable[[], Engine]:
-    """A run of the embedded engine with a cold cache."""
+def own_engine(folder: Path) -> Engine:
+    """The embedded engine: bfloat16, one thread."""
     options = EngineOptions(dtype="bfloat16", device="cpu", kv_tokens=60_000, threads=1)
-    loaded = load_engine(folder, options, time.perf_counter)
+    return load_engine(folder, options, time.perf_counter)
 
-    def run() -> Engine:
-        engine = Engine(loaded.model, loaded.tokenizer, time.perf_counter, kv_tokens=60_000)
-        answer(engine, prompts, NEW)
-        return engine
 
-    return run
+def own_run(loaded: Engine, prompts: Prompts, warm: list[int] | None = None) -> Timing:
+    """Answer `prompts` with a cache that is cold, or holds `warm`."""
+    engine = Engine(loaded.model, loaded.tokenizer, time.perf_counter, kv_tokens=60_000)
+    if warm:
+        answer(engine, [warm], 1)
+    return timed(lambda: answer(engine, prompts, NEW))
 
 
 def answer(engine: Engine, prompts: Prompts, new: int) -> None:
@@ -77,7 +82,7 @@ def answer(engine: Engine, prompts: Prompts, new: int) -> None:
         engine.step()
 
 
-def transformers_runs(folder: Path, prompts: Prompts, kind: str) -> dict[str, Callable[[], Any]]:
+def transformers_runs(folder: Path, prompts: Prompts, kind: str) -> dict[str, Callable[[], Timing]]:
     """transformers on the same weights: a static batch, and its continuous batching."""
     import transformers
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -104,7 +109,47 @@ def transformers_runs(folder: Path, prompts: Prompts, kind: str) -> dict[str, Ca
             prompts, generation_config=generation, continuous_batching_config=batching
         )
 
-    return {"static": static, "continuous": continuous}
+    return {"static": lambda: timed(static), "continuous": lambda: timed(continuous)}
+
+
+class OpenVino:
+    """OpenVINO GenAI in a process and a virtual environment of its own; a context manager."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        python = self._installed()
+        program = Path(__file__).parent / "_openvino.py"
+        command = [python, program, folder, data / f"openvino-{folder.name}"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, prompts: Prompts, warm: list[int]) -> Timing:
+        """Answer `prompts` with a cache that holds `warm`."""
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("the process of OpenVINO has no pipes")
+        task = {"prompts": prompts, "new_tokens": NEW, "warm": warm}
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+        return Timing(**json.loads(self._process.stdout.readline()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    @staticmethod
+    def _installed() -> Path:
+        home = ROOT / ".cache" / "peers" / "openvino"
+        python = home / "bin" / "python"
+        if not python.exists():
+            subprocess.run([sys.executable, "-m", "venv", home], check=True)
+            pip = [python, "-m", "pip"]
+            needed = ["openvino-genai", "optimum-intel", "nncf", "transformers<5.6"]
+            torch_version = f"torch=={torch.__version__}"
+            subprocess.run([*pip, "install", "-q", *needed, torch_version], check=True)
+            subprocess.run([*pip, "uninstall", "-q", "-y", "torchvision"], check=True)  # for CUDA
+        return python
 
 
 # -- CPU
@@ -113,13 +158,15 @@ def transformers_runs(folder: Path, prompts: Prompts, kind: str) -> dict[str, Ca
 def compare(figures: Figures, name: str, folder: Path, kind: str, rounds: int, quick: bool) -> None:
     """Time the contestants on one model and one kind of prompts."""
     prompts = make_prompts(kind, ModelConfig.read(folder).vocab)
-    own = engine_run(folder, prompts)
+    loaded = own_engine(folder)
     peers = transformers_runs(folder, prompts, kind)
     if kind == "unrelated" and (quick or name == "mid"):
         del peers["continuous"]  # its dense mask over all cached tokens takes minutes here
-    timings = interleaved({"own": own, **peers}, rounds)
+    own = {"own": lambda: own_run(loaded, prompts)}
+    timings = interleaved(own | peers, rounds)
     setup = {"prompts": kind, "model": name, "dtype": "bfloat16", "threads": 1}
-    computed = own().counters.prefill_tokens
+    answer(loaded, prompts, 1)
+    computed = loaded.counters.prefill_tokens
     figures.add("prefill_tokens", computed, len(prompts) * (SHARED + OWN), "tokens", **setup)
     for contestant, timing in timings.items():
         rate = REQUESTS * NEW / timing.cpu_s
@@ -133,10 +180,29 @@ def compare(figures: Figures, name: str, folder: Path, kind: str, rounds: int, q
     figures.add("speedup_wall", best.wall_s / timings["own"].wall_s, 1.0, "x", **setup)
 
 
+def compare_openvino(figures: Figures, name: str, folder: Path, data: Path, rounds: int) -> None:
+    """Time the engine beside OpenVINO GenAI on shared prompts, both with the prefix cached."""
+    loaded, vocab = own_engine(folder), ModelConfig.read(folder).vocab
+    with OpenVino(folder, data) as peer:
+        for rows in (1, REQUESTS):
+            prompts = make_prompts("shared", vocab, rows)
+            warm = prompts[0][:SHARED] + [3]
+            runs = {
+                "own": partial(own_run, loaded, prompts, warm),
+                "openvino": partial(peer.run, prompts, warm),
+            }
+            timings = interleaved(runs, rounds)
+            setup = {"prompts": "shared", "model": name, "batch": rows, "dtype": "bfloat16"}
+            for contestant, timing in timings.items():
+                rate = rows * NEW / timing.cpu_s
+                figures.add("output_rate", rate, unit="tokens/CPU-s", engine=contestant, **setup)
+            value = timings["openvino"].cpu_s / timings["own"].cpu_s
+            figures.add("speedup", value, 1.0, "x", peer="openvino", **setup)
+
+
 def floor(figures: Figures, name: str, folder: Path) -> None:
     """A decode step beside its matrix products alone, and beside reading its bytes."""
-    options = EngineOptions(dtype="bfloat16", device="cpu", kv_tokens=60_000, threads=1)
-    engine = load_engine(folder, options, time.perf_counter)
+    engine = own_engine(folder)
     for rows in (1, REQUESTS):
         prompts = make_prompts("shared", engine.model.config.vocab, rows)
         step_s = decode_step_s(engine, prompts)
@@ -326,6 +392,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the tiny model, one round")
     parser.add_argument("--data", type=Path, default=ROOT / ".cache" / "benchmarks")
     parser.add_argument("--rounds", type=int, help="of which medians count; 3, or 1 if quick")
+    parser.add_argument("--peers", action="store_true", help="OpenVINO GenAI too")
     parser.add_argument("--gpu", action="store_true", help="an 8B-shaped model on a GPU")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -339,6 +406,8 @@ def main() -> None:
             floor(figures, name, folder)
             for kind in ("shared", "unrelated"):
                 compare(figures, name, folder, kind, rounds, options.quick)
+            if options.peers:
+                compare_openvino(figures, name, folder, options.data, rounds)
     part = " (quick: the tiny model, one round)" if options.quick else ""
     figures.table(f"Embedded engine{part}: {REQUESTS} requests, {SHARED}+{OWN} tokens, {NEW} new")
 

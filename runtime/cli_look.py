@@ -22,7 +22,7 @@ def explain_workflow(workflow: str, table: str | None, limit: int | None, verbos
     """`tenter explain`."""
     from .jobs import explain
 
-    print(anyio.run(explain, workflow, table, limit, verbose))
+    print(anyio.run(explain, workflow, table, limit, verbose).rstrip("\n"))
     return 0
 
 

@@ -4,7 +4,8 @@ import json as jsonlib
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -263,15 +264,26 @@ def _say_end(outcome: Outcome, again: str | None) -> None:
 
 
 def _show_answers(path: str, count: int) -> None:
-    """The first rows of the output, one field per line."""
+    """The first rows of the output, one field per line; what is empty is left out."""
     from .tables import BadRow, open_table
 
     for row in open_table(path, limit=count):
         if isinstance(row, BadRow):
             continue
-        _, cells = row
-        width = max(len(name) for name in cells)
+        fields = {name: text for name, value in row[1].items() for name, text in _told(name, value)}
+        width = max(len(name) for name in fields)
         print()
-        for name, value in cells.items():
-            text = value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)
+        for name, text in fields.items():
             print(f"  {name:<{width}}  {text}")
+
+
+def _told(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """A field as text; an object's fields one by one, also where a cell holds it as JSON."""
+    if isinstance(value, str) and value.startswith("{"):
+        with suppress(ValueError):
+            value = jsonlib.loads(value)
+    if isinstance(value, dict):
+        for inner, part in cast("dict[str, Any]", value).items():
+            yield from _told(f"{name}.{inner}", part)
+    elif value not in (None, ""):
+        yield name, value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)
