@@ -14,6 +14,7 @@ KEPT = 1_000  # durations of one tool
 POOL_KEPT = 4_000  # durations of all tools together
 TOOLS = 1_000  # tools remembered; the one not seen for longest is forgotten
 PRIOR = 8.0
+_ROUNDING_S = 1e-9  # what the sum of two times may be off by
 
 
 class _Window:
@@ -69,11 +70,7 @@ class Durations:
 
         Where nothing seen has lasted as long, nothing is known: 0.
         """
-        longer = 1.0 - self._cdf(tool, elapsed_s) if elapsed_s > 0 else 1.0
-        if longer <= 0.0:
-            return 0.0
-        below = self._cdf(tool, elapsed_s) if elapsed_s > 0 else 0.0
-        return max(0.0, self._cdf(tool, elapsed_s + seconds) - below) / longer
+        return self._ended_by(tool, elapsed_s + seconds + _ROUNDING_S, elapsed_s)
 
     def quantile(self, tool: str, share: float, elapsed_s: float = 0.0) -> float | None:
         """The seconds from now in which `share` of such runs end.
@@ -84,11 +81,18 @@ class Durations:
             raise ValueError(f"a share must be above 0 and at most 1, not {share}")
         elapsed_s = max(0.0, elapsed_s)
         seen = sorted({*self._window(tool).ordered, *self._pool.ordered})
-        left = [value - elapsed_s for value in seen if value > elapsed_s or elapsed_s == 0]
+        left = [value for value in seen if value > elapsed_s or elapsed_s == 0]
         index = bisect_left(
-            left, share - 1e-12, key=lambda value: self.within(tool, value, elapsed_s)
+            left, share - 1e-12, key=lambda value: self._ended_by(tool, value, elapsed_s)
         )
-        return left[index] if index < len(left) else None
+        return left[index] - elapsed_s if index < len(left) else None
+
+    def _ended_by(self, tool: str, until_s: float, elapsed_s: float) -> float:
+        """The probability that a run that has lasted `elapsed_s` lasts no longer than `until_s`."""
+        below = self._cdf(tool, elapsed_s) if elapsed_s > 0 else 0.0
+        if below >= 1.0:
+            return 0.0
+        return max(0.0, self._cdf(tool, until_s) - below) / (1.0 - below)
 
     def _window(self, tool: str | None) -> _Window:
         return self._pool if tool is None else self._tools.get(tool, _EMPTY)

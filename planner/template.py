@@ -6,7 +6,8 @@ models, and are never compiled. There is no loader, nothing random, and what cou
 Jinja code needs none of it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 MAX_OUTPUT_CHARS = 10_000_000
 _MAX_EXPONENT = 1_000
 _MAX_BITS = 100_000
+
+_MAX_WIDTH = 10_000  # of a padded text or a format
+_WIDTH = re.compile(r"\d{5,}|\*")  # in a format: a width or a precision above it, or a given one
+_PADDING = ("center", "indent", "wordwrap", "truncate", "format", "batch", "slice")  # filters
 
 GLOBALS = frozenset({"range", "namespace"})
 _RANDOM = ("random",)
@@ -33,11 +38,17 @@ def environment() -> "SandboxedEnvironment":
     class Sandbox(ImmutableSandboxedEnvironment):
         """Jinja's sandbox, with a limit on products and with JSON data in mind."""
 
-        intercepted_binops = frozenset({"*", "**"})
+        intercepted_binops = frozenset({"*", "**", "%"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             _check_size(operator, left, right)
             return super().call_binop(context, operator, left, right)
+
+        def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+            bare = getattr(obj, "__wrapped__", obj)  # Jinja wraps str.format
+            if isinstance(owner := getattr(bare, "__self__", None), str | bytes):
+                _check_widths(owner, *args, *kwargs.values())
+            return super().call(context, obj, *args, **kwargs)
 
         def getattr(self, obj: Any, attribute: str) -> Any:
             """A dict's item before its method, so that `order.items` is what the data says."""
@@ -50,11 +61,41 @@ def environment() -> "SandboxedEnvironment":
         del made.globals[name]
     for name in _RANDOM:
         del made.filters[name]
+    for name in _PADDING:
+        made.filters[name] = _bounded(made.filters[name])
     return made
+
+
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that pads no further than _MAX_WIDTH, and is not worked out ahead of time."""
+    from jinja2 import pass_context
+
+    wants = getattr(function, "jinja_pass_arg", None)
+
+    @pass_context
+    def bounded(context: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_widths(*args, *kwargs.values())
+        first = {"environment": context.environment, "eval_context": context.eval_ctx}
+        lead = () if wants is None else (first.get(wants.name, context),)
+        return function(*lead, *args, **kwargs)
+
+    return bounded
+
+
+def _check_widths(*values: Any) -> None:
+    """Refuses a width that a text would be padded to, as a number or within a format."""
+    for value in values:
+        if isinstance(value, int) and abs(value) > _MAX_WIDTH:
+            raise OverflowError(f"a width of {value} is above {_MAX_WIDTH:,}")
+        if isinstance(value, str) and ("%" in value or "{" in value) and _WIDTH.search(value):
+            raise OverflowError(f"a format with a width above {_MAX_WIDTH:,}, or one by '*'")
 
 
 def _check_size(operator: str, left: Any, right: Any) -> None:
     """Refuses a product or a power that would not fit."""
+    if operator == "%" and isinstance(left, str | bytes):
+        _check_widths(left)
+        return
     if operator == "**":
         if isinstance(right, int) and abs(right) > _MAX_EXPONENT:
             raise OverflowError(f"the exponent {right} is above {_MAX_EXPONENT}")

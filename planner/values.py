@@ -157,7 +157,7 @@ class _Expression:
             compiled = template.environment().compile_expression(source, undefined_to_none=False)
         except TemplateSyntaxError as error:
             raise PromptError(error.message or "syntax error", error.lineno) from None
-        except RecursionError:
+        except (RecursionError, SyntaxError, MemoryError):  # of Python's own compiler
             raise PromptError("the expression is nested too deeply") from None
         self._template = compiled._template  # pyright: ignore[reportPrivateUsage]
 

@@ -17,7 +17,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument(
-        "--steps", type=int, default=STEPS, help="optimizer steps, both stages together"
+        "--steps", type=int, default=STEPS, help="optimizer steps, all stages together"
+    )
+    parser.add_argument(
+        "--from-stage", type=int, default=1, help="go on from --out at this stage; the first is 1"
     )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--processes", type=int, default=2)
@@ -31,7 +34,14 @@ def main() -> None:
     steps = QUICK_STEPS if chosen.quick else chosen.steps
     report_steps = 5 if chosen.quick else 50
     stages = tuple(stage.scaled(steps / STEPS) for stage in STAGES)
-    plan = Plan(chosen.out, stages, chosen.processes, seed=chosen.seed, report_steps=report_steps)
+    plan = Plan(
+        chosen.out,
+        stages,
+        first_stage=chosen.from_stage - 1,
+        processes=chosen.processes,
+        seed=chosen.seed,
+        report_steps=report_steps,
+    )
     size_bytes = train(plan)
     print(f"{chosen.out}: {size_bytes:,} bytes of weights")
     print(f"next: python training/evaluate.py --model {chosen.out}")

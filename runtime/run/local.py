@@ -118,7 +118,8 @@ async def open_host(
                 failure = error
                 raise _BodyFailed from None  # has the groups cancel their tasks
     except* _BodyFailed:
-        assert failure is not None
+        pass  # raised below: within `except*` it would come out in a group
+    if failure is not None:
         raise failure from None
 
 

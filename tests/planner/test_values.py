@@ -92,3 +92,34 @@ def test_a_wrong_expression(source: str) -> None:
         check_expression(source)
     with pytest.raises(EvaluationError):
         compile_value(Expr(source, ()))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "'%999999999d' % 1",
+        "'%*d' % (999999999, 1)",
+        "'a' | center(1000000000)",
+        "'a'.rjust(1000000000)",
+        "'{:>1000000000}'.format('a')",
+        "'a' | indent(1000000000)",
+        "'%999999999d' | format(1)",
+    ],
+)
+def test_padding_cannot_fill_the_memory(source: str) -> None:
+    with pytest.raises(EvaluationError, match="width"):
+        evaluate(Expr(source, ()), {})
+
+
+def test_padding_and_formats_work_within_bounds() -> None:
+    for source, value in (
+        ("'a' | center(5)", "  a  "),
+        ("'%05d' % 7", "00007"),
+        ("'%s-%s' | format('a', 'b')", "a-b"),
+        ("'{:>3}'.format('a')", "  a"),
+        ("17 % 5", 2),
+        ("[1, 2, 3] | batch(2) | list", [[1, 2], [3]]),
+        ("'a b c' | truncate(3, true, '', 0)", "a b"),
+        ("'x' | indent(2, true)", "  x"),
+    ):
+        assert evaluate(Expr(source, ()), {}) == value

@@ -19,7 +19,7 @@ from .sample import Random, Sample
 from .tokenizer import load_tokenizer
 from .words import idle_text
 
-MAX_CALLS = 40
+SPARE_CALLS = 4  # an agent may call this much more often than the facts need, then it has failed
 MAX_ANSWER_TOKENS = 420
 THINK_END = "</think>\n"
 _CALL = re.compile(r"<tool_call>\s*(\{.*\})\s*</tool_call>", re.DOTALL)
@@ -166,13 +166,15 @@ def run_agents(model: Model, samples: Sequence[Sample], how: Decoding) -> list[s
     texts = [question_of(sample) for sample in samples]
     finals = [""] * len(samples)
     running = list(range(len(samples)))
-    for _ in range(MAX_CALLS):
+    calls_left = [len(sample.facts) + SPARE_CALLS for sample in samples]
+    while running:
         completions = model.complete([texts[i] for i in running], how)
         still = []
         for index, completion in zip(running, completions, strict=True):
             finals[index] = completion
             call = _CALL.search(completion)
-            if call:
+            calls_left[index] -= 1
+            if call and calls_left[index] > 0:
                 result = tool_result(samples[index], call.group(1))
                 texts[index] += (
                     f"{completion}{TURN_END}\n{TURN_START}user\n<tool_response>\n{result}\n"
@@ -180,8 +182,6 @@ def run_agents(model: Model, samples: Sequence[Sample], how: Decoding) -> list[s
                 )
                 still.append(index)
         running = still
-        if not running:
-            break
     return finals
 
 
