@@ -69,7 +69,7 @@ demo: $(READY)
 	@echo "What to try next:"
 	@echo "  source $(VENV)/bin/activate"
 	@echo "  tenter run examples/triage.yaml ticket='I was charged twice. Thanks, Ada'"
-	@echo "  tenter run examples/agent.py question='What is the total price of 3 lamps and 2 chairs?'"
+	@echo "  tenter run examples/agent.py question='What is the total price of 2 tables and 3 lamps?'"
 	@echo "  tenter graph examples/triage.yaml"
 	@echo "  tenter --help"
 	@echo "and then docs/tutorial.md."

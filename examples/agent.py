@@ -1,6 +1,6 @@
 """An agent with two tools: it looks up prices and calculates until it can answer.
 
-    tenter run examples/agent.py question="What is the total price of 3 lamps and 2 chairs?"
+    tenter run examples/agent.py question="What is the total price of 2 tables and 3 lamps?"
 
 An `async def` runs as it is; its steps are discovered as they are reached. The session's KV cache
 is kept while a tool runs, if the scheduler finds that worth it, so that the next turn costs only

@@ -26,7 +26,7 @@ from ..planner.prompt import Field
 from ..planner.template import environment
 from ..tools import Tool
 from .api_places import did_you_mean
-from .workflow import Input
+from .workflow import Input, Workflow
 
 Schema = Mapping[str, Any]
 Types = dict[str, Schema]  # what is known of each name; {} is nothing
@@ -44,6 +44,26 @@ def type_problems(
     yield from _steps(graph.steps, types, tools)
     for message in _value(graph.result, types):
         yield None, message
+
+
+def result_schema(workflow: Workflow) -> str:
+    """A JSON Schema of the result: what the author declared, or what the graph tells if that says
+    more about its parts."""
+    graph, declared = workflow.graph, workflow.result_schema
+    if graph is None or "properties" in json.loads(declared):
+        return declared
+    types: Types = {g.name: cast("Schema", json.loads(g.schema)) for g in workflow.inputs}
+    for _ in _steps(graph.steps, types, workflow.tools):
+        pass  # what is wanted is what it learns of the types
+    found = _plain(infer(graph.result, types))
+    return json.dumps(found) if "properties" in found or declared == "{}" else declared
+
+
+def _plain(schema: Schema) -> Schema:
+    """A schema without references that would lead out of it, one level deep."""
+    parts = cast("Mapping[str, Schema]", schema.get("properties", {}))
+    resolved = {name: _resolved(part) for name, part in parts.items()}
+    return {**schema, "properties": resolved} if resolved else schema
 
 
 def _steps(

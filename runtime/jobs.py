@@ -20,6 +20,7 @@ from ..planner.lint import lint
 from ..planner.optimize import optimize
 from ..planner.plan import Context, Plan
 from ..planner.stats import TableStats, collect
+from .api_checks import result_schema
 from .backends.base import Backend
 from .backends.registry import parse_model
 from .clock import now
@@ -109,7 +110,7 @@ class _Job:
 
     def open_output(self) -> TableOutput:
         """The output files, begun anew: finished rows come back from the journal."""
-        schema = self.workflow.result_schema
+        schema = result_schema(self.workflow)
         return open_output(self.spec.out, self.table, schema, self.keep)
 
     def rows(self) -> Iterator[Row]:
