@@ -11,7 +11,7 @@ from .reading import policy
 from .sample import Random, Sample, Tool
 from .words import KINDS, city, items, join_words, plural
 
-FAULT_SHARE = 0.04  # tool results that are an error, after which the call is repeated
+FAULT_SHARE = 0.01  # tool results that are an error, after which the call is repeated
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,8 @@ def reason(r: Random, operands: int = 0) -> Sample:
     terms = random_terms(r, operands or r.randint(3, 6))
     value = total_of(terms)
     while True:
-        orders = [terms] + [shuffled(r, terms) for _ in range(r.choice((2, 3, 3, 4)))]
+        again = [shuffled(r, terms) if r.random() < 0.5 else terms for _ in range(r.randint(2, 4))]
+        orders = [terms, *again]
         passes = [one_pass(r, order) for order in orders]
         turn = _thought_over(r, passes, value)
         if turn is not None:

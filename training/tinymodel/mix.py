@@ -38,11 +38,11 @@ WEIGHTS: Mapping[str, float] = {
     "reply": 2.5,
     "repeat": 4,
     "small_talk": 0.3,
-    "agent_total": 2.2,
-    "agent_steps": 1.1,
-    "agent_stock": 0.8,
+    "agent_total": 5,
+    "agent_steps": 2,
+    "agent_stock": 2,
     "agent_lookup": 1.6,
-    "agent_session": 0.4,
+    "agent_session": 0.6,
 }
 CLOSED_JOBS = frozenset({"small_talk"})  # fixed answers: nothing is held out
 MAY_SKIP_THINKING = frozenset({"classify", "route", "extract", "reply"})
