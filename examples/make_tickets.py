@@ -39,7 +39,7 @@ MATTERS = {
 }
 GREETINGS = ("", "", "Hello,", "Hi,", "Dear team,")
 ASIDES = ("", "", "Please help.", "Please answer soon.", "It started on Monday.")
-NAMES = ("Ada", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Iris", "Jack")
+NAMES = ("Ada", "Boris", "Carla", "Dana", "Elif", "Felix", "Gina", "Hugo", "Ines", "Milan")
 
 
 def ticket(r: random.Random) -> str:

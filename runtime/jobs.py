@@ -20,7 +20,7 @@ from ..planner.lint import lint
 from ..planner.optimize import optimize
 from ..planner.plan import Context, Plan
 from ..planner.stats import TableStats, collect
-from .api_checks import result_schema
+from .api.checks import result_schema
 from .backends.base import Backend
 from .backends.registry import parse_model
 from .clock import now

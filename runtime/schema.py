@@ -3,10 +3,10 @@
 from typing import Any
 
 from ..tools.registry import EFFECTS
-from .spec_check import VERSION
-from .spec_keys import BLOCK, BRANCH_STEP, STEP_KINDS, TOOL, TOP, Key, Table
-from .spec_reader import MAX_DIGITS
-from .spec_types import NAMES
+from .spec.check import VERSION
+from .spec.keys import BLOCK, BRANCH_STEP, STEP_KINDS, TOOL, TOP, Key, Table
+from .spec.reader import MAX_DIGITS
+from .spec.types import NAMES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NAME = "^[^\\W\\d]\\w*$"

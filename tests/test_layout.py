@@ -23,7 +23,7 @@ FLOORS = (
     {"cli", "progress", "report", "serve", "doctor"},
     {"jobs"},
     {"load"},
-    {"api", "spec", "schema", "tables", "table", "report.tally", "report.summary"},
+    {"api", "spec", "schema", "tables", "report.tally", "report.summary"},
     {"run"},
     {"scheduler"},
     {"reasoning"},

@@ -140,7 +140,7 @@ class Asking:
         one, two = (dict.fromkeys(self._fields(), mark) for mark in ("0", "Z"))
         try:
             chats = [self.model.tokenizer.chat(self.chat(values)) for values in (one, two)]
-        except Exception:  # a template that cannot take text for its fields has no known prefix
+        except Exception:
             return ()
         length = 0
         for left, right in zip(*chats, strict=False):

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import msgspec
+
 from tenter.runtime.backends import registry
 from tenter.runtime.backends.embedded import EmbeddedBackend
 from tenter.runtime.calls import Chunk, Request

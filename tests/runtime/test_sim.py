@@ -5,6 +5,7 @@ from typing import Any
 
 import anyio
 import pytest
+
 from tenter.planner.graph import LLM, Graph, Ref, Sampling
 from tenter.planner.hardware import HARDWARE, MODELS, kv_capacity_tokens, step_seconds
 from tenter.planner.prompt import Prompt

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tenter.runtime.errors import InvalidInput
 from tenter.runtime.spec import dump, loads
-from tenter.runtime.spec_keys import STEP_KINDS, TOOL, TOP
+from tenter.runtime.spec.keys import STEP_KINDS, TOOL, TOP
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOOD = [path.read_text() for path in sorted((FIXTURES / "good").glob("*.yaml"))]
@@ -188,7 +188,7 @@ def mutated(text: str, chance: random.Random) -> str:
 def test_all_texts_come_back_from_yaml(prompt: str, value: str) -> None:
     from tenter.planner.graph import LLM, Compute, Graph, ListOf, Ref
     from tenter.planner.prompt import Prompt
-    from tenter.runtime.api_source import const
+    from tenter.runtime.api.source import const
     from tenter.runtime.workflow import Workflow
 
     source = Prompt.literal(prompt or "x")

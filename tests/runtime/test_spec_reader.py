@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tenter.runtime.errors import InvalidWorkflow
-from tenter.runtime.spec_reader import Reader, decode
+from tenter.runtime.spec.reader import Reader, decode
 
 
 def read(text: str) -> Any:

@@ -9,8 +9,8 @@ from jsonschema import Draft202012Validator
 from tenter.runtime.errors import InvalidWorkflow
 from tenter.runtime.schema import json_schema
 from tenter.runtime.spec import dump, load, loads
-from tenter.runtime.spec_keys import BLOCK, BRANCH_STEP, STEP_KINDS, TOOL, TOP
-from tenter.runtime.spec_reader import Reader
+from tenter.runtime.spec.keys import BLOCK, BRANCH_STEP, STEP_KINDS, TOOL, TOP
+from tenter.runtime.spec.reader import Reader
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOOD = sorted((FIXTURES / "good").glob("*.yaml"))

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenter.runtime import table_readers
 from tenter.runtime.errors import InvalidTable
-from tenter.runtime.tables import BadRow, coerce, open_table
+from tenter.runtime.tables import BadRow, coerce, open_table, readers
 
 
 def made(folder: Path, name: str, content: bytes | str) -> Path:
@@ -80,7 +79,7 @@ def test_a_quote_that_never_closes_is_told_with_its_lines(tmp_path: Path):
 
 
 def test_endless_lines_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(table_readers, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 100)
     long = "x" * 1000
     path = made(tmp_path, "a.csv", f'a,b\n{long},1\n2,2\n"{long}",1\n')
     assert list(open_table(path)) == [

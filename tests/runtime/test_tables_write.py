@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenter.runtime import table_parquet
 from tenter.runtime.errors import InvalidTable, TenterError
 from tenter.runtime.tables import (
     OrderedSink,
@@ -20,6 +19,7 @@ from tenter.runtime.tables import (
     open_output,
     open_table,
     open_writer,
+    parquet,
 )
 
 FORMATS = ["csv", "tsv", "jsonl", "parquet"]
@@ -104,7 +104,7 @@ def test_values_that_are_no_text(tmp_path: Path):
 
 def test_parquet_columns_are_typed_and_grouped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pq = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(table_parquet, "GROUP_ROWS", 10)
+    monkeypatch.setattr(parquet, "GROUP_ROWS", 10)
     kinds = {"s": "string", "i": "integer", "x": "number", "b": "boolean"}
     rows = [{"s": "a", "i": n, "x": n, "b": n % 2 == 0} for n in range(25)]
     path = written(tmp_path / "a.parquet", kinds, rows)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from .errors import InvalidTable, TenterError
-from .table_base import Kind
-from .table_parquet import ParquetWriter
-from .table_values import clean, fit, json_bytes, text
+from ..errors import InvalidTable, TenterError
+from .base import Kind
+from .parquet import ParquetWriter
+from .values import clean, fit, json_bytes, text
 
 _BUFFER_BYTES = 1024 * 1024
 

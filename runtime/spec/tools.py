@@ -9,14 +9,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from ..tools import Effect, InvalidTool, Tool
-from ..tools.python import python_tool
-from .api_handles import outside
-from .api_places import did_you_mean
-from .errors import InvalidInput
-from .spec_check import Notes
-from .spec_keys import TOOL
-from .spec_reader import Item
+from ...tools import Effect, InvalidTool, Tool
+from ...tools.python import python_tool
+from ..api.handles import outside
+from ..api.places import did_you_mean
+from ..errors import InvalidInput
+from .check import Notes
+from .keys import TOOL
+from .reader import Item
 
 _LIMITS = ("effect", "timeout_s", "retries", "max_concurrency", "eta_s")
 

@@ -9,14 +9,14 @@ from typing import Any
 from jinja2 import TemplateSyntaxError, nodes
 from jinja2.parser import Parser
 
-from ..planner.errors import PromptError
-from ..planner.graph import Const, DictOf, Expr, ListOf, Ref, Value
-from ..planner.prompt import Prompt
-from ..planner.template import environment
-from .api_places import did_you_mean
-from .api_source import const, operand, quote, uses_of
-from .spec_check import Notes
-from .spec_reader import Item
+from ...planner.errors import PromptError
+from ...planner.graph import Const, DictOf, Expr, ListOf, Ref, Value
+from ...planner.prompt import Prompt
+from ...planner.template import environment
+from ..api.places import did_you_mean
+from ..api.source import const, operand, quote, uses_of
+from .check import Notes
+from .reader import Item
 
 _MARKS = re.compile(r"\{\{|\{%|\{#")
 _NOTHING = Const("null")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from .errors import InvalidWorkflow, Problem
+from ..errors import InvalidWorkflow, Problem
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from .errors import InvalidTable
+from ..errors import InvalidTable
 
 Kind = Literal["string", "integer", "number", "boolean", "json"]
 """What a column holds. `json`: anything; in CSV and Parquet its strings stay as they are and other

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..planner.graph import Args, Ref, Value
-from ..planner.prompt import Prompt
-from ..tools import Tool
-from .api_places import did_you_mean
-from .spec_reader import Item
-from .spec_values import Scope, line_of_field
+from ...planner.graph import Args, Ref, Value
+from ...planner.prompt import Prompt
+from ...tools import Tool
+from ..api.places import did_you_mean
+from .reader import Item
+from .values import Scope, line_of_field
 
 Pairs = Mapping[str, Item]
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from ..planner.graph import Graph, Place
-from ..planner.validate import GraphProblem, validate
-from .api_checks import type_problems
-from .api_places import problem
-from .api_tracing import Tracer
-from .errors import InvalidWorkflow, Problem
-from .workflow import Input, ModelSpec
+from ...planner.graph import Graph, Place
+from ...planner.validate import GraphProblem, validate
+from ..errors import InvalidWorkflow, Problem
+from ..workflow import Input, ModelSpec
+from .checks import type_problems
+from .places import problem
+from .tracing import Tracer
 
 
 def compiled(

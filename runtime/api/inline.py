@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..planner.graph import (
+from ...planner.graph import (
     LLM,
     Args,
     Compute,
@@ -16,7 +16,7 @@ from ..planner.graph import (
     Value,
     walk,
 )
-from .api_source import Resolve, all_of, guard, replace_names
+from .source import Resolve, all_of, guard, replace_names
 
 
 def names_of(steps: Sequence[Step]) -> tuple[str, ...]:

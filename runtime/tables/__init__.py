@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
-from .errors import InvalidTable
-from .table_base import BadRow, Kind, Row, Table, check_columns
-from .table_output import DeadLetters, OrderedSink, TableOutput
-from .table_parquet import ParquetTable
-from .table_readers import CsvTable, JsonlTable
-from .table_schema import Layout, coerce, layout
-from .table_writers import TableWriter
+from ..errors import InvalidTable
+from .base import BadRow, Kind, Row, Table, check_columns
+from .output import DeadLetters, OrderedSink, TableOutput
+from .parquet import ParquetTable
+from .readers import CsvTable, JsonlTable
+from .schema import Layout, coerce, layout
+from .writers import TableWriter
 
 __all__ = [
     "BadRow",

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..planner.graph import Place
-from .errors import InvalidWorkflow, Problem
+from ...planner.graph import Place
+from ..errors import InvalidWorkflow, Problem
 
 MOST_NAMES = 12  # that a message lists
 _OURS = str(Path(__file__).parent)

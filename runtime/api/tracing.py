@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
-from ..planner.graph import (
+from ...planner.graph import (
     LLM,
     Compute,
     Each,
@@ -19,13 +19,13 @@ from ..planner.graph import (
     ToolCall,
     Value,
 )
-from ..tools import Tool
-from .api_inline import inline, names_of
-from .api_places import caller, here, place_of, problem, raised_at, refuse
-from .api_source import all_of, guard, negated, usable
-from .api_symbols import Symbol, to_value
-from .errors import InvalidWorkflow, Problem, TenterError
-from .workflow import ModelSpec, Workflow
+from ...tools import Tool
+from ..errors import InvalidWorkflow, Problem, TenterError
+from ..workflow import ModelSpec, Workflow
+from .inline import inline, names_of
+from .places import caller, here, place_of, problem, raised_at, refuse
+from .source import all_of, guard, negated, usable
+from .symbols import Symbol, to_value
 
 current_tracer: ContextVar["Tracer | None"] = ContextVar("tenter_tracer", default=None)
 

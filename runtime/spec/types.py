@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from .api_places import did_you_mean
-from .spec_check import Notes
-from .spec_reader import Item
+from ..api.places import did_you_mean
+from .check import Notes
+from .reader import Item
 
 NAMES = ("string", "integer", "number", "boolean", "object", "array", "null", "any")
 _STRUCTURE = ("properties", "items", "enum", "anyOf", "oneOf", "allOf", "$ref", "const", "$defs")

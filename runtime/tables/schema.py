@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import msgspec
 
-from .errors import InvalidTable
-from .table_base import Kind
+from ..errors import InvalidTable
+from .base import Kind
 
 _INTEGER = re.compile(r"[+-]?\d{1,4000}", re.ASCII)
 _BOOLEANS = {"true": True, "false": False}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..planner.graph import (
+from ...planner.graph import (
     LLM,
     Compute,
     Const,
@@ -16,18 +16,18 @@ from ..planner.graph import (
     ToolCall,
     Value,
 )
-from ..tools import Tool
-from .api_inline import inline
-from .api_places import did_you_mean
-from .api_source import all_of, const, guard, negated
-from .api_types import schema_text
-from .spec_args import args_of_prompts, bound_args, parameters
-from .spec_check import Notes, scalars
-from .spec_keys import BLOCK, BRANCH_STEP, STEP_KINDS
-from .spec_reader import Item
-from .spec_types import read_type
-from .spec_values import Scope
-from .workflow import ModelSpec, Workflow
+from ...tools import Tool
+from ..api.inline import inline
+from ..api.places import did_you_mean
+from ..api.source import all_of, const, guard, negated
+from ..api.types import schema_text
+from ..workflow import ModelSpec, Workflow
+from .args import args_of_prompts, bound_args, parameters
+from .check import Notes, scalars
+from .keys import BLOCK, BRANCH_STEP, STEP_KINDS
+from .reader import Item
+from .types import read_type
+from .values import Scope
 
 _SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "seed", "ignore_eos")
 _MEANT = {"prompt": "llm", "call": "tool", "for": "each", "foreach": "each", "set": "value"}

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any, cast
 
-from ..tools.registry import EFFECTS
-from .api_places import did_you_mean
-from .api_source import usable
-from .errors import Problem
-from .spec_keys import Key, Table
-from .spec_reader import Item
+from ...tools.registry import EFFECTS
+from ..api.places import did_you_mean
+from ..api.source import usable
+from ..errors import Problem
+from .keys import Key, Table
+from .reader import Item
 
 VERSION = 1
 

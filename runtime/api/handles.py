@@ -10,18 +10,18 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..planner.graph import LLM, Graph, Ref
-from ..tools import Tool
-from .api_identity import graph_identity, program_identity, tools_of
-from .api_places import did_you_mean, place_of, refuse
-from .api_source import usable
-from .api_tracing import Tracer, current_tracer, name_of
-from .api_types import Signature, bound, misfit, signature_of, to_json
-from .api_validate import compiled
-from .calls import ToolSpec
-from .errors import InvalidInput, OutputInvalid
-from .run.context import Program, current_program
-from .workflow import ModelSpec, Workflow
+from ...planner.graph import LLM, Graph, Ref
+from ...tools import Tool
+from ..calls import ToolSpec
+from ..errors import InvalidInput, OutputInvalid
+from ..run.context import Program, current_program
+from ..workflow import ModelSpec, Workflow
+from .identity import graph_identity, program_identity, tools_of
+from .places import did_you_mean, place_of, refuse
+from .source import usable
+from .tracing import Tracer, current_tracer, name_of
+from .types import Signature, bound, misfit, signature_of, to_json
+from .validate import compiled
 
 
 class LLMStep:
@@ -221,7 +221,7 @@ class WorkflowHandle:
 
     async def arun(self, options: Mapping[str, Any] | None = None, /, **inputs: Any) -> Any:
         """Run the workflow for one input."""
-        from .run.local import run_workflow
+        from ..run.local import run_workflow
 
         values = self.signature.bind(self.name, (), inputs)
         self.signature.check(self.name, values)

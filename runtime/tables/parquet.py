@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from .errors import InvalidTable
-from .table_base import BadRow, Kind, Row, check_columns, fingerprint, limited
-from .table_values import fit
+from ..errors import InvalidTable
+from .base import BadRow, Kind, Row, check_columns, fingerprint, limited
+from .values import fit
 
 GROUP_ROWS = 8192  # of the files that are written; fixed, so that equal rows give equal bytes
 GROUP_BYTES = 64 * 1024 * 1024  # a group with so much text ends early

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import yaml
 
-from ..planner.graph import (
+from ...planner.graph import (
     LLM,
     Args,
     Compute,
@@ -22,13 +22,13 @@ from ..planner.graph import (
     ToolCall,
     Value,
 )
-from ..tools import Tool
-from .api_source import literal, quote, source_of
-from .errors import InvalidInput
-from .spec_check import Notes
-from .spec_reader import Item, Reader
-from .spec_types import is_schema, read_type
-from .workflow import Input, ModelSpec, Workflow
+from ...tools import Tool
+from ..api.source import literal, quote, source_of
+from ..errors import InvalidInput
+from ..workflow import Input, ModelSpec, Workflow
+from .check import Notes
+from .reader import Item, Reader
+from .types import is_schema, read_type
 
 _OTHER_LINE_ENDS = frozenset("\x85\u2028\u2029")
 _DEFAULTS = Sampling()

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import msgspec
 
-from .table_base import Kind
+from .base import Kind
 
 _INT64 = 1 << 63
 

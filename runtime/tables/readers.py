@@ -9,8 +9,8 @@ from typing import IO, Any
 
 import msgspec
 
-from .errors import InvalidTable
-from .table_base import (
+from ..errors import InvalidTable
+from .base import (
     MAX_ROW_BYTES,
     BadRow,
     Kind,

@@ -7,11 +7,11 @@ Python would have to know at once (`if`, `for`, `len`, f-strings) is refused wit
 from collections.abc import Callable
 from typing import Any, Never, NoReturn, cast
 
-from ..planner.graph import Const, DictOf, ListOf, Value
-from .api_places import refuse
-from .api_source import const, expression, operand, part_of, source_of
-from .api_types import to_json
-from .errors import InvalidInput
+from ...planner.graph import Const, DictOf, ListOf, Value
+from ..errors import InvalidInput
+from .places import refuse
+from .source import const, expression, operand, part_of, source_of
+from .types import to_json
 
 _BRANCH = (
     "use when(condition, then=..., otherwise=...), combine conditions with & | ~, "

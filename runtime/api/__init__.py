@@ -8,18 +8,18 @@ from typing import Any, cast, overload
 
 from pydantic import TypeAdapter
 
-from ..planner.errors import PromptError
-from ..planner.graph import LLM, Sampling
-from ..planner.prompt import Prompt
-from ..tools import Effect, InvalidTool
-from ..tools.python import python_tool
-from .api_handles import LLMStep, ToolHandle, WorkflowHandle, check_name
-from .api_places import Place, caller, here, refuse
-from .api_symbols import Symbol, contains, length
-from .api_tracing import Tracer, current_tracer
-from .api_types import adapter_of, schema_text
-from .run.context import Session, current_program
-from .workflow import ModelSpec
+from ...planner.errors import PromptError
+from ...planner.graph import LLM, Sampling
+from ...planner.prompt import Prompt
+from ...tools import Effect, InvalidTool
+from ...tools.python import python_tool
+from ..run.context import Session, current_program
+from ..workflow import ModelSpec
+from .handles import LLMStep, ToolHandle, WorkflowHandle, check_name
+from .places import Place, caller, here, refuse
+from .symbols import Symbol, contains, length
+from .tracing import Tracer, current_tracer
+from .types import adapter_of, schema_text
 
 __all__ = [
     "LLMStep",

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from .table_schema import Layout
-from .table_values import clean
-from .table_writers import TableWriter, sync_folder
+from .schema import Layout
+from .values import clean
+from .writers import TableWriter, sync_folder
 
 _T = TypeVar("_T")
 

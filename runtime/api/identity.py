@@ -7,11 +7,11 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from ..planner.graph import LLM, NOWHERE, Compute, Graph, Ref, canonical
-from ..tools import Tool
-from ..tools.python import source_of
-from .api_tracing import closure_of
-from .workflow import Input, Workflow
+from ...planner.graph import LLM, NOWHERE, Compute, Graph, Ref, canonical
+from ...tools import Tool
+from ...tools.python import source_of
+from ..workflow import Input, Workflow
+from .tracing import closure_of
 
 
 def graph_identity(workflow: Workflow) -> str:

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from ..planner.errors import PromptError
-from ..planner.graph import (
+from ...planner.errors import PromptError
+from ...planner.graph import (
     LLM,
     Args,
     Compute,
@@ -22,11 +22,11 @@ from ..planner.graph import (
     ToolCall,
     Value,
 )
-from ..planner.prompt import Field
-from ..planner.template import environment
-from ..tools import Tool
-from .api_places import did_you_mean
-from .workflow import Input, Workflow
+from ...planner.prompt import Field
+from ...planner.template import environment
+from ...tools import Tool
+from ..workflow import Input, Workflow
+from .places import did_you_mean
 
 Schema = Mapping[str, Any]
 Types = dict[str, Schema]  # what is known of each name; {} is nothing

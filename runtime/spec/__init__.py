@@ -4,24 +4,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..planner.errors import PlannerError
-from ..planner.graph import Each, Graph, Step, ToolCall, sort, walk
-from ..planner.validate import validate
-from .api_checks import type_problems
-from .api_identity import graph_identity
-from .api_places import did_you_mean, problem
-from .api_types import schema_text
-from .api_validate import order
-from .errors import InvalidInput, InvalidWorkflow, Problem
-from .spec_check import Notes
-from .spec_dump import dump
-from .spec_keys import TOP
-from .spec_reader import Item, Reader, decode
-from .spec_steps import Known, Steps, declared
-from .spec_tools import read_tools
-from .spec_types import is_schema, read_type
-from .spec_values import Scope
-from .workflow import Input, ModelSpec, Workflow
+from ...planner.errors import PlannerError
+from ...planner.graph import Each, Graph, Step, ToolCall, sort, walk
+from ...planner.validate import validate
+from ..api.checks import type_problems
+from ..api.identity import graph_identity
+from ..api.places import did_you_mean, problem
+from ..api.types import schema_text
+from ..api.validate import order
+from ..errors import InvalidInput, InvalidWorkflow, Problem
+from ..workflow import Input, ModelSpec, Workflow
+from .check import Notes
+from .dump import dump
+from .keys import TOP
+from .reader import Item, Reader, decode
+from .steps import Known, Steps, declared
+from .tools import read_tools
+from .types import is_schema, read_type
+from .values import Scope
 
 __all__ = ["dump", "load", "loads"]
 

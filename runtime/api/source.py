@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
-from ..planner.errors import PromptError
-from ..planner.graph import Const, DictOf, Expr, ListOf, Ref, Value, names_in
-from ..planner.template import environment
-from ..planner.values import check_expression
+from ...planner.errors import PromptError
+from ...planner.graph import Const, DictOf, Expr, ListOf, Ref, Value, names_in
+from ...planner.template import environment
+from ...planner.values import check_expression
 
 _RESERVED = frozenset(keyword.kwlist) | {"true", "false", "none", "loop", "self", "caller"}
 _ATOM = re.compile(r"\w+(\[(\d+|'[^'\\]*')\])*|'[^'\\]*'")

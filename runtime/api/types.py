@@ -9,10 +9,10 @@ from typing import Any, get_type_hints
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from .api_places import did_you_mean, place_of, refuse
-from .api_source import usable
-from .errors import InvalidInput
-from .workflow import Input
+from ..errors import InvalidInput
+from ..workflow import Input
+from .places import did_you_mean, place_of, refuse
+from .source import usable
 
 _NO_DEFAULT = inspect.Parameter.empty
 
