@@ -8,7 +8,8 @@
     ├── StepFailed              a step of one row; the others go on
     │   ├── CallFailed          the backend could not answer
     │   ├── OutputInvalid       the answer does not fit the output model
-    │   └── ToolFailed
+    │   ├── ToolFailed
+    │   └── Drained             not started, since the run drains; no row's fault
     ├── BackendUnavailable      nobody answers calls; exit code 5
     ├── RunMismatch             a resumed run whose plan differs; exit code 6
     ├── BudgetReached           exit code 4, resumable
@@ -92,6 +93,10 @@ class OutputInvalid(StepFailed):
 
 class ToolFailed(StepFailed):
     """A tool raised, timed out, or was given bad arguments."""
+
+
+class Drained(StepFailed):
+    """A step was not started, since the run drains. It is no error of its row: it is done later."""
 
 
 class BackendUnavailable(TenterError):

@@ -42,6 +42,7 @@ from .workflow import ModelSpec, Workflow
 
 __all__ = ["Control", "MapSpec", "Outcome", "explain", "map_table", "resume", "run_once"]
 
+OUTPUT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq")
 STATS_ROWS = 20_000  # rows that statistics are taken from
 PINNED_ROWS = 8  # a table with fewer rows is not worth pinning prefixes for
 FINGERPRINTS = {
@@ -91,6 +92,8 @@ class _Job:
 
     def __init__(self, spec: MapSpec) -> None:
         self.spec = spec
+        if spec.out:
+            _check_output(Path(spec.out))
         self.workflow = load_workflow(spec.workflow)
         self.models = _models(self.workflow, spec.models)
         inputs = self.workflow.inputs
@@ -318,6 +321,14 @@ class _Sink:
         else:
             self.failed += 1
             self._out.failed(row.row, row.cells, error)
+
+
+def _check_output(out: Path) -> None:
+    """Refuse what could not be written at the end, before anything is spent."""
+    if out.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise InvalidInput(f"--out {out}: write one of {', '.join(OUTPUT_SUFFIXES)}")
+    if not out.parent.is_dir():
+        raise InvalidInput(f"--out {out}: there is no folder {out.parent}")
 
 
 def _columns_of(inputs: tuple[str, ...], columns: tuple[str, ...], path: str) -> dict[str, str]:

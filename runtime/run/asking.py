@@ -11,7 +11,8 @@ import msgspec
 from ...planner.graph import LLM
 from ...planner.values import compile_args
 from ..calls import CallId, Capabilities, Message, Request, Tokenizer
-from ..errors import CallFailed, OutputInvalid
+from ..errors import CallFailed, Drained, OutputInvalid
+from ..scheduler.core import DRAINED
 from ..scheduler.loop import Answer
 from .draft import CHUNK_TOKENS, GROWTH, Draft
 
@@ -101,8 +102,7 @@ class Asking:
     def read(self, answer: Answer) -> Any:
         """The step's value, or raises StepFailed."""
         step = self.step
-        if answer.error is not None:
-            raise CallFailed(answer.error, step.id)
+        check_answer(answer, step.id)
         if step.choices:
             scores = answer.choice_logprobs
             if scores is None or len(scores) != len(step.choices):
@@ -152,6 +152,14 @@ class Asking:
     def _fields(self) -> tuple[str, ...]:
         system = self.step.system.fields if self.step.system is not None else ()
         return (*self.step.prompt.fields, *system)
+
+
+def check_answer(answer: Answer, step: str) -> None:
+    """Raise StepFailed where there is no answer."""
+    if answer.error == DRAINED:
+        raise Drained(answer.error, step)
+    if answer.error is not None:
+        raise CallFailed(answer.error, step)
 
 
 def without_thought(text: str) -> str:

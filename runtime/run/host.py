@@ -11,9 +11,10 @@ from ...tools import Tool
 from ...tools.call import call as call_tool
 from ..calls import CallId, Chunk, Message, Request
 from ..clock import now
-from ..errors import InvalidWorkflow, JournalError, Problem, ToolFailed
+from ..errors import Drained, InvalidWorkflow, JournalError, Problem, ToolFailed
 from ..journal.base import Journal, StepRecord
-from ..scheduler.events import CallShared, ToolEnded, ToolStarted
+from ..scheduler.core import DRAINED
+from ..scheduler.events import CallShared, Drain, ToolEnded, ToolStarted
 from ..scheduler.loop import Answer, Scheduler
 from ..trace import Trace
 from .asking import Asking, Model, seed_for
@@ -32,6 +33,7 @@ class Owner:
     row: int
     recorded: Mapping[str, StepRecord]
     ended: bool = False
+    drained: bool = False  # a step of it was not started, since the run drains
     session: str | None = None  # the KV context that waits while a tool runs
     task: asyncio.Task[None] | None = None  # of an `async def` program
 
@@ -64,6 +66,7 @@ class Host:
         self.seed = seed
         self._resumed = resumed
         self._drafts = drafts
+        self.draining = False
         self.call_timeout_s = call_timeout_s
         self._asking: dict[int, Asking] = {}
         self._steps: dict[int, LLM] = {}  # keeps the keys of `_asking` alive
@@ -195,6 +198,10 @@ class Host:
         done: Settled,
     ) -> None:
         """Run a tool step; `done(value, error)` is called once, perhaps before this returns."""
+        if self.draining:
+            owner.drained = True
+            done(None, Drained(DRAINED, step))
+            return
         if owner.recorded and self._answered_before(owner, path, step, done):
             return
         signature = self._tool_signature(tool, values) if tool.effect == "pure" else None
@@ -293,6 +300,11 @@ class Host:
             task.cancel()
         if owner.task is not None and owner.task is not asyncio.current_task():
             owner.task.cancel()
+
+    def drain(self) -> None:
+        """Let what runs end, and start nothing any more."""
+        self.draining = True
+        self.scheduler.send(Drain())
 
     # ---- the rest ---------------------------------------------------------------------------------------
 
@@ -398,6 +410,7 @@ class _LLMWork:
         try:
             value = self._asking.read(answer)
         except Exception as error:
+            self._owner.drained = self._owner.drained or isinstance(error, Drained)
             self._host.failed(self._signature, error, self._done)
             return
         self._host.record(self._owner, self._path, value, self._signature, self._done)

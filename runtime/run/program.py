@@ -6,9 +6,10 @@ from typing import Any
 
 from ...planner.graph import LLM, ToolCall
 from ...tools import Tool
-from ..errors import StepFailed, TenterError
+from ..errors import Drained, StepFailed, TenterError
 from ..journal.base import StepRecord
-from ..scheduler.events import Drain, ProgramEnded
+from ..scheduler.core import DRAINED
+from ..scheduler.events import ProgramEnded
 from ..workflow import Workflow
 from .context import current_program
 from .host import Host, Owner
@@ -43,6 +44,8 @@ class Programs:
             if owner.ended:
                 return
             owner.ended = True
+            if owner.drained and error is None:  # its author's code went on without the step
+                error = Drained(DRAINED)
             self.live.pop(owner.name, None)
             if error is not None:
                 self._host.stop(owner)
@@ -66,8 +69,8 @@ class Programs:
         self._host.scheduler.arrive(owner.name, row, self.workflow.name, start)
 
     def drain(self) -> None:
-        """Start no program any more."""
-        self._host.scheduler.send(Drain())
+        """Let what runs end, and start nothing any more."""
+        self._host.drain()
 
     def cancel(self, name: str) -> None:
         """Stop a program: its calls are aborted, its tools cancelled."""

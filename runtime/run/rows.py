@@ -171,8 +171,9 @@ class RowRun:
 
         def ended(value: Any, error: Exception | None) -> None:
             self._live.discard(name)
-            if self._control.wish == Wish.ABORT or self._broken is not None:
-                self._changed.set()  # not recorded: it will be done again
+            unfinished = error is not None and self._control.wish > Wish.RUN
+            if unfinished or self._broken is not None:
+                self._changed.set()  # not recorded: it will be taken up again
             else:
                 self._end(row, value, tell(error) if error is not None else None)
 
@@ -222,14 +223,16 @@ class RowRun:
             await self._changed.wait()
 
     async def _wait_for_rest(self) -> None:
-        """Wait for what has started; when aborted, have it cancelled first."""
-        if self._stopped:
-            self._programs.drain()
+        """Wait for what has started: all of it, or, once the run is to stop, what must be."""
+        drained = False
         while self._live or (self._unrecorded and self._broken is None):
+            self._changed.clear()
+            if self._stopped and not drained:
+                drained = True
+                self._programs.drain()
             if self._control.wish == Wish.ABORT or self._broken is not None:
                 for name in sorted(self._live):
                     self._programs.cancel(name)
-            self._changed.clear()
             if self._live or (self._unrecorded and self._broken is None):
                 await self._changed.wait()
 

@@ -11,11 +11,12 @@ from ...planner.graph import Sampling
 from ...tools import Tool
 from ..calls import CallId, Chunk, Message, Request, SessionId, ToolSpec
 from ..clock import now
-from ..errors import CallFailed, StepFailed, ToolFailed
+from ..errors import StepFailed, ToolFailed
 from ..journal.base import StepRecord
+from ..scheduler.core import DRAINED
 from ..scheduler.events import CallShared
 from ..scheduler.loop import Answer
-from .asking import seed_for, without_thought
+from .asking import check_answer, seed_for, without_thought
 from .context import HasTool
 from .draft import CHUNK_TOKENS, GROWTH, Draft, is_draft
 
@@ -137,8 +138,8 @@ class ChatSession:
         turn = _Turn(request, owner.name, model.name, draft)
         host.scheduler.submit(turn)
         answer = await turn.answer
-        if answer.error is not None:
-            raise CallFailed(answer.error, path)
+        owner.drained = owner.drained or answer.error == DRAINED
+        check_answer(answer, path)
         return answer.text
 
     async def _keep(self, record: StepRecord) -> None:

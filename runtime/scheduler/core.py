@@ -41,6 +41,7 @@ from .policies import Order, program_fcfs
 from .state import CallState, CallView, ProgramState, SessionState, WorkerState
 
 PIN_SHARE = 0.5  # of a worker's KV capacity that pins may hold, so that they cannot wedge it
+DRAINED = "the run drains"  # the reason why a call was dropped
 MAX_ATTEMPTS = 3  # of a call whose workers die under it
 
 
@@ -136,13 +137,17 @@ class Core:
 
     def _drain(self, event: Drain, now_s: float, out: list[Command]) -> None:
         self._draining = True
+        for name in [name for name, call in self.calls.items() if call.worker is None]:
+            self._stop_call(name, DRAINED, out)
 
     # ---- calls ------------------------------------------------------------------------------
 
     def _call_ready(self, event: CallReady, now_s: float, out: list[Command]) -> None:
         program = self.programs.get(event.program)
-        if program is None or program.cancelled:
-            out.append(DropCall(call=event.call, reason="its program has ended"))
+        if program is None or program.cancelled or self._draining:
+            ended = program is None or program.cancelled
+            reason = "its program has ended" if ended else DRAINED
+            out.append(DropCall(call=event.call, reason=reason))
             return
         demand = event.prompt_tokens - event.shared_tokens + event.max_tokens
         room = self._largest(event.model)

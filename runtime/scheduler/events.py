@@ -98,7 +98,7 @@ class CancelProgram(Record, frozen=True):
 
 
 class Drain(Record, frozen=True):
-    """No program may start any more; what runs may end."""
+    """Nothing may start any more, neither program nor call; what runs may end."""
 
 
 class PrefixKnown(Record, frozen=True):

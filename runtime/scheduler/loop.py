@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -40,6 +41,7 @@ from .events import (
 
 NO_USAGE = Usage()
 log = logging.getLogger(__name__)
+Action = Callable[[], Awaitable[None]]
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -100,7 +102,7 @@ class Scheduler:
         self._tasks = asyncio.TaskGroup()
         self._calls: dict[str, Submission] = {}
         self._running: dict[str, tuple[asyncio.Task[None], str]] = {}  # call -> task, worker
-        self._controls: dict[str, asyncio.Queue[Awaitable[None] | None]] = {}  # worker -> in order
+        self._controls: dict[str, asyncio.Queue[Action | None]] = {}  # worker -> in order
         self._closing = False
         self._starts: dict[str, Callable[[], None]] = {}
         self._prefixes: dict[str, tuple[int, ...]] = {}
@@ -271,24 +273,23 @@ class Scheduler:
 
     def _abort(self, command: Abort) -> None:
         # Not in the worker's queue: an abort must not wait behind a warm-up.
-        self._tasks.create_task(self._guard(self._abort_call(command)))
-
-    async def _abort_call(self, command: Abort) -> None:
-        await self._backends[command.worker].abort(CallId(command.call))
+        backend = self._backends[command.worker]
+        self._tasks.create_task(self._guard(partial(backend.abort, CallId(command.call))))
 
     def _warm(self, command: Warm) -> None:
         backend, token_ids = self._backends[command.worker], self._prefixes[command.session]
-        self._order(command.worker, backend.warm(SessionId(command.session), token_ids))
+        self._order(command.worker, partial(backend.warm, SessionId(command.session), token_ids))
 
     def _retain(self, command: Retain) -> None:
         backend = self._backends[command.worker]
-        self._order(command.worker, backend.retain(SessionId(command.session), command.until_s))
+        session, until_s = SessionId(command.session), command.until_s
+        self._order(command.worker, partial(backend.retain, session, until_s))
 
     def _release(self, command: Release) -> None:
         backend = self._backends[command.worker]
-        self._order(command.worker, backend.release(SessionId(command.session)))
+        self._order(command.worker, partial(backend.release, SessionId(command.session)))
 
-    def _order(self, worker: str, action: Awaitable[None]) -> None:
+    def _order(self, worker: str, action: Action) -> None:
         """Have `action` done after the earlier ones of the same worker."""
         self._controls[worker].put_nowait(action)
 
@@ -297,10 +298,10 @@ class Scheduler:
         while (action := await queue.get()) is not None:
             await self._guard(action)
 
-    async def _guard(self, action: Awaitable[None]) -> None:
+    async def _guard(self, action: Action) -> None:
         """A cache hint that fails costs time, never an answer: it is logged, not raised."""
         try:
-            await action
+            await action()
         except Exception:
             log.warning("a backend refused a retention command", exc_info=True)
 

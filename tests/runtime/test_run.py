@@ -331,6 +331,35 @@ async def test_draining_finishes_what_runs_and_a_resume_does_the_rest() -> None:
     assert len(backend.asked) == 100
 
 
+async def test_draining_starts_no_further_step_and_no_row_is_blamed_for_it() -> None:
+    """Two rows run their first step when the drain comes: it is finished, the second not begun."""
+
+    async def careless(x: str) -> str:
+        first = await here().llm(ASK, {"q": f"a{x}"})
+        try:
+            return first + await here().llm(ASK, {"q": f"b{x}"})
+        except StepFailed:
+            return "half an answer"
+
+    journal, control = MemoryJournal(), Control()
+    backend = echo(latency_s=1.0)
+
+    async def drain() -> None:
+        await anyio.sleep(0.5)
+        control.drain()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(drain)
+        status, first = await run_rows(
+            program(careless), backend, rows(2), journal=journal, control=control
+        )
+    assert status == "paused" and now() == 1.0
+    assert first.values == {} and first.errors == {}
+    _, sink = await run_rows(program(careless), backend, rows(2), journal=journal, resumed=True)
+    assert sink.values == {0: "<a0><b0>", 1: "<a1><b1>"}
+    assert sorted(backend.asked) == ["a0", "a1", "b0", "b1"]
+
+
 async def test_aborting_stops_at_once_and_a_resume_repeats_only_what_was_in_flight() -> None:
     journal, control = MemoryJournal(), Control()
     backend = echo(latency_s=1.0)

@@ -27,22 +27,22 @@ JOBS: Mapping[str, Callable[[Random], Sample]] = {
     "agent_session": agents.repeat_lookups,
 }
 WEIGHTS: Mapping[str, float] = {
-    "arithmetic": 6,
+    "arithmetic": 8,
     "reason": 4,
     "multiply": 6,
-    "word": 4,
+    "word": 5,
     "verify": 3,
-    "classify": 5,
-    "route": 5,
+    "classify": 4,
+    "route": 3,
     "extract": 5,
     "reply": 2.5,
-    "repeat": 4,
-    "small_talk": 0.3,
-    "agent_total": 5,
-    "agent_steps": 2,
-    "agent_stock": 2,
-    "agent_lookup": 1.6,
-    "agent_session": 0.6,
+    "repeat": 2,
+    "small_talk": 0.2,
+    "agent_total": 3.5,
+    "agent_steps": 1.5,
+    "agent_stock": 0.5,
+    "agent_lookup": 1.2,
+    "agent_session": 0.3,
 }
 CLOSED_JOBS = frozenset({"small_talk"})  # fixed answers: nothing is held out
 MAY_SKIP_THINKING = frozenset({"classify", "route", "extract", "reply"})

@@ -50,18 +50,12 @@ class Stage:
 
 
 # Short rows teach the skills at the least cost; long ones then teach tools, loops and documents.
-# A second, gentler round of both makes loops and sums reliable.
 STAGES = (
-    Stage(1300, rows=((0.0, 256),), rates=((0.0, 1.0), (0.8, 1.0), (1.0, 0.838))),
+    Stage(1900, rows=((0.0, 256),), rates=((0.0, 1.0), (0.6, 1.0), (1.0, 0.55))),
     Stage(
-        600,
-        rows=((0.0, 512), (0.36, 1024), (0.82, LONGEST_ROW_TOKENS)),
-        rates=((0.0, 0.838), (1.0, 0.005)),
-    ),
-    Stage(
-        1000,
-        rows=((0.0, 512), (0.75, 1024), (0.92, LONGEST_ROW_TOKENS)),
-        rates=((0.0, 0.6), (0.3, 0.6), (1.0, 0.005)),
+        700,
+        rows=((0.0, 512), (0.45, 1024), (0.85, LONGEST_ROW_TOKENS)),
+        rates=((0.0, 0.55), (1.0, 0.005)),
     ),
 )
 
