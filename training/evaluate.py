@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from tinymodel.mix import CLOSED_JOBS, JOBS
 from tinymodel.scoring import (
     Decoding,
@@ -43,7 +42,7 @@ def measure_votes(model: Model, questions: int, temperature: float) -> dict[str,
     """Accuracy of one sample and of majorities, per reasoning job."""
     figures = {}
     for job in REASONING_JOBS:
-        how = Decoding(temperature=temperature, batch_rows=128)
+        how = Decoding(temperature=temperature)
         counted = vote(model, held_out_samples(job, questions), how, VOTE_SIZES)
         figures[job] = {"single": counted.single, **counted.majority}
         majorities = " | ".join(f"{counted.majority[n]:.3f}" for n in VOTE_SIZES[1:])
@@ -68,7 +67,7 @@ def measure_contexts(model: Model, questions: int) -> dict[str, Any]:
     figures = {}
     for job in CONTEXT_JOBS:
         count = max(1, questions // 2) if job.startswith("agent") else questions
-        samples, figures[job] = held_out_samples(job, count, seed=3), {}
+        samples, figures[job] = held_out_samples(job, count, seed=13), {}
         for tokens in CONTEXTS_TOKENS:
             longer = lengthened(model, samples, tokens)
             figures[job][tokens] = accuracy(model, longer, Decoding())
@@ -91,7 +90,6 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="for votes and budgets")
     parser.add_argument("--only", choices=SECTIONS, nargs="*", default=SECTIONS)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="file for the figures")
     return parser.parse_args()
 
@@ -118,8 +116,6 @@ def measure(model: Model, chosen: argparse.Namespace) -> Mapping[str, Any]:
 def main() -> None:
     """Measure and print."""
     chosen = arguments()
-    torch.set_num_threads(chosen.threads)
-    torch.manual_seed(0)
     started_s = time.monotonic()
     figures = measure(Model(chosen.model), chosen)
     print(f"\n{time.monotonic() - started_s:.0f} s wall", flush=True)

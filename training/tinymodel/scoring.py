@@ -1,16 +1,18 @@
-"""Runs a checkpoint on held-out questions with transformers and says which answers are right."""
+"""Runs a checkpoint on held-out questions and says which answers are right."""
 
 import ast
 import json
 import operator
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM
+from tenter.runtime.calls import CallId, Request, Sampling
+from tenter.runtime.engine.load import EngineOptions, load_engine
 
 from .chat import TURN_END, TURN_START, call_text, prompt_text
 from .checkpoint import END_OF_TEXT_ID, TURN_END_ID
@@ -36,15 +38,17 @@ class Decoding:
 
     max_tokens: int = MAX_ANSWER_TOKENS
     temperature: float = 0.0  # 0 is greedy
-    batch_rows: int = 64
+    seed: int = 0  # of the first text; the next ones count up
 
 
 class Model:
-    """A checkpoint that continues batches of texts."""
+    """A checkpoint that continues texts, on the project's own engine in float32."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = load_tokenizer(folder)
-        self.network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        options = EngineOptions(dtype="float32", device="cpu", max_running=128, threads=1)
+        self._engine = load_engine(folder, options, time.monotonic)
+        self._calls = count()
 
     def count_tokens(self, text: str) -> int:
         """The length of a text."""
@@ -52,37 +56,19 @@ class Model:
 
     def complete(self, prompts: Sequence[str], how: Decoding) -> list[str]:
         """What the model writes after each prompt, up to the end of its turn."""
-        encoded = [encoding.ids for encoding in self.tokenizer.encode_batch(list(prompts))]
-        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-        completions = [""] * len(encoded)
-        rows = how.batch_rows
-        if encoded and max(map(len, encoded)) > 1500:
-            rows = max(1, rows // 8)
-        for start in range(0, len(order), rows):
-            chosen = order[start : start + rows]
-            for index, text in zip(
-                chosen, self._batch([encoded[i] for i in chosen], how), strict=True
-            ):
-                completions[index] = text
+        places: dict[str, int] = {}
+        for place, encoding in enumerate(self.tokenizer.encode_batch(list(prompts))):
+            call = CallId(f"{next(self._calls)}")
+            places[call] = place
+            sampling = Sampling(
+                max_tokens=how.max_tokens, temperature=how.temperature, seed=how.seed + place
+            )
+            self._engine.submit(Request(call, tuple(encoding.ids), sampling))
+        completions = [""] * len(prompts)
+        while self._engine.busy:
+            for call, chunk in self._engine.step():
+                completions[places[call]] = self._decode(list(chunk.token_ids))
         return completions
-
-    @torch.inference_mode()
-    def _batch(self, prompts: list[list[int]], how: Decoding) -> list[str]:
-        width = max(map(len, prompts))
-        padded = [[END_OF_TEXT_ID] * (width - len(p)) + p for p in prompts]
-        mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-        sampling = how.temperature > 0
-        out = self.network.generate(
-            input_ids=torch.tensor(padded),
-            attention_mask=torch.tensor(mask),
-            max_new_tokens=how.max_tokens,
-            do_sample=sampling,
-            temperature=how.temperature if sampling else None,
-            top_k=0 if sampling else None,
-            eos_token_id=[TURN_END_ID, END_OF_TEXT_ID],
-            pad_token_id=END_OF_TEXT_ID,
-        )
-        return [self._decode(row[width:].tolist()) for row in out]
 
     def _decode(self, ids: list[int]) -> str:
         ends = [index for index, token in enumerate(ids) if token in {TURN_END_ID, END_OF_TEXT_ID}]
@@ -90,11 +76,11 @@ class Model:
         return self.tokenizer.decode(kept, skip_special_tokens=False)
 
 
-def held_out_samples(job: str, count: int, seed: int = 1) -> list[Sample]:
+def held_out_samples(job: str, number: int, seed: int = 11) -> list[Sample]:
     """Evaluation questions of a job, with short system messages."""
     r = Random(f"{job} {seed}")
     samples = []
-    while len(samples) < count:
+    while len(samples) < number:
         sample = draw(r, job, held_out=True)
         samples.append(replace(sample, system=short_system(r)))
     return samples
@@ -209,7 +195,6 @@ class Votes:
 
 def vote(model: Model, samples: Sequence[Sample], how: Decoding, sizes: Sequence[int]) -> Votes:
     """Sample max(sizes) answers per question and count majorities of the first n."""
-    torch.manual_seed(0)
     most = max(sizes)
     repeated = [sample for sample in samples for _ in range(most)]
     completions = completions_of(model, repeated, how)
@@ -231,7 +216,6 @@ def budget_accuracy(
     model: Model, samples: Sequence[Sample], how: Decoding, budgets: Sequence[int]
 ) -> dict[int, float]:
     """Accuracy when thinking is cut after so many tokens and the answer is then forced."""
-    torch.manual_seed(0)
     questions = [question_of(sample) for sample in samples]
     chains = [model.tokenizer.encode(c).ids for c in completions_of(model, samples, how)]
     return {b: _forced_accuracy(model, samples, questions, chains, b) for b in budgets}
