@@ -93,7 +93,7 @@ def map(
     model: Models = (),
     concurrency: Annotated[int | None, Parameter(help="Rows in flight at most.")] = None,
     max_errors: Annotated[
-        int | None, Parameter(help="Give up after this many failed rows. Default: never.")
+        int | None, Parameter(help="Give up when more rows than this have failed. Default: never.")
     ] = None,
     show: Annotated[int, Parameter(help="Print this many answers at the end.")] = 0,
     force: Annotated[bool, Parameter(help="Replace the output if it exists.", negative=())] = False,
@@ -140,6 +140,9 @@ def resume(
     run: Annotated[str, Parameter(help="The run's name as `tenter ls` lists it, or `last`.")],
     /,
     *,
+    max_errors: Annotated[
+        int | None, Parameter(help="Another limit of failed rows than the run began with.")
+    ] = None,
     show: Annotated[int, Parameter(help="Print this many answers at the end.")] = 0,
     home: Home = None,
     json: Json = False,
@@ -152,7 +155,7 @@ def resume(
     """
     from .cli_work import resume_run
 
-    return resume_run(run, home, show, json)
+    return resume_run(run, home, show, json, max_errors)
 
 
 @app.command(help_epilogue="", group=READING, sort_key=4)

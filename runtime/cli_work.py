@@ -178,12 +178,14 @@ def map_rows(spec: MapSpec, show: int, force: bool, json: bool) -> int:
     return _finish(work, spec.home, show, json, resumable=spec.journal)
 
 
-def resume_run(run: str, home: str | None, show: int, json: bool) -> int:
+def resume_run(
+    run: str, home: str | None, show: int, json: bool, max_errors: int | None = None
+) -> int:
     """`tenter resume`."""
     name = Store(home).find(run)
 
     async def work(control: Control, tally: Tally) -> Outcome:
-        return await resume(name, home, control, tally)
+        return await resume(name, home, control, tally, max_errors)
 
     return _finish(work, home, show, json, resumable=True)
 
@@ -199,11 +201,11 @@ def _finish(
     stop = Stop()
     outcome = anyio.run(lambda: _governed(work, stop, shown=True, json=json))
     code = _exit_code(outcome, stop)
-    again = _resume_command(outcome.run, home) if resumable and outcome.status != "done" else None
+    again = _resume_command(outcome, home) if resumable and outcome.status != "done" else None
     if json:
         emit(_done(outcome, code, again))
         return code
-    if show:
+    if show and outcome.status == "done":
         _show_answers(outcome.out, show)
     print(f"\n{render(outcome.snapshot)}\n", file=sys.stderr)
     _say_end(outcome, again)
@@ -220,8 +222,10 @@ def _exit_code(outcome: Outcome, stop: Stop) -> int:
             return FAILED
 
 
-def _resume_command(run: str, home: str | None) -> str:
-    return f"tenter resume {run}" + (f" --home {home}" if home else "")
+def _resume_command(outcome: Outcome, home: str | None) -> str:
+    command = f"tenter resume {outcome.run}" + (f" --home {home}" if home else "")
+    given_up = outcome.status == "failed"  # its failed rows stay failed, so it needs more room
+    return f"{command} --max-errors {2 * outcome.rows_failed}" if given_up else command
 
 
 def _done(outcome: Outcome, code: int, again: str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Everything that can be wrong with a job is found before a model is loaded or a row is run.
 """
 
+import itertools
 import json
 import random
 import re
@@ -43,8 +44,10 @@ from .workflow import ModelSpec, Workflow
 __all__ = ["Control", "MapSpec", "Outcome", "explain", "map_table", "resume", "run_once"]
 
 OUTPUT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq")
+SAMPLE_ROWS = 100  # of which one must be readable for a run to begin
 STATS_ROWS = 20_000  # rows that statistics are taken from
 PINNED_ROWS = 8  # a table with fewer rows is not worth pinning prefixes for
+_PATH = re.compile(r"(?P<name>[:,]\s*path=)(?P<path>[^,]+)")  # in `embedded:path=DIR,dtype=...`
 FINGERPRINTS = {
     "workflow_fingerprint": "the workflow (its prompts, steps, sampling or tools)",
     "model_fingerprint": "the model or its tokenizer",
@@ -92,6 +95,7 @@ class _Job:
 
     def __init__(self, spec: MapSpec) -> None:
         self.spec = spec
+        _check_numbers(spec)
         if spec.out:
             _check_output(Path(spec.out))
         self.workflow = load_workflow(spec.workflow)
@@ -99,12 +103,12 @@ class _Job:
         inputs = self.workflow.inputs
         there = open_table(spec.table).columns
         self.columns = _columns_of(tuple(given.name for given in inputs), there, spec.table)
+        self.optional = {g.name for g in inputs if not g.required}
         required = [self.columns.get(g.name, g.name) for g in inputs if g.required]
         needed = dict.fromkeys((*required, *self.columns.values()))
         self.table = open_table(spec.table, spec.columns or None, spec.limit, needed=needed)
         self.schemas = {g.name: g.schema for g in inputs if g.name in self.columns}
-        if next(iter(self.table), None) is None:
-            raise InvalidTable(f"{spec.table}: there are no rows")
+        _check_rows(self.table, spec.table)
         self.keep = spec.columns or self.table.columns
 
     @property
@@ -123,11 +127,15 @@ class _Job:
                 yield Row(item.row, {}, problem=item.message)
                 continue
             row, cells = item
-            given = {name: cells.get(column) for name, column in self.columns.items()}
             try:
-                yield Row(row, cells, bind(self.workflow, coerce(given, self.schemas)))
+                yield Row(row, cells, bind(self.workflow, coerce(self.given(cells), self.schemas)))
             except (InvalidTable, InvalidInput) as error:
                 yield Row(row, cells, problem=str(error))
+
+    def given(self, cells: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs that a row gives; null leaves an optional one at its default."""
+        values = {name: cells.get(column) for name, column in self.columns.items()}
+        return {k: v for k, v in values.items() if v is not None or k not in self.optional}
 
     def plan(self) -> Plan | None:
         """The plan of a static workflow, for this table; None for a program."""
@@ -180,15 +188,19 @@ async def map_table(spec: MapSpec, control: Control, tally: Tally) -> Outcome:
         return await _run(job, run, backends, journal, trace, control, tally)
 
 
-async def resume(run: str, home: str | None, control: Control, tally: Tally) -> Outcome:
+async def resume(
+    run: str, home: str | None, control: Control, tally: Tally, max_errors: int | None = None
+) -> Outcome:
     """Go on with a run where it stopped; a finished run is left as it is.
 
+    Rows that failed stay failed: one that was given up needs a higher `max_errors` to go on.
     Raises RunMismatch where the workflow, the model or the input are no longer what they were.
     """
     store = Store(home)
     name = store.find(run)
     info = store.info(name)
-    job = _Job(MapSpec(**_settings(info.manifest)))
+    spec = MapSpec(**_settings(info.manifest))
+    job = _Job(spec if max_errors is None else replace(spec, max_errors=max_errors))
     if info.status == "done" and job.has_output:
         tally.add(0.0, _started(job, name, info.rows_done + info.rows_failed))
         letters = _letters(job) if info.rows_failed else None
@@ -273,7 +285,8 @@ async def run_once(
     del home
     workflow = load_workflow(workflow_ref)
     specs = _models(workflow, models or {})
-    bound = bind(workflow, inputs)
+    schemas = {given.name: given.schema for given in workflow.inputs if given.name in inputs}
+    bound = bind(workflow, coerce(inputs, schemas, "input"))
     async with open_backends(specs) as backends, open_host(backends, trace=tally) as host:
         return await run_program(host, workflow, bound, control)
 
@@ -329,6 +342,28 @@ def _check_output(out: Path) -> None:
         raise InvalidInput(f"--out {out}: write one of {', '.join(OUTPUT_SUFFIXES)}")
     if not out.parent.is_dir():
         raise InvalidInput(f"--out {out}: there is no folder {out.parent}")
+
+
+def _check_numbers(spec: MapSpec) -> None:
+    """Refuse numbers of rows that mean nothing."""
+    least = {"limit": 1, "concurrency": 1, "max_errors": 0}
+    for name, lowest in least.items():
+        value = getattr(spec, name)
+        if value is not None and value < lowest:
+            option = name.replace("_", "-")
+            raise InvalidInput(f"--{option} {value}: it must be at least {lowest}")
+
+
+def _check_rows(table: Table, path: str) -> None:
+    """Refuse a table without rows, and one of which no row at the beginning can be read."""
+    first: BadRow | None = None
+    for item in itertools.islice(table, SAMPLE_ROWS):
+        if not isinstance(item, BadRow):
+            return
+        first = first or item
+    if first is None:
+        raise InvalidTable(f"{path}: there are no rows")
+    raise InvalidTable(f"{path}: there is no row that can be read; {first.message}")
 
 
 def _columns_of(inputs: tuple[str, ...], columns: tuple[str, ...], path: str) -> dict[str, str]:
@@ -405,7 +440,15 @@ def _absolute(spec: MapSpec) -> MapSpec:
     else:
         workflow = spec.workflow
     table, out = str(Path(spec.table).resolve()), str(Path(spec.out).resolve())
-    return replace(spec, workflow=workflow, table=table, out=out)
+    models = {name: _PATH.sub(_whole, text) for name, text in spec.models.items()}
+    return replace(spec, workflow=workflow, table=table, out=out, models=models)
+
+
+def _whole(option: re.Match[str]) -> str:
+    """A `path=` option whose folder is there, as a path from the root."""
+    path = Path(option["path"])
+    found = option["path"] != "tiny" and path.is_dir()
+    return f"{option['name']}{path.resolve()}" if found else option[0]
 
 
 def _settings(manifest: Manifest) -> dict[str, Any]:

@@ -72,8 +72,7 @@ class EmbeddedBackend:
         """Answer `request`; closing the iterator early aborts the call.
 
         Raises CallFailed for a request that can never be answered (too long, a broken schema) and
-        BackendUnavailable if the engine is not running. If it dies meanwhile, the last chunk has
-        finish `error`.
+        BackendUnavailable if the engine is not running, or dies meanwhile.
         """
         call = request.call
         if call in self._streams:
@@ -115,7 +114,7 @@ class EmbeddedBackend:
             Request(call, token_ids, Sampling(max_tokens=0), session=session)
         ):
             if chunk.finish == "error":
-                raise BackendUnavailable(chunk.error or "the engine stopped")
+                raise CallFailed(chunk.error or "the prefix cannot be computed")
 
     async def load(self) -> Load:
         """What the engine is doing, with its counters."""
@@ -155,22 +154,20 @@ class EmbeddedBackend:
     ) -> None:
         with anyio.CancelScope(shield=True):
             await self._driver.stop()
-        self._end_all(Chunk(finish="abort"))
+        for stream in self._streams.values():
+            stream.put(Chunk(finish="abort"))
 
     # -- from the engine, on the loop
 
     def _receive(self, news: "list[Output] | BackendUnavailable") -> None:
         """Hand out a step's chunks; an error ends every call."""
         if isinstance(news, BackendUnavailable):
-            self._end_all(Chunk(finish="error", error=str(news)))
+            for stream in self._streams.values():
+                stream.fail(str(news))
             return
         for call, chunk in news:
             if (stream := self._streams.get(call)) is not None:
                 stream.put(chunk)
-
-    def _end_all(self, last: Chunk) -> None:
-        for stream in self._streams.values():
-            stream.put(last)
 
 
 class _Stream:
@@ -179,6 +176,7 @@ class _Stream:
     def __init__(self) -> None:
         self.ended = False  # the last chunk has come
         self._chunks: deque[Chunk] = deque()
+        self._failure: str | None = None  # why there will be no last chunk
         self._news = anyio.Event()
 
     def put(self, chunk: Chunk) -> None:
@@ -187,8 +185,16 @@ class _Stream:
             self._chunks.append(chunk)
             self._news.set()
 
+    def fail(self, failure: str) -> None:
+        """The engine has died."""
+        if not self.ended:
+            self.ended, self._failure = True, failure
+            self._news.set()
+
     async def get(self) -> Chunk:
         while not self._chunks:
+            if self._failure is not None:
+                raise BackendUnavailable(self._failure)
             self._news = anyio.Event()
             await self._news.wait()
         return self._chunks.popleft()

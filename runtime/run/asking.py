@@ -11,9 +11,10 @@ import msgspec
 from ...planner.graph import LLM
 from ...planner.values import compile_args
 from ..calls import CallId, Capabilities, Message, Request, Tokenizer
-from ..errors import CallFailed, Drained, OutputInvalid
-from ..scheduler.core import DRAINED
+from ..errors import BackendUnavailable, CallFailed, Drained, OutputInvalid
+from ..scheduler.core import DRAINED, NO_WORKER
 from ..scheduler.loop import Answer
+from .codec import identity
 from .draft import CHUNK_TOKENS, GROWTH, Draft
 
 if TYPE_CHECKING:
@@ -45,12 +46,25 @@ class Asking:
         self._prompt = step.prompt.render
         self._system = step.system.render if step.system is not None else None
         self._kind: blake2b | None = None  # made when a signature is first asked for
+        self._identity: str | None = None
         self._choices = tuple(
             (*model.tokenizer.encode(choice), *model.tokenizer.end_of_turn_ids)
             for choice in step.choices
         )
         self._validator: Validator | None = None
         self.shared_tokens = 0  # of its prompts, once their common beginning is pinned
+
+    @property
+    def identity(self) -> str:
+        """A short hash of the step itself: programs may make steps of one name on the way."""
+        if self._identity is None:
+            step = self.step
+            system = step.system.source if step.system is not None else None
+            sampling = msgspec.to_builtins(step.sampling)
+            self._identity = identity(
+                [step.prompt.source, system, step.model, sampling, step.choices, step.schema]
+            )
+        return self._identity
 
     def chat(self, values: Mapping[str, Any]) -> list[Message]:
         """The messages for these argument values."""
@@ -114,7 +128,7 @@ class Asking:
     def _parse(self, text: str, finish: str) -> Any:
         step = self.step
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
             cure = (
                 f"it was cut off at max_tokens={step.sampling.max_tokens}; allow more"
@@ -155,11 +169,18 @@ class Asking:
 
 
 def check_answer(answer: Answer, step: str) -> None:
-    """Raise StepFailed where there is no answer."""
+    """Raise StepFailed where there is no answer, BackendUnavailable where there never will be."""
     if answer.error == DRAINED:
         raise Drained(answer.error, step)
     if answer.error is not None:
+        if answer.error.startswith(NO_WORKER):
+            raise BackendUnavailable(answer.error)
         raise CallFailed(answer.error, step)
+
+
+def _refuse(constant: str) -> None:
+    """NaN and Infinity are no JSON, and the journal could not give them back."""
+    raise ValueError(f"{constant} is not a number")
 
 
 def without_thought(text: str) -> str:

@@ -24,6 +24,10 @@ class Draft:
         self.drawn = _drawn(record)
         self._tokens: list[int] = []
 
+    def restart(self) -> None:
+        """The worker died: the answer begins anew."""
+        self._tokens.clear()
+
     def heard(self, chunk: Chunk) -> None:
         """Take a piece of the answer; the first one begins with what an earlier attempt drew."""
         self._tokens += chunk.token_ids

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -11,18 +12,28 @@ from ...tools import Tool
 from ...tools.call import call as call_tool
 from ..calls import CallId, Chunk, Message, Request
 from ..clock import now
-from ..errors import Drained, InvalidWorkflow, JournalError, Problem, ToolFailed
+from ..errors import (
+    BackendUnavailable,
+    Drained,
+    InvalidWorkflow,
+    JournalError,
+    Problem,
+    StepFailed,
+    ToolFailed,
+)
 from ..journal.base import Journal, StepRecord
 from ..scheduler.core import DRAINED
 from ..scheduler.events import CallShared, Drain, ToolEnded, ToolStarted
 from ..scheduler.loop import Answer, Scheduler
 from ..trace import Trace
 from .asking import Asking, Model, seed_for
-from .codec import decode, encode
+from .codec import decode, encode, identity
 from .draft import WORTH_TOKENS, Draft, is_draft
 from .sharing import Settled, Sharing
 
 NO_REQUEST = Request(CallId(""), ())
+MAX_ASKING = 4096  # compiled steps that are kept: programs may make new ones for each row
+WITHDRAWN = b"false"  # the intent of a tool with an effect that was not started after all
 
 
 @dataclass(slots=True)
@@ -33,9 +44,14 @@ class Owner:
     row: int
     recorded: Mapping[str, StepRecord]
     ended: bool = False
-    drained: bool = False  # a step of it was not started, since the run drains
+    stopped: Drained | BackendUnavailable | None = None  # why a step of it was not done
     session: str | None = None  # the KV context that waits while a tool runs
     task: asyncio.Task[None] | None = None  # of an `async def` program
+
+    def note(self, error: Exception | None) -> None:
+        """Remember where a step was not done for want of a run or of a worker."""
+        if isinstance(error, Drained | BackendUnavailable):
+            self.stopped = error
 
 
 class Host:
@@ -83,6 +99,9 @@ class Host:
                 known = ", ".join(sorted(self.models)) or "none"
                 message = f"step {step.id!r}: there is no model {step.model!r}; known: {known}"
                 raise InvalidWorkflow([Problem(message)])
+            if len(self._asking) >= MAX_ASKING:
+                self._asking.clear()
+                self._steps.clear()
             found = self._asking[id(step)] = Asking(step, model)
             self._steps[id(step)] = step
         return found
@@ -122,7 +141,14 @@ class Host:
             self.note(CallShared(program=owner.name, step=step, how="cached"))
             done(sharing.result(signature), None)
         elif sharing.in_flight(signature):
-            sharing.join(signature, done, lambda: self._share(owner, step, signature, start, done))
+
+            def settled(value: Any, error: Exception | None) -> None:
+                owner.note(error)
+                done(value, error)
+
+            sharing.join(
+                signature, settled, lambda: self._share(owner, step, signature, start, done)
+            )
             self.note(CallShared(program=owner.name, step=step, how="joined"))
         elif self._resumed:
             sharing.begin(signature)
@@ -135,7 +161,9 @@ class Host:
         self, owner: Owner, step: str, signature: bytes, start: Callable[[], None], done: Settled
     ) -> None:
         """A resumed run may have recorded equal work before it was stopped."""
-        found = await self.journal.results([signature])
+        found: Mapping[bytes, bytes] = {}
+        with suppress(JournalError):  # a broken one tells the run; a damaged record is made anew
+            found = await self.journal.results([signature])
         if signature not in found or self.sharing is None:
             start()
             return
@@ -168,6 +196,8 @@ class Host:
             self.journal.record(record, durable, sync)
         except JournalError as error:
             self.failed(signature, error, done)
+        except (TypeError, ValueError) as error:  # such as half a surrogate pair
+            self.failed(signature, StepFailed(f"the result is not JSON: {error}", path), done)
 
     def failed(self, signature: bytes | None, error: Exception, done: Settled) -> None:
         """A step has failed, and so has equal work."""
@@ -199,8 +229,15 @@ class Host:
     ) -> None:
         """Run a tool step; `done(value, error)` is called once, perhaps before this returns."""
         if self.draining:
-            owner.drained = True
-            done(None, Drained(DRAINED, step))
+            owner.stopped = Drained(DRAINED, step)
+            done(None, owner.stopped)
+            return
+        if tool.effect == "once" and self._differs(owner, path, values):
+            message = (
+                f"tool {tool.name!r} had been started with other arguments when the run stopped; "
+                "the program does not take the same way again"
+            )
+            done(None, StepFailed(message, step))
             return
         if owner.recorded and self._answered_before(owner, path, step, done):
             return
@@ -212,14 +249,20 @@ class Host:
                 return
             work = self._use(owner, path, step, tool, values, signature, done)
             task = self._tasks.create_task(work)
-            mine = self._tool_tasks.setdefault(owner.name, set())
-            mine.add(task)
-            task.add_done_callback(mine.discard)
+            self._tool_tasks.setdefault(owner.name, set()).add(task)
+            task.add_done_callback(lambda task: self._tool_over(owner.name, task))
 
         if tool.effect == "once":
-            self._declare(owner, path, step, tool, start, done)
+            self._declare(owner, path, step, tool, values, start, done)
         else:
             self._share(owner, step, signature, start, done)
+
+    def _tool_over(self, program: str, task: asyncio.Task[None]) -> None:
+        mine = self._tool_tasks.get(program)
+        if mine is not None:
+            mine.discard(task)
+            if not mine:
+                del self._tool_tasks[program]
 
     def _tool_signature(self, tool: Tool, values: Mapping[str, Any]) -> bytes | None:
         if self.sharing is None:
@@ -233,22 +276,41 @@ class Host:
         path: str,
         step: str,
         tool: Tool,
+        values: Mapping[str, Any],
         start: Callable[[], None],
         done: Settled,
     ) -> None:
         """Write down that a tool with an effect starts, so that it is never silently repeated."""
         intent = f"{path}?"
-        if intent in owner.recorded:
+        record = owner.recorded.get(intent)
+        if record is not None and record.value != WITHDRAWN:
             message = (
                 f"tool {tool.name!r} had been started when the run stopped, and may have had its "
                 "effect; it is not repeated. Declare it idempotent if it may be"
             )
             done(None, ToolFailed(message, step))
             return
+
+        def declared() -> None:
+            if owner.ended:
+                with suppress(JournalError):
+                    self.journal.record(StepRecord(owner.row, intent, WITHDRAWN))
+            else:
+                start()
+
         try:
-            self.journal.record(StepRecord(owner.row, intent, b"null"), start, sync=True)
+            record = StepRecord(owner.row, intent, encode(identity(values)))
+            self.journal.record(record, declared, sync=True)
         except JournalError as error:
             done(None, error)
+
+    def _differs(self, owner: Owner, path: str, values: Mapping[str, Any]) -> bool:
+        """Whether a tool was started at this place with other arguments, by an earlier attempt."""
+        record = owner.recorded.get(f"{path}?")
+        if record is None:
+            return False
+        given = decode(record.value)
+        return isinstance(given, str) and given != identity(values)
 
     async def _use(
         self,
@@ -272,7 +334,8 @@ class Host:
         try:
             value = decode(encode(await call_tool(tool, values)))
         except asyncio.CancelledError:
-            self.abandon(signature)
+            if owner.ended:  # otherwise the whole run ends, and nobody can take over
+                self.abandon(signature)
             raise
         except Exception as failure:
             error = ToolFailed(f"{failure}", step)
@@ -296,6 +359,7 @@ class Host:
 
     def stop(self, owner: Owner) -> None:
         """Cancel what still runs for a program, except its calls, which the scheduler stops."""
+        self.scheduler.forget(owner.name)
         for task in tuple(self._tool_tasks.pop(owner.name, ())):
             task.cancel()
         if owner.task is not None and owner.task is not asyncio.current_task():
@@ -402,6 +466,11 @@ class _LLMWork:
         if self._draft is not None:
             self._draft.heard(chunk)
 
+    def lost(self) -> None:
+        """The answer begins anew."""
+        if self._draft is not None:
+            self._draft.restart()
+
     def done(self, answer: Answer) -> None:
         """Read the answer and record the step's value."""
         if self._owner.ended:
@@ -410,7 +479,7 @@ class _LLMWork:
         try:
             value = self._asking.read(answer)
         except Exception as error:
-            self._owner.drained = self._owner.drained or isinstance(error, Drained)
+            self._owner.note(error)
             self._host.failed(self._signature, error, self._done)
             return
         self._host.record(self._owner, self._path, value, self._signature, self._done)

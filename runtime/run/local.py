@@ -19,7 +19,7 @@ from ..scheduler.policies import ORDERS
 from ..trace import NoTrace, Trace
 from ..workflow import ModelSpec, Workflow
 from .asking import Model
-from .control import Control
+from .control import Control, Wish
 from .host import Host
 from .program import Programs
 from .sharing import Sharing
@@ -148,6 +148,8 @@ async def run_program(
     if control is not None:
         control.attach(lambda: programs.cancel("r0"))
     programs.arrive(0, inputs, ended)
+    if control is not None and control.wish > Wish.RUN:  # before there was anybody to tell
+        programs.cancel("r0")
     try:
         return await future
     except asyncio.CancelledError:

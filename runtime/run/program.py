@@ -6,11 +6,11 @@ from typing import Any
 
 from ...planner.graph import LLM, ToolCall
 from ...tools import Tool
-from ..errors import Drained, StepFailed, TenterError
+from ..errors import StepFailed, TenterError
 from ..journal.base import StepRecord
-from ..scheduler.core import DRAINED
 from ..scheduler.events import ProgramEnded
 from ..workflow import Workflow
+from .codec import decode, encode, identity
 from .context import current_program
 from .host import Host, Owner
 from .machine import Body, compile_graph
@@ -44,8 +44,8 @@ class Programs:
             if owner.ended:
                 return
             owner.ended = True
-            if owner.drained and error is None:  # its author's code went on without the step
-                error = Drained(DRAINED)
+            if owner.stopped is not None:  # its author's code may have gone on without the step
+                error = owner.stopped
             self.live.pop(owner.name, None)
             if error is not None:
                 self._host.stop(owner)
@@ -82,8 +82,9 @@ class Programs:
 class AsyncProgram:
     """An `async def` workflow being run: what its awaited steps reach (`context.Program`).
 
-    A step's path is its id and how often the program has come to it, so that a program that takes
-    the same way again finds what it finished before it was stopped.
+    A step's path is its id, its values, and how often the program has come to it with them. So a
+    program that is resumed finds what it finished before, also where branches race, and is never
+    handed the result of another step. Tools with an effect are counted, whatever their values.
     """
 
     def __init__(self, host: Host, owner: Owner, workflow: Workflow, prefix: str = "") -> None:
@@ -92,7 +93,7 @@ class AsyncProgram:
         self._workflow = workflow
         self._prefix = prefix
         self._visits: dict[str, int] = {}
-        self._bodies: dict[int, Body] = {}
+        self._bodies: dict[int, tuple[Workflow, Body]] = {}  # by id; kept, so that ids stay
 
     async def run(self, inputs: Mapping[str, Any], over: Ended) -> None:
         """Run the author's function; `over` is called once, whatever happens."""
@@ -100,9 +101,10 @@ class AsyncProgram:
         try:
             value = await self._call(self._workflow, inputs)
         except asyncio.CancelledError:
-            over(None, StepFailed("the program was cancelled"))
             if task is not None and task.cancelling():
+                self.owner.ended = True  # it was cancelled, or the whole run ends: not its fault
                 raise
+            over(None, StepFailed("the program was cancelled"))
         except TenterError as error:
             over(None, error)
         except Exception as error:
@@ -118,8 +120,10 @@ class AsyncProgram:
         finally:
             current_program.reset(token)
 
-    def path(self, step: str) -> str:
-        """The place of this visit of `step`; the first is the step's id itself."""
+    def path(self, step: str, values: Any = None) -> str:
+        """The place of this visit of `step` with `values`."""
+        if values is not None:
+            step = f"{step}@{identity(values)}"
         visit = self._visits.get(step, 0)
         self._visits[step] = visit + 1
         return f"{self._prefix}{step}" if visit == 0 else f"{self._prefix}{step}#{visit}"
@@ -128,8 +132,9 @@ class AsyncProgram:
         """Run one LLM step on values by field name; its JSON value."""
         waiter = _Waiter()
         asking = self.host.asking(step)
-        self.host.answer(self.owner, self.path(step.id), asking, values, waiter.settle)
-        return await waiter.future
+        path = self.path(step.id, [asking.identity, values])
+        self.host.answer(self.owner, path, asking, values, waiter.settle)
+        return _own(await waiter.future)
 
     async def tool(self, step: ToolCall, values: Mapping[str, Any]) -> Any:
         """Run one tool step on argument values; its JSON value."""
@@ -143,25 +148,31 @@ class AsyncProgram:
         """Call `tool` as a step of this program."""
         waiter = _Waiter()
         name = step or tool.name
-        self.host.use(self.owner, self.path(name), name, tool, values, waiter.settle)
-        return await waiter.future
+        path = self.path(name, None if tool.effect == "once" else values)
+        self.host.use(self.owner, path, name, tool, values, waiter.settle)
+        return _own(await waiter.future)
 
     async def workflow(self, workflow: Workflow, values: Mapping[str, Any]) -> Any:
         """Run another workflow as a part of this program; its JSON result."""
-        prefix = f"{self.path(workflow.name)}."
+        prefix = f"{self.path(workflow.name, values)}."
         if workflow.graph is None:
             inner = AsyncProgram(self.host, self.owner, workflow, prefix)
             return await inner._call(workflow, values)
-        body = self._bodies.get(id(workflow))
-        if body is None:
-            body = self._bodies[id(workflow)] = compile_graph(workflow.graph)
+        if id(workflow) not in self._bodies:
+            self._bodies[id(workflow)] = workflow, compile_graph(workflow.graph)
+        _, body = self._bodies[id(workflow)]
         waiter = _Waiter()
         Walk(self.host, self.owner, body, workflow.tools, waiter.settle, prefix).start(values)
-        return await waiter.future
+        return _own(await waiter.future)
 
     def session(self, system: str | None = None, model: str = "default") -> ChatSession:
         """A new chat whose context grows turn by turn."""
         return ChatSession(self, system, model)
+
+
+def _own(value: Any) -> Any:
+    """A value for the author's code to change: equal work elsewhere was given the same one."""
+    return decode(encode(value)) if isinstance(value, list | dict) else value
 
 
 class _Waiter:

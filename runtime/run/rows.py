@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from ..errors import JournalError, TenterError
+from ..errors import BackendUnavailable, Drained, JournalError, TenterError
 from ..journal.base import Journal, RowRecord, StepRecord
 from .codec import decode, encode
 from .control import Control, Wish
@@ -86,7 +86,7 @@ class RowRun:
         self._live: set[str] = set()
         self._unrecorded = 0
         self._open = 0  # rows read and not yet given to the sink
-        self._broken: JournalError | None = None
+        self._broken: Exception | None = None
         self.failed = 0
         journal.on_failure = self._break
 
@@ -171,8 +171,10 @@ class RowRun:
 
         def ended(value: Any, error: Exception | None) -> None:
             self._live.discard(name)
-            unfinished = error is not None and self._control.wish > Wish.RUN
-            if unfinished or self._broken is not None:
+            if isinstance(error, BackendUnavailable):
+                self._break(error)
+            stopping = self._control.wish > Wish.RUN or isinstance(error, Drained)
+            if (error is not None and stopping) or self._broken is not None:
                 self._changed.set()  # not recorded: it will be taken up again
             else:
                 self._end(row, value, tell(error) if error is not None else None)
@@ -181,13 +183,18 @@ class RowRun:
 
     def _end(self, row: Row, value: Any, error: str | None) -> None:
         """Record a row's end, then hand it out."""
+        data: bytes | None = None
+        if error is None:
+            try:
+                data = encode(value)
+            except (TypeError, ValueError) as problem:  # such as half a surrogate pair
+                value, error = None, f"the result is not JSON: {problem}"
         self._unrecorded += 1
 
         def durable() -> None:
             self._unrecorded -= 1
             self._give(row, value, error)
 
-        data = encode(value) if error is None else None
         try:
             self._journal.record(RowRecord(row.row, data, error), durable)
         except JournalError as failure:
@@ -197,7 +204,10 @@ class RowRun:
     def _give(self, row: Row, value: Any, error: str | None) -> None:
         self._open -= 1
         self.failed += error is not None
-        self._sink.put(row, value, error)
+        try:
+            self._sink.put(row, value, error)
+        except Exception as problem:  # within the journal nobody would hear of it
+            self._break(problem)
         self._changed.set()
 
     # ---- stopping -----------------------------------------------------------------------------------
@@ -211,9 +221,9 @@ class RowRun:
     def _stopped(self) -> bool:
         return self._control.wish > Wish.RUN or self._too_many_errors or self._broken is not None
 
-    def _break(self, error: JournalError) -> None:
-        """Nothing can be recorded any more, so nothing may go on."""
-        self._broken = error
+    def _break(self, error: Exception) -> None:
+        """Nothing can be answered, recorded or handed out any more, so nothing may go on."""
+        self._broken = self._broken or error
         self._changed.set()
 
     async def _until(self, ready: Callable[[], bool]) -> None:

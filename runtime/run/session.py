@@ -13,7 +13,6 @@ from ..calls import CallId, Chunk, Message, Request, SessionId, ToolSpec
 from ..clock import now
 from ..errors import StepFailed, ToolFailed
 from ..journal.base import StepRecord
-from ..scheduler.core import DRAINED
 from ..scheduler.events import CallShared
 from ..scheduler.loop import Answer
 from .asking import check_answer, seed_for, without_thought
@@ -105,21 +104,21 @@ class ChatSession:
 
     async def _turn(self, tools: list[Tool], sampling: Sampling) -> Message:
         program, host, owner = self._program, self._program.host, self._program.owner
-        path = program.path("turn")
+        specs = tuple(ToolSpec(t.name, t.description, t.parameters) for t in tools)
+        path = program.path("turn", [self._model.name, sampling, self.messages, specs])
         record = owner.recorded.get(path)
         if record is not None and not is_draft(record):
             host.note(CallShared(program=owner.name, step="turn", how="journal"))
             text = str(json.loads(record.value))
         else:
-            text = await self._generate(path, tools, sampling)
+            text = await self._generate(path, specs, sampling)
             await self._keep(StepRecord(owner.row, path, json.dumps(text).encode()))
         message = read_turn(text)
         self.messages.append(message)
         return message
 
-    async def _generate(self, path: str, tools: list[Tool], sampling: Sampling) -> str:
+    async def _generate(self, path: str, specs: tuple[ToolSpec, ...], sampling: Sampling) -> str:
         host, owner, model = self._program.host, self._program.owner, self._model
-        specs = tuple(ToolSpec(t.name, t.description, t.parameters) for t in tools)
         if sampling.temperature > 0 and sampling.seed is None:
             sampling = replace(sampling, seed=seed_for(host.seed, owner.row, path))
         draft = host.draft(owner, path, model, sampling.max_tokens)
@@ -138,8 +137,11 @@ class ChatSession:
         turn = _Turn(request, owner.name, model.name, draft)
         host.scheduler.submit(turn)
         answer = await turn.answer
-        owner.drained = owner.drained or answer.error == DRAINED
-        check_answer(answer, path)
+        try:
+            check_answer(answer, path)
+        except Exception as error:
+            owner.note(error)
+            raise
         return answer.text
 
     async def _keep(self, record: StepRecord) -> None:
@@ -170,6 +172,11 @@ class _Turn:
         """Write down a growing answer."""
         if self._draft is not None:
             self._draft.heard(chunk)
+
+    def lost(self) -> None:
+        """The answer begins anew."""
+        if self._draft is not None:
+            self._draft.restart()
 
     def done(self, answer: Answer) -> None:
         """Hand the answer to the program, if it still waits."""

@@ -104,7 +104,7 @@ class Walk:
 
     def take(self, frame: _Frame, index: int, value: Any, error: Exception | None) -> None:
         """A step that had to be waited for has ended."""
-        if self._ended is None:
+        if self._ended is None or self._owner.ended:
             return
         if error is not None:
             self._end(None, error)
@@ -162,6 +162,12 @@ class Walk:
             name = frame.body.nodes[index].id
             raise StepFailed(f"`each` needs a list, and got {kind}: {items!r:.100}", name)
         each = _EachRun(frame, index, cast("list[Any]", items))
+        body = frame.body.nodes[index].body
+        if body is not None and not body.nodes:
+            name = frame.body.nodes[index].item
+            results = [body.result({**frame.values, name: item}) for item in each.items]
+            self._settle(frame, index, results)
+            return
         if not each.left:
             self._settle(frame, index, [])
         for _ in range(min(each.left, OPEN_ITEMS)):

@@ -42,7 +42,9 @@ from .state import CallState, CallView, ProgramState, SessionState, WorkerState
 
 PIN_SHARE = 0.5  # of a worker's KV capacity that pins may hold, so that they cannot wedge it
 DRAINED = "the run drains"  # the reason why a call was dropped
+NO_WORKER = "no worker is left"  # begins the reason where nobody can answer any more
 MAX_ATTEMPTS = 3  # of a call whose workers die under it
+SPARE_DEADLINES = 64  # of calls that have ended, beside a few for each that has not
 
 
 class Core:
@@ -67,6 +69,8 @@ class Core:
         self._waiting: dict[str, list[tuple[float, int, str]]] = {}  # model -> heap of calls
         self._arrived: deque[str] = deque()  # programs that wait to be started
         self._prefixes: dict[str, PrefixKnown] = {}
+        self._lost: dict[str, str] = {}  # models whose last worker died, and why
+        self._pins: list[tuple[float, str]] = []  # heap: when a session's pin is over
         self._deadlines: list[tuple[float, str]] = []
         self._timer_s: float | None = None
         self._live = 0
@@ -92,6 +96,8 @@ class Core:
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Take in one event; returns what is to be done, in order."""
         commands: list[Command] = []
+        if self._pins:
+            self._expire_pins(now_s)
         self._handlers[type(event)](event, now_s, commands)
         while self._changed:
             self._fill(self._changed.pop(), commands)
@@ -151,6 +157,9 @@ class Core:
             return
         demand = event.prompt_tokens - event.shared_tokens + event.max_tokens
         room = self._largest(event.model)
+        if room is None and event.model in self._lost:
+            out.append(DropCall(call=event.call, reason=self._lost[event.model]))
+            return
         if room is not None and demand > room:
             out.append(DropCall(call=event.call, reason=_too_large(event, room)))
             return
@@ -160,6 +169,9 @@ class Core:
         program.calls.add(event.call)
         if event.deadline_s is not None:
             heapq.heappush(self._deadlines, (event.deadline_s, event.call))
+            if len(self._deadlines) > SPARE_DEADLINES + 4 * len(self.calls):
+                self._deadlines = [item for item in self._deadlines if item[1] in self.calls]
+                heapq.heapify(self._deadlines)
             self._set_timer(out)
         self._enqueue(call, program)
 
@@ -347,8 +359,22 @@ class Core:
             return
         state.retained = True
         worker.kv_pinned += state.tokens
-        until_s = None if hold_s is None else now_s + hold_s
+        state.until_s = until_s = None if hold_s is None else now_s + hold_s
+        if until_s is not None:
+            heapq.heappush(self._pins, (until_s, event.session))
         out.append(Retain(session=event.session, worker=state.worker, until_s=until_s))
+
+    def _expire_pins(self, now_s: float) -> None:
+        """Count no longer what the workers have let go of by themselves."""
+        while self._pins and self._pins[0][0] <= now_s:
+            until_s, session = heapq.heappop(self._pins)
+            state = self.sessions.get(session)
+            if state is None or not state.retained or state.until_s != until_s:
+                continue  # given up, or renewed, since
+            worker = self.workers[state.worker]
+            worker.kv_pinned -= state.tokens
+            state.retained = False
+            self._changed.append(worker.model)
 
     def _pause(self, event: ToolStarted, state: SessionState, worker: WorkerState) -> Pause:
         return Pause(
@@ -407,6 +433,7 @@ class Core:
         worker = WorkerState(event.worker, event.model, event.max_running, event.kv_tokens)
         self.workers[event.worker] = worker
         self._by_model.setdefault(event.model, []).append(worker)
+        self._lost.pop(event.model, None)
         for prefix in self._prefixes.values():
             if prefix.model == event.model:
                 self._pin_prefix(prefix, worker, out)
@@ -423,17 +450,20 @@ class Core:
                 del self.sessions[session]
                 self.programs[state.program].sessions.discard(session)
         alive = bool(self._by_model[worker.model])
+        reason = f"worker {event.worker} died: {event.error}"
+        if not alive:
+            reason = self._lost[worker.model] = f"{NO_WORKER}: {reason}"
         for name in sorted(worker.running, key=lambda name: self.calls[name].sequence):
             call = self.calls[name]
             call.worker = None
             if not alive or call.aborting or call.attempts >= MAX_ATTEMPTS:
-                self._stop_call(name, f"worker {event.worker} died: {event.error}", out)
+                self._stop_call(name, reason, out)
             else:
                 self._enqueue(call, self.programs[call.ready.program])
         if not alive:
             for _, _, name in self._waiting.pop(worker.model, []):
                 if name in self.calls:
-                    self._stop_call(name, f"no worker is left: {event.error}", out)
+                    self._stop_call(name, reason, out)
 
     # ---- deadlines ----------------------------------------------------------------------------
 

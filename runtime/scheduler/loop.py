@@ -74,6 +74,10 @@ class Submission(Protocol):
         """Takes a piece of a streamed answer, all but the last."""
         ...
 
+    def lost(self) -> None:
+        """Its worker has died: should another one answer, the answer begins anew."""
+        ...
+
     def done(self, answer: Answer) -> None:
         """Takes the answer; called exactly once."""
         ...
@@ -146,9 +150,18 @@ class Scheduler:
             self._timer.cancel()
         for task, _ in tuple(self._running.values()):
             task.cancel()
+        self._let_go()
         for queue in self._controls.values():
             queue.put_nowait(None)
         await self._tasks.__aexit__(kind, error, trace)
+
+    def _let_go(self) -> None:
+        """Give up all pins: the workers may outlive this scheduler."""
+        for session, state in self.core.sessions.items():
+            self._release(Release(session=session, worker=state.worker))
+        for name, worker in self.core.workers.items():
+            for prefix in sorted(worker.prefixes):
+                self._release(Release(session=prefix, worker=name))
 
     # ---- what others call -----------------------------------------------------------------------
 
@@ -156,6 +169,10 @@ class Scheduler:
         """Announce a program; `start` is called when it may run."""
         self._starts[program] = start
         self.send(ProgramArrived(program=program, row=row, workflow=workflow))
+
+    def forget(self, program: str) -> None:
+        """A program has ended, perhaps before it was started."""
+        self._starts.pop(program, None)
 
     def submit(self, call: Submission) -> None:
         """Hand over a call whose inputs are ready; `call.done` gets the answer, exactly once."""
@@ -210,6 +227,7 @@ class Scheduler:
         for call, (task, name) in tuple(self._running.items()):
             if name == worker:
                 del self._running[call]
+                self._calls[call].lost()
                 task.cancel()
         self.send(WorkerDown(worker=worker, error=error))
 
@@ -236,7 +254,9 @@ class Scheduler:
                 if chunk.finish is None:
                     call.heard(chunk)
         except asyncio.CancelledError:  # lost with its worker, or everything ends
-            self._closing = self._closing or name in self._running
+            running = self._running.get(name)  # by now perhaps on another worker
+            if running is not None and running[0] is asyncio.current_task():
+                self._closing = True
             raise
         except BackendUnavailable as failure:
             self.lose(worker, str(failure))

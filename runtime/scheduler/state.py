@@ -61,6 +61,7 @@ class SessionState:
     worker: str
     tokens: int
     retained: bool = False
+    until_s: float | None = None  # when the worker ends the pin by itself
 
 
 class CallView(msgspec.Struct, frozen=True, gc=False):

@@ -125,15 +125,22 @@ class _File:
             return ModelSpec(name, item.scalar)
         backend = item.pairs.get("backend")
         if item.kind == "map" and backend is None:
-            return ModelSpec(name, options=item.data)
+            return ModelSpec(name, options=self._found(item.data))
         if backend is not None and isinstance(backend.scalar, str) and backend.scalar:
             options: dict[str, Any] = item.data
             del options["backend"]
-            return ModelSpec(name, backend.scalar, options)
+            return ModelSpec(name, backend.scalar, self._found(options))
         found = item if backend is None else backend
         wanted = "a backend's name, or a mapping with `backend` and its settings"
         self._notes.add(f"the model {name!r} is {wanted}; not {found.spell()}", found)
         return None
+
+    def _found(self, options: dict[str, Any]) -> dict[str, Any]:
+        """`options` with a model folder that lies beside the file as a path to it."""
+        path = options.get("path")
+        if isinstance(path, str) and path != "tiny" and path and (self._folder / path).is_dir():
+            return options | {"path": str(self._folder / path)}
+        return options
 
     # ---- the graph -------------------------------------------------------------------------------
 

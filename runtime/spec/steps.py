@@ -195,6 +195,8 @@ class Steps:
                 cure = did_you_mean(called, self._known.declared_tools)
                 self._notes.add(f"the tool {called!r} is not under tools{cure}", pairs["tool"])
             self._scope.look(pairs["with"].pairs.values() if "with" in pairs else ())
+            self._known.broken.add(name)  # and yet a step, so that its readers are no error
+            self.made.append(ToolCall(id=name, tool=called, when=all_of(guards), place=place))
             return
         args = bound_args(
             self._scope, pairs, *parameters(tool), f"the tool {called!r} has no parameter"

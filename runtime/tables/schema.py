@@ -11,6 +11,7 @@ import msgspec
 
 from ..errors import InvalidTable
 from .base import Kind
+from .values import json_bytes
 
 _INTEGER = re.compile(r"[+-]?\d{1,4000}", re.ASCII)
 _BOOLEANS = {"true": True, "false": False}
@@ -23,19 +24,45 @@ _KINDS: Mapping[str, Kind] = {
 _NOT_TEXT = ("integer", "number", "boolean", "array", "object")  # tried in this order
 
 
-def coerce(row: Mapping[str, Any], schemas: Mapping[str, str]) -> dict[str, Any]:
-    """`row` with the strings of typed columns as values of their JSON Schemas (texts).
+def coerce(
+    row: Mapping[str, Any], schemas: Mapping[str, str], what: str = "column"
+) -> dict[str, Any]:
+    """`row` with typed columns as values of their JSON Schemas (texts).
 
-    Only strings change, so rows of JSON Lines and Parquet stay as they are. A column whose schema
-    takes strings stays one; an empty cell is null where the schema takes null. Raises
-    InvalidTable, which names the column and concerns this row alone.
+    Text becomes what its schema takes; a column whose schema takes strings stays text, and an
+    empty cell is null where the schema takes null. Where text is wanted, a number or a boolean is
+    its JSON text; where an integer is, 3.0 is 3. Raises InvalidTable for all else that is not of
+    the type; it names the column (`what` it is called) and concerns this row alone.
     """
     typed = dict(row)
     for name, schema in schemas.items():
-        value = typed.get(name)
-        if isinstance(value, str):
-            typed[name] = _from_text(name, value, _types(schema))
+        if name in typed:
+            types = _types(schema)
+            try:
+                typed[name] = _typed(typed[name], types)
+            except ValueError as error:
+                raise InvalidTable(f"{what} {name!r}: {error}") from None
     return typed
+
+
+def _typed(value: Any, types: frozenset[str]) -> Any:
+    """`value` as one of `types`; ValueError says that it is none."""
+    if isinstance(value, str):
+        return _from_text(value, types)
+    kind = _type_of(value)
+    if not types or kind in types or (kind == "integer" and "number" in types):
+        return value
+    if kind == "number" and "integer" in types and float(value).is_integer():
+        return int(value)
+    if kind in ("integer", "number", "boolean") and "string" in types:
+        return json_bytes(value).decode()
+    raise ValueError(_misfit(json_bytes(value).decode(), types))
+
+
+def _misfit(shown: str, types: frozenset[str]) -> str:
+    shown = shown if len(shown) <= 40 else shown[:39] + "…"
+    wanted = " or ".join(kind for kind in ("string", *_NOT_TEXT) if kind in types) or "null"
+    return f"{shown} is not of type {wanted}"
 
 
 @lru_cache(1024)
@@ -97,7 +124,7 @@ def _type_of(value: Any) -> str:
             return "object"
 
 
-def _from_text(name: str, text: str, types: frozenset[str]) -> Any:
+def _from_text(text: str, types: frozenset[str]) -> Any:
     if not types or "string" in types:
         return text
     stripped = text.strip()
@@ -108,9 +135,7 @@ def _from_text(name: str, text: str, types: frozenset[str]) -> Any:
             value = _parsed(stripped, kind)
             if value is not None:
                 return value
-    shown = text if len(text) <= 40 else text[:39] + "…"
-    wanted = " or ".join(kind for kind in _NOT_TEXT if kind in types) or "null"
-    raise InvalidTable(f"column {name!r}: {shown!r} is not of type {wanted}")
+    raise ValueError(_misfit(repr(text[:60]), types))
 
 
 def _parsed(text: str, kind: str) -> Any:

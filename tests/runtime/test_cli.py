@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import tenter.runtime
 from tenter.runtime.cli import main
 
 ROUTE = """\
@@ -34,6 +36,18 @@ steps:
     llm: "Say something about {{ txt }}."
     temprature: 0.5
 output: "{{ answer }}"
+"""
+
+
+COUNT = """\
+version: 1
+name: count
+inputs:
+  n: { type: integer, default: 7 }
+  text: string
+steps:
+  next: { value: "{{ n + 1 }}" }
+output: { next: "{{ next }}", text: "{{ text }}" }
 """
 
 
@@ -129,6 +143,13 @@ def test_version(arguments: list[str], project: Project) -> None:
         (["map", "route.yaml", "table.csv", "--out", "o.csv", "--model", "x"], "name=backend"),
         (["map", "route.yaml", "table.csv", "--out", "o.csv", "--model", "default=fak"], "fak"),
         (["map", "route.yaml", "table.csv", "--out", "o.csv", "--model", "big=fake"], "big"),
+        (["map", "route.yaml", "table.csv", "--out", "o.csv", "--limit", "0"], "at least 1"),
+        (["map", "route.yaml", "table.csv", "--out", "o.csv", "--limit=-1"], "--limit -1"),
+        (["map", "route.yaml", "table.csv", "--out", "o.csv", "--concurrency", "0"], "at least 1"),
+        (["map", "route.yaml", "table.csv", "--out", "o.csv", "--max-errors=-1"], "at least 0"),
+        (["map", "route.yaml", "latin.csv", "--out", "o.csv"], "line 2: it is not UTF-8"),
+        (["explain", "route.yaml", "latin.csv"], "there is no row that can be read"),
+        (["run", "count.yaml", "n=few"], "input 'n': 'few' is not of type integer"),
         (["run", "route.yaml", "txt=3"], "no input 'txt'"),
         (["run", "route.yaml", "text"], "name=value"),
         (["run", "route.yaml"], "text"),
@@ -145,6 +166,8 @@ def test_usage_and_invalid_input_are_one_line_and_exit_2(
     (project.folder / "here.csv").write_text("")
     (project.folder / "bare.csv").write_text("id\n1\n")
     (project.folder / "empty.csv").write_text("")
+    (project.folder / "latin.csv").write_bytes(b"text\ncaf\xe9\n\xe9t\xe9\n")
+    (project.folder / "count.yaml").write_text(COUNT)
     code, out, err = project.run(*arguments)
 
     assert code == 2, err
@@ -280,13 +303,38 @@ def test_row_errors_exit_3_and_go_to_the_dead_letters(project: Project) -> None:
     assert (project.folder / "out.csv.errors.jsonl").exists()
 
 
+def test_values_of_another_type_spoil_only_their_row(project: Project) -> None:
+    (project.folder / "count.yaml").write_text(COUNT)
+    given = [{"n": 1, "text": 5}, {"n": None, "text": "x"}, {"n": "4", "text": None}, {"n": [1]}]
+    lines = "".join(json.dumps({"text": "y"} | row) + "\n" for row in given)
+    (project.folder / "table.jsonl").write_text(lines)
+    code, _, _ = project.run("map", "count.yaml", "table.jsonl", "--out", "out.jsonl")
+    rows = records((project.folder / "out.jsonl").read_text())
+
+    assert code == 3
+    assert [row["next"] for row in rows] == [2, 8, None, None]
+    assert [row["error"] for row in rows] == [
+        None,
+        None,
+        "column 'text': null is not of type string",
+        "column 'n': [1] is not of type integer",
+    ]
+
+
 def test_too_many_errors_exit_1(project: Project) -> None:
     flow = ROUTE.replace('{{ text }}."', '{{ text }}."\n    output: {word: string}')
     (project.folder / "route.yaml").write_text(flow)
-    code, _, err = project.map("--max-errors", "2", "--concurrency", "1")
+    code, _, err = project.map("--max-errors", "2", "--concurrency", "1", "--show", "1")
 
     assert code == 1
     assert "given up" in err
+    assert "out.csv" not in err, "there is no output to show"
+
+    again = err.rsplit("tenter resume ", 1)[1].split()
+    assert project.run("resume", again[0])[0] == 1, "what failed stays failed"
+    code, _, err = project.run("resume", *again)
+    assert code == 3, err
+    assert len(project.rows()) == 6
 
 
 def test_ls_and_show_tell_of_runs(project: Project) -> None:
@@ -321,6 +369,22 @@ def test_resume_of_a_changed_workflow_exits_6(project: Project) -> None:
 
     assert code == 6
     assert "the workflow" in err
+
+
+def test_a_finished_run_whose_output_is_gone_is_written_again_from_elsewhere(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(tenter.runtime.__file__).parent / "models" / "tiny"
+    shutil.copytree(model, project.folder / "small")
+    given = ("--out", "out.csv", "--limit", "2", "--model", "default=embedded:path=small")
+    project.run("map", "route.yaml", "table.csv", *given)
+    before = (project.folder / "out.csv").read_text()
+    (project.folder / "out.csv").unlink()
+    monkeypatch.chdir(project.folder / "small")
+    code, _, err = project.run("resume", "last")
+
+    assert code == 0, err
+    assert (project.folder / "out.csv").read_text() == before
 
 
 # ---- signals ------------------------------------------------------------------------------------

@@ -116,6 +116,19 @@ def test_places_are_lines_and_columns_of_the_file() -> None:
     assert (step.place.line, step.place.column) == (7, 3)
 
 
+def test_a_model_folder_is_looked_for_beside_the_file(tmp_path: Path) -> None:
+    for name in ("small", "tiny"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "flow.yaml").write_text(
+        "version: 1\nname: flow\ninputs: {text: string}\n"
+        "models: {default: {path: small}, b: {backend: embedded, path: tiny}, c: {path: gone}}\n"
+        "steps: {a: {llm: '{{ text }}'}}\noutput: '{{ a }}'\n"
+    )
+    models = load(tmp_path / "flow.yaml").models
+    paths = {name: spec.options["path"] for name, spec in models.items()}
+    assert paths == {"default": str(tmp_path / "small"), "b": "tiny", "c": "gone"}
+
+
 def test_a_decorated_tool_brings_its_own_limits(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from tenter.runtime import tool\n\n"

@@ -382,9 +382,42 @@ def test_coerce_refuses(schema: str, text: str, kinds: str):
         coerce({"a": text}, {"a": schema})
 
 
-def test_coerce_leaves_what_is_no_text():
-    row = {"a": 1.5, "b": None, "c": [1]}
-    assert coerce(row, dict.fromkeys(row, '{"type":"integer"}')) == row
+@pytest.mark.parametrize(
+    ("schema", "value", "found"),
+    [
+        ('{"type":"integer"}', 3.0, 3),
+        ('{"type":"number"}', 3, 3),
+        ('{"type":"number"}', 1.5, 1.5),
+        ('{"type":"string"}', 7, "7"),
+        ('{"type":"string"}', True, "true"),
+        ('{"type":["string","integer"]}', 7, 7),
+        ('{"type":"array"}', [1], [1]),
+        (OPTIONAL, None, None),
+        ("{}", None, None),
+        ("{}", {"a": 1}, {"a": 1}),
+    ],
+)
+def test_coerce_what_is_no_text(schema: str, value: object, found: object):
+    typed = coerce({"a": value, "b": value}, {"a": schema})
+    assert typed == {"a": found, "b": value}
+    assert type(typed["a"]) is type(found)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "message"),
+    [
+        ('{"type":"integer"}', 1.5, "1.5 is not of type integer"),
+        ('{"type":"integer"}', True, "true is not of type integer"),
+        ('{"type":"integer"}', 10.0**300 * 10**10, "null is not of type integer"),
+        ('{"type":"string"}', None, "null is not of type string"),
+        ('{"type":"string"}', ["q"], '["q"] is not of type string'),
+        ('{"type":"array"}', {"a": "x" * 50}, '{"a":"' + "x" * 33 + "… is not of type array"),
+    ],
+)
+def test_coerce_refuses_what_is_no_text(schema: str, value: object, message: str):
+    with pytest.raises(InvalidTable) as caught:
+        coerce({"a": value}, {"a": schema}, "input")
+    assert str(caught.value) == f"input 'a': {message}"
 
 
 # ---- hostile bytes -----------------------------------------------------------------------------
