@@ -192,6 +192,8 @@ class Tally:
     def _end_program(self, record: events.ProgramEnded) -> None:
         self._waiting.discard(record.program)
         self._live.discard(record.program)
+        if record.stopped:
+            return
         if record.ok:
             self._rows_done += 1
             return

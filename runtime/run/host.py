@@ -25,7 +25,7 @@ from ..journal.base import Journal, StepRecord
 from ..scheduler.core import DRAINED
 from ..scheduler.events import CallShared, Drain, ToolEnded, ToolStarted
 from ..scheduler.loop import Answer, Scheduler
-from ..trace import Trace
+from ..trace import Record, Trace
 from .asking import Asking, Model, seed_for
 from .codec import decode, encode, identity
 from .draft import WORTH_TOKENS, Draft, is_draft
@@ -385,8 +385,8 @@ class Host:
                 self.asking(step).shared_tokens = len(prefix)
                 self.scheduler.share_prefix(f"prefix/{step.id}", step.model, prefix)
 
-    def note(self, record: CallShared) -> None:
-        """Write down that work was saved."""
+    def note(self, record: Record) -> None:
+        """Write down what is no event of the scheduler: work saved, rows refused."""
         self._trace.write(now(), record)
 
 

@@ -50,10 +50,7 @@ class Programs:
             if error is not None:
                 self._host.stop(owner)
             ended(value, error)
-            message = str(error) if error is not None else None
-            self._host.scheduler.send(
-                ProgramEnded(program=owner.name, row=row, ok=error is None, error=message)
-            )
+            self._host.scheduler.send(self._end(owner, error))
 
         def start() -> None:
             if owner.ended:
@@ -67,6 +64,18 @@ class Programs:
 
         self.live[owner.name] = over
         self._host.scheduler.arrive(owner.name, row, self.workflow.name, start)
+
+    def _end(self, owner: Owner, error: Exception | None) -> ProgramEnded:
+        ok, host = error is None, self._host
+        stopped = not ok and (host.draining or owner.stopped is not None)
+        message = None if ok else str(error)
+        return ProgramEnded(
+            program=owner.name, row=owner.row, ok=ok, error=message, stopped=stopped
+        )
+
+    def refuse(self, row: int, problem: str) -> None:
+        """Note a row that no program can be run for."""
+        self._host.note(ProgramEnded(program=f"r{row}", row=row, ok=False, error=problem))
 
     def drain(self) -> None:
         """Let what runs end, and start nothing any more."""

@@ -149,6 +149,7 @@ class RowRun:
     def _refuse(self, row: Row) -> bool:
         if row.problem is None:
             return False
+        self._programs.refuse(row.row, row.problem)
         self._end(row, None, row.problem)
         return True
 

@@ -21,12 +21,13 @@ class ProgramArrived(Record, frozen=True):
 
 
 class ProgramEnded(Record, frozen=True):
-    """A program is over; its sessions are released."""
+    """A program is over; its sessions are released. A stopped one will be taken up again."""
 
     program: str
     row: int
     ok: bool
     error: str | None = None
+    stopped: bool = False
 
 
 class CallReady(Record, frozen=True):

@@ -29,6 +29,7 @@ from tenter.runtime.clock import VirtualLoop, now
 from tenter.runtime.errors import CallFailed, JournalError, OutputInvalid, StepFailed, ToolFailed
 from tenter.runtime.journal.base import RowRecord, StepRecord
 from tenter.runtime.journal.memory import MemoryJournal, NoJournal
+from tenter.runtime.report.tally import Tally
 from tenter.runtime.run.context import current_program
 from tenter.runtime.run.control import Control
 from tenter.runtime.run.local import open_host, run_program, run_workflow
@@ -36,7 +37,7 @@ from tenter.runtime.run.program import Programs
 from tenter.runtime.run.rows import Limits, Row, RowRun
 from tenter.runtime.run.session import read_turn
 from tenter.runtime.scheduler.events import CallShared
-from tenter.runtime.trace import MemoryTrace
+from tenter.runtime.trace import MemoryTrace, Trace
 from tenter.runtime.workflow import Input, Workflow
 from tenter.tools import Tool
 
@@ -241,7 +242,7 @@ async def run_rows(
     *,
     journal: Any = None,
     control: Control | None = None,
-    trace: MemoryTrace | None = None,
+    trace: Trace | None = None,
     resumed: bool = False,
     order: tuple[str, ...] = (),
     **limits: Any,
@@ -286,9 +287,11 @@ async def test_every_row_comes_out_once_with_bounded_concurrency() -> None:
 
 async def test_bad_rows_and_failing_rows_do_not_end_the_job() -> None:
     given = [*rows(3), Row(3, {}, problem="line 5: not UTF-8"), Row(4, {}, {})]
-    status, sink = await run_rows(ECHO, FakeBackend(lambda p: p), given)
+    tally = Tally()
+    status, sink = await run_rows(ECHO, FakeBackend(lambda p: p), given, trace=tally)
     assert status == "done" and sorted(sink.values) == [0, 1, 2]
     assert sink.errors[3] == "line 5: not UTF-8"
+    assert (tally.snapshot().rows_done, tally.snapshot().rows_failed) == (3, 2)
     assert "'x' is undefined" in sink.errors[4]
 
 
@@ -342,7 +345,7 @@ async def test_draining_starts_no_further_step_and_no_row_is_blamed_for_it() -> 
         except StepFailed:
             return "half an answer"
 
-    journal, control = MemoryJournal(), Control()
+    journal, control, tally = MemoryJournal(), Control(), Tally()
     backend = echo(latency_s=1.0)
 
     async def drain() -> None:
@@ -352,9 +355,10 @@ async def test_draining_starts_no_further_step_and_no_row_is_blamed_for_it() -> 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(drain)
         status, first = await run_rows(
-            program(careless), backend, rows(2), journal=journal, control=control
+            program(careless), backend, rows(2), journal=journal, control=control, trace=tally
         )
     assert status == "paused" and now() == 1.0
+    assert (tally.snapshot().rows_done, tally.snapshot().rows_failed) == (0, 0)
     assert first.values == {} and first.errors == {}
     _, sink = await run_rows(program(careless), backend, rows(2), journal=journal, resumed=True)
     assert sink.values == {0: "<a0><b0>", 1: "<a1><b1>"}
