@@ -39,6 +39,7 @@ from tenter.runtime.tokenizer import HFTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "runtime" / "models" / "tiny"
+MADE = ROOT / ".cache" / "benchmarks"  # models that are made for the comparison
 REQUESTS, SHARED, OWN, NEW = 64, 512, 8, 64
 PEER_BLOCKS = {"shared": 400, "unrelated": 2400}  # of 16 tokens: what the prompts need
 
@@ -390,7 +391,7 @@ def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="the tiny model, one round")
-    parser.add_argument("--data", type=Path, default=ROOT / ".cache" / "benchmarks")
+    parser.add_argument("--data", default="../shared/data", help="not read")
     parser.add_argument("--rounds", type=int, help="of which medians count; 3, or 1 if quick")
     parser.add_argument("--peers", action="store_true", help="OpenVINO GenAI too")
     parser.add_argument("--gpu", action="store_true", help="an 8B-shaped model on a GPU")
@@ -400,14 +401,14 @@ def main() -> None:
     if options.gpu:
         gpu(figures)
     else:
-        models = {"tiny": TINY} if options.quick else {"tiny": TINY, "mid": mid_model(options.data)}
+        models = {"tiny": TINY} if options.quick else {"tiny": TINY, "mid": mid_model(MADE)}
         rounds = options.rounds or (1 if options.quick else 3)
         for name, folder in models.items():
             floor(figures, name, folder)
             for kind in ("shared", "unrelated"):
                 compare(figures, name, folder, kind, rounds, options.quick)
             if options.peers:
-                compare_openvino(figures, name, folder, options.data, rounds)
+                compare_openvino(figures, name, folder, MADE, rounds)
     part = " (quick: the tiny model, one round)" if options.quick else ""
     figures.table(f"Embedded engine{part}: {REQUESTS} requests, {SHARED}+{OWN} tokens, {NEW} new")
 
