@@ -23,8 +23,8 @@ steps:
     llm: "Which team handles this ticket?\\n\\n{{ ticket }}"
     choices: [billing, bug, shipping, sales, other]
   answer:
-    llm: "Compute {{ sum }}."
-    max_tokens: 96
+    llm: "Compute {{ sum }}. Think hard."
+    max_tokens: 128
   note:
     llm: "Classify the review: {{ kind }} said {{ answer }}"
     max_tokens: 12
