@@ -3,17 +3,14 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 from ...planner.graph import LLM
 from ...tools import Tool
 from ...tools.call import call as call_tool
-from ..calls import CallId, Chunk, Message, Request
 from ..clock import now
 from ..errors import (
-    BackendUnavailable,
     Drained,
     InvalidWorkflow,
     JournalError,
@@ -24,34 +21,17 @@ from ..errors import (
 from ..journal.base import Journal, StepRecord
 from ..scheduler.core import DRAINED
 from ..scheduler.events import CallShared, Drain, ToolEnded, ToolStarted
-from ..scheduler.loop import Answer, Scheduler
+from ..scheduler.loop import Scheduler
 from ..trace import Record, Trace
-from .asking import Asking, Model, seed_for
+from .asking import Asking, Model
 from .codec import decode, encode, identity
 from .draft import WORTH_TOKENS, Draft, is_draft
+from .owner import Owner
 from .sharing import Settled, Sharing
+from .work import LLMWork
 
-NO_REQUEST = Request(CallId(""), ())
 MAX_ASKING = 4096  # compiled steps that are kept: programs may make new ones for each row
 WITHDRAWN = b"false"  # the intent of a tool with an effect that was not started after all
-
-
-@dataclass(slots=True)
-class Owner:
-    """The program that work is done for. `recorded` holds what an earlier attempt finished."""
-
-    name: str
-    row: int
-    recorded: Mapping[str, StepRecord]
-    ended: bool = False
-    stopped: Drained | BackendUnavailable | None = None  # why a step of it was not done
-    session: str | None = None  # the KV context that waits while a tool runs
-    task: asyncio.Task[None] | None = None  # of an `async def` program
-
-    def note(self, error: Exception | None) -> None:
-        """Remember where a step was not done for want of a run or of a worker."""
-        if isinstance(error, Drained | BackendUnavailable):
-            self.stopped = error
 
 
 class Host:
@@ -114,7 +94,7 @@ class Host:
             return
         chat = asking.chat(values)
         signature = asking.signature(chat) if self.sharing is not None else None
-        work = _LLMWork(self, owner, path, asking, chat, signature, done)
+        work = LLMWork(self, owner, path, asking, chat, signature, done)
         self._share(owner, asking.step.id, signature, work.start, done)
 
     def _answered_before(self, owner: Owner, path: str, step: str, done: Settled) -> bool:
@@ -388,98 +368,3 @@ class Host:
     def note(self, record: Record) -> None:
         """Write down what is no event of the scheduler: work saved, rows refused."""
         self._trace.write(now(), record)
-
-
-class _LLMWork:
-    """One LLM step of one program on its way through the scheduler (a `Submission`)."""
-
-    __slots__ = (
-        "_asking",
-        "_chat",
-        "_done",
-        "_draft",
-        "_host",
-        "_owner",
-        "_path",
-        "_signature",
-        "request",
-    )
-
-    def __init__(
-        self,
-        host: Host,
-        owner: Owner,
-        path: str,
-        asking: Asking,
-        chat: list[Message],
-        signature: bytes | None,
-        done: Settled,
-    ) -> None:
-        self._host = host
-        self._owner = owner
-        self._path = path
-        self._asking = asking
-        self._chat = chat
-        self._signature = signature
-        self._done = done
-        self._draft: Draft | None = None
-        self.request = NO_REQUEST
-
-    @property
-    def program(self) -> str:
-        return self._owner.name
-
-    @property
-    def step(self) -> str:
-        return self._asking.step.id
-
-    @property
-    def model(self) -> str:
-        return self._asking.step.model
-
-    @property
-    def shared_tokens(self) -> int:
-        return self._asking.shared_tokens
-
-    def start(self) -> None:
-        """Hand the call to the scheduler."""
-        owner, host = self._owner, self._host
-        if owner.ended:
-            host.abandon(self._signature)
-            return
-        call = CallId(f"{owner.name}/{self._path}")
-        timeout_s = host.call_timeout_s
-        if not self._asking.step.choices:
-            max_tokens = self._asking.step.sampling.max_tokens
-            self._draft = host.draft(owner, self._path, self._asking.model, max_tokens)
-        self.request = self._asking.request(
-            call,
-            self._chat,
-            lambda: seed_for(host.seed, owner.row, self._path),
-            now() + timeout_s if timeout_s else None,
-            self._draft,
-        )
-        host.scheduler.submit(self)
-
-    def heard(self, chunk: Chunk) -> None:
-        """Write down a growing answer."""
-        if self._draft is not None:
-            self._draft.heard(chunk)
-
-    def lost(self) -> None:
-        """The answer begins anew."""
-        if self._draft is not None:
-            self._draft.restart()
-
-    def done(self, answer: Answer) -> None:
-        """Read the answer and record the step's value."""
-        if self._owner.ended:
-            self._host.abandon(self._signature)
-            return
-        try:
-            value = self._asking.read(answer)
-        except Exception as error:
-            self._owner.note(error)
-            self._host.failed(self._signature, error, self._done)
-            return
-        self._host.record(self._owner, self._path, value, self._signature, self._done)

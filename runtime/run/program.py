@@ -12,8 +12,9 @@ from ..scheduler.events import ProgramEnded
 from ..workflow import Workflow
 from .codec import decode, encode, identity
 from .context import current_program
-from .host import Host, Owner
+from .host import Host
 from .machine import Body, compile_graph
+from .owner import Owner
 from .session import ChatSession
 from .walk import Walk
 

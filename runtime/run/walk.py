@@ -11,8 +11,9 @@ from typing import Any, cast
 from ...planner.graph import LLM, ToolCall
 from ...tools import Tool
 from ..errors import StepFailed, TenterError
-from .host import Host, Owner
+from .host import Host
 from .machine import Body
+from .owner import Owner
 
 Ended = Callable[[Any, Exception | None], None]
 

@@ -1,0 +1,26 @@
+"""Whom work is done for."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import BackendUnavailable, Drained
+from ..journal.base import StepRecord
+
+
+@dataclass(slots=True)
+class Owner:
+    """The program that work is done for. `recorded` holds what an earlier attempt finished."""
+
+    name: str
+    row: int
+    recorded: Mapping[str, StepRecord]
+    ended: bool = False
+    stopped: Drained | BackendUnavailable | None = None  # why a step of it was not done
+    session: str | None = None  # the KV context that waits while a tool runs
+    task: asyncio.Task[None] | None = None  # of an `async def` program
+
+    def note(self, error: Exception | None) -> None:
+        """Remember where a step was not done for want of a run or of a worker."""
+        if isinstance(error, Drained | BackendUnavailable):
+            self.stopped = error

@@ -1,0 +1,111 @@
+"""One LLM step of one program on its way through the scheduler."""
+
+from typing import TYPE_CHECKING
+
+from ..calls import CallId, Chunk, Message, Request
+from ..clock import now
+from ..scheduler.loop import Answer
+from .asking import Asking, seed_for
+from .draft import Draft
+from .owner import Owner
+from .sharing import Settled
+
+if TYPE_CHECKING:
+    from .host import Host
+
+NO_REQUEST = Request(CallId(""), ())
+
+
+class LLMWork:
+    """One LLM step of one program on its way through the scheduler (a `Submission`)."""
+
+    __slots__ = (
+        "_asking",
+        "_chat",
+        "_done",
+        "_draft",
+        "_host",
+        "_owner",
+        "_path",
+        "_signature",
+        "request",
+    )
+
+    def __init__(
+        self,
+        host: "Host",
+        owner: Owner,
+        path: str,
+        asking: Asking,
+        chat: list[Message],
+        signature: bytes | None,
+        done: Settled,
+    ) -> None:
+        self._host = host
+        self._owner = owner
+        self._path = path
+        self._asking = asking
+        self._chat = chat
+        self._signature = signature
+        self._done = done
+        self._draft: Draft | None = None
+        self.request = NO_REQUEST
+
+    @property
+    def program(self) -> str:
+        return self._owner.name
+
+    @property
+    def step(self) -> str:
+        return self._asking.step.id
+
+    @property
+    def model(self) -> str:
+        return self._asking.step.model
+
+    @property
+    def shared_tokens(self) -> int:
+        return self._asking.shared_tokens
+
+    def start(self) -> None:
+        """Hand the call to the scheduler."""
+        owner, host = self._owner, self._host
+        if owner.ended:
+            host.abandon(self._signature)
+            return
+        call = CallId(f"{owner.name}/{self._path}")
+        timeout_s = host.call_timeout_s
+        if not self._asking.step.choices:
+            max_tokens = self._asking.step.sampling.max_tokens
+            self._draft = host.draft(owner, self._path, self._asking.model, max_tokens)
+        self.request = self._asking.request(
+            call,
+            self._chat,
+            lambda: seed_for(host.seed, owner.row, self._path),
+            now() + timeout_s if timeout_s else None,
+            self._draft,
+        )
+        host.scheduler.submit(self)
+
+    def heard(self, chunk: Chunk) -> None:
+        """Write down a growing answer."""
+        if self._draft is not None:
+            self._draft.heard(chunk)
+
+    def lost(self) -> None:
+        """The answer begins anew."""
+        if self._draft is not None:
+            self._draft.restart()
+
+    def done(self, answer: Answer) -> None:
+        """Read the answer and record the step's value."""
+        if self._owner.ended:
+            self._host.abandon(self._signature)
+            return
+        try:
+            value = self._asking.read(answer)
+        except Exception as error:
+            self._owner.note(error)
+            self._host.failed(self._signature, error, self._done)
+            return
+        self._host.record(self._owner, self._path, value, self._signature, self._done)
