@@ -56,11 +56,6 @@ class HFTokenizer:
         self.eos_ids = self._find_eos_ids()
         self.end_of_turn_ids = self._find_end_of_turn()
 
-    @property
-    def vocab_tokens(self) -> int:
-        """Tokens in the vocabulary, added ones included."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
-
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, special tokens recognised, none added."""
         if self._split is None:

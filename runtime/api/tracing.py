@@ -9,7 +9,6 @@ from typing import Any
 
 from ...planner.graph import (
     LLM,
-    Compute,
     Each,
     Graph,
     Place,
@@ -127,10 +126,6 @@ class Tracer:
         if known != tool:
             message = f"two tools are called {tool.name!r}: give one of them another name="
             self.problems.append(problem(message))
-
-    def compute(self, value: Value, name: str | None, kind: str = "value") -> Symbol:
-        """Add a value put together from others."""
-        return self.add(Compute(id=self.id_for(name, None, kind), value=value, place=here()))
 
     def workflow(self, workflow: Workflow, values: Mapping[str, Any]) -> Any:
         """Add the steps of another workflow; its symbolic result."""

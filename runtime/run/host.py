@@ -64,8 +64,7 @@ class Host:
         self._drafts = drafts
         self.draining = False
         self.call_timeout_s = call_timeout_s
-        self._asking: dict[int, Asking] = {}
-        self._steps: dict[int, LLM] = {}  # keeps the keys of `_asking` alive
+        self._asking: dict[int, Asking] = {}  # by the id of its step, which it keeps alive
         self._tool_tasks: dict[str, set[asyncio.Task[None]]] = {}
 
     # ---- LLM steps --------------------------------------------------------------------------------
@@ -81,9 +80,7 @@ class Host:
                 raise InvalidWorkflow([Problem(message)])
             if len(self._asking) >= MAX_ASKING:
                 self._asking.clear()
-                self._steps.clear()
             found = self._asking[id(step)] = Asking(step, model)
-            self._steps[id(step)] = step
         return found
 
     def answer(

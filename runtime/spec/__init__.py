@@ -65,7 +65,6 @@ class _File:
         self._notes = notes
         self._folder = folder
         self._above = above
-        self._root = root
         self._top = notes.table(root, TOP, "a workflow")
         self._inputs = self._read_inputs()
         models = self._read_models()
