@@ -20,6 +20,24 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 GREEDY = Sampling()
 
 
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as a model sees it. `parameters` is a JSON Schema as text."""
+
+    name: str
+    description: str
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat. `tool_calls` holds (name, arguments as JSON text)."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    tool_calls: tuple[tuple[str, str], ...] = ()
+
+
 class Request(msgspec.Struct, frozen=True, gc=False):
     """One generation request.
 
@@ -28,7 +46,9 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     log-probability of each. `schema` is a JSON Schema as text that the output must satisfy.
     `session` names the KV context that the call extends and that `retain` keeps. With `drawn` the
     answer goes on where an earlier attempt of the same call was cut off: those tokens are part of
-    it, and are not drawn again (`Capabilities.resumes`).
+    it, and are not drawn again (`Capabilities.resumes`). Calls of one `group` that are asked in the
+    same turn of the event loop go to a remote server as one batch. `messages` and `tools` are what
+    `token_ids` was made of, for servers that take nothing but text.
     """
 
     call: CallId
@@ -44,6 +64,9 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     chunk_tokens: int = 1  # of a streamed answer: at least so many tokens per chunk,
     chunk_growth: float = 0.0  # and at least this share of what was handed out before
     drawn: tuple[int, ...] = ()  # the answer's first tokens, drawn by an earlier attempt
+    group: str | None = None
+    messages: tuple[Message, ...] = ()
+    tools: tuple[ToolSpec, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -88,7 +111,9 @@ class Capabilities:
     schemas: bool = False
     choices: bool = False
     logprobs: bool = False
-    resumes: bool = False  # takes `Request.drawn`
+    resumes: Literal["no", "text", "all"] = "no"  # takes `Request.drawn`: never, without a schema
+    priorities: bool = False  # orders its own waiting line by `Request.priority`
+    remote: bool = False  # others may use it too: its load is asked for, and it may come back
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +125,6 @@ class Load:
     kv_used_tokens: int = 0  # in use or cached, not free
     kv_pinned_tokens: int = 0
     counters: dict[str, float] = field(default_factory=dict[str, float])
-
-
-@dataclass(frozen=True, slots=True)
-class ToolSpec:
-    """A tool as a model sees it. `parameters` is a JSON Schema as text."""
-
-    name: str
-    description: str
-    parameters: str
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a chat. `tool_calls` holds (name, arguments as JSON text)."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
-    tool_calls: tuple[tuple[str, str], ...] = ()
 
 
 class Tokenizer(Protocol):

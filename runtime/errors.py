@@ -7,6 +7,7 @@
     │   └── InvalidConfig
     ├── StepFailed              a step of one row; the others go on
     │   ├── CallFailed          the backend could not answer
+    │   │   └── TryAgain        this time; another attempt may do
     │   ├── OutputInvalid       the answer does not fit the output model
     │   ├── ToolFailed
     │   └── Drained             not started, since the run drains; no row's fault
@@ -81,6 +82,17 @@ class StepFailed(TenterError):
 
 class CallFailed(StepFailed):
     """A backend could not answer a call."""
+
+
+class TryAgain(CallFailed):
+    """A backend could not answer a call this time: overloaded, or its answer was cut or garbled.
+
+    `after_s` is how long the backend asked to be left alone; None: it did not say.
+    """
+
+    def __init__(self, message: str, after_s: float | None = None) -> None:
+        self.after_s = after_s
+        super().__init__(message)
 
 
 class OutputInvalid(StepFailed):

@@ -16,11 +16,13 @@ class Backend(Protocol):
 
     capabilities: Capabilities
     tokenizer: Tokenizer
+    failure: str | None  # why it cannot be used at present; None: it can
 
     def generate(self, request: Request) -> AsyncIterator[Chunk]:
         """Answer `request`. The last chunk has `finish` and `usage`.
 
-        Closing the iterator early aborts the call.
+        Closing the iterator early aborts the call. Raises TryAgain where another attempt may do,
+        CallFailed where it cannot, and BackendUnavailable where the backend is gone.
         """
         ...
 
@@ -42,6 +44,14 @@ class Backend(Protocol):
 
     async def load(self) -> Load:
         """What the backend is doing now."""
+        ...
+
+    async def recover(self) -> None:
+        """Returns once the backend answers again, however long that takes.
+
+        Raises BackendUnavailable if it never will: it lived in this process, or another model
+        answers in its place.
+        """
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -34,6 +34,7 @@ class EmbeddedBackend:
 
     capabilities: Capabilities
     tokenizer: Tokenizer
+    failure: str | None = None
 
     def __init__(
         self,
@@ -120,6 +121,10 @@ class EmbeddedBackend:
         """What the engine is doing, with its counters."""
         return await self._driver.ask(lambda engine: engine.load())
 
+    async def recover(self) -> None:
+        """An engine that has died does not come back."""
+        raise BackendUnavailable("the engine has died in this process")
+
     async def __aenter__(self) -> Self:
         options = _options(self._options)
 
@@ -142,7 +147,7 @@ class EmbeddedBackend:
             schemas=True,
             choices=True,
             logprobs=True,
-            resumes=True,
+            resumes="all",
         )
         return self
 

@@ -49,6 +49,8 @@ class FakeBackend:
     the prompts of all calls, `retained` the pins in force.
     """
 
+    failure: str | None = None
+
     def __init__(
         self,
         reply: Reply = lambda prompt: "ok",
@@ -122,6 +124,9 @@ class FakeBackend:
 
     async def load(self) -> Load:
         return Load(running=len(self.running))
+
+    async def recover(self) -> None:
+        """Nothing was lost."""
 
     async def __aenter__(self) -> Self:
         return self

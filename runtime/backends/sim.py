@@ -28,7 +28,7 @@ from ..clock import now
 from ..engine.batch import Batch
 from ..engine.cache import PAGE_TOKENS, PageCache
 from ..engine.state import Sequence
-from ..errors import CallFailed, InvalidConfig
+from ..errors import BackendUnavailable, CallFailed, InvalidConfig
 from .fake import ByteTokenizer
 
 WORD = 97  # the token that answers are made of
@@ -44,6 +44,8 @@ class SimulatedBackend:
     that follows from them. `output_tokens` says how long an answer is: by default a draw, from
     `seed`, between one token and the request's `max_tokens`.
     """
+
+    failure: str | None = None
 
     def __init__(
         self,
@@ -134,6 +136,10 @@ class SimulatedBackend:
             kv_pinned_tokens=self.cache.pinned_pages * PAGE_TOKENS,
             counters={"steps": self.steps, "preemptions": self._batch.preemptions},
         )
+
+    async def recover(self) -> None:
+        """A simulated replica is gone for good once it is lost."""
+        raise BackendUnavailable("the simulated replica is gone")
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.get_running_loop().create_task(self._serve())

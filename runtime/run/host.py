@@ -187,9 +187,13 @@ class Host:
         if signature is not None and self.sharing is not None:
             self.sharing.give_up(signature)
 
-    def draft(self, owner: Owner, path: str, model: Model, max_tokens: int) -> Draft | None:
+    def draft(
+        self, owner: Owner, path: str, model: Model, max_tokens: int, schema: str | None = None
+    ) -> Draft | None:
         """Where an answer is written down while it grows; None where that is not worth it."""
-        if not self._drafts or not model.capabilities.resumes or max_tokens <= WORTH_TOKENS:
+        resumes = model.capabilities.resumes
+        able = resumes == "all" or (resumes == "text" and schema is None)
+        if not self._drafts or not able or max_tokens <= WORTH_TOKENS:
             return None
         return Draft(self.journal, owner.row, path, owner.recorded.get(path))
 

@@ -76,8 +76,10 @@ class LLMWork:
         call = CallId(f"{owner.name}/{self._path}")
         timeout_s = host.call_timeout_s
         if not self._asking.step.choices:
-            max_tokens = self._asking.step.sampling.max_tokens
-            self._draft = host.draft(owner, self._path, self._asking.model, max_tokens)
+            step = self._asking.step
+            max_tokens = step.sampling.max_tokens
+            model = self._asking.model
+            self._draft = host.draft(owner, self._path, model, max_tokens, step.schema)
         self.request = self._asking.request(
             call,
             self._chat,
