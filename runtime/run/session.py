@@ -160,6 +160,7 @@ class _Turn:
 
     step = "turn"
     shared_tokens = 0
+    gang = 0
 
     def __init__(self, request: Request, program: str, model: str, draft: Draft | None) -> None:
         self.request = request

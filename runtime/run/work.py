@@ -67,6 +67,10 @@ class LLMWork:
     def shared_tokens(self) -> int:
         return self._asking.shared_tokens
 
+    @property
+    def gang(self) -> int:
+        return 0
+
     def start(self) -> None:
         """Hand the call to the scheduler."""
         owner, host = self._owner, self._host

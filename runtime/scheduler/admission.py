@@ -3,13 +3,15 @@
 HEADROOM = 0.95  # share of the KV capacity that calls may reserve (Past-Future, 2507.10150)
 
 
-def may_enter(running: int, max_running: int, reserved: int, room: int, demand: int) -> bool:
-    """Whether a call that may come to hold `demand` KV tokens fits beside what runs.
+def may_enter(
+    running: int, max_running: int, reserved: int, room: int, demand: int, calls: int = 1
+) -> bool:
+    """Whether `calls` that may come to hold `demand` KV tokens together fit beside what runs.
 
     `reserved` is what the running calls may come to hold, `room` the capacity less pins. A worker
     that runs nothing takes any call that fits it at all, so that the headroom starves nobody.
     """
-    if running >= max_running:
+    if running + calls > max_running:
         return False
     if running == 0:
         return demand <= room

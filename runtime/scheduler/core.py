@@ -1,8 +1,8 @@
 """The scheduler's core: a synchronous state machine, an event in, commands out, no I/O.
 
 It knows programs where an engine knows requests: it orders calls by their program, admits them
-by slots and KV capacity, and keeps a program's KV while its tool runs. The live runtime, the
-simulator and the tests drive the same core; a trace replays into it.
+by slots and KV capacity, places them on workers, and keeps a program's KV while its tool runs.
+The live runtime, the simulator and the tests drive the same core; a trace replays into it.
 """
 
 import heapq
@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...kvpolicy.durations import Durations
-from ...kvpolicy.state import Hold, Pause
+from ...kvpolicy.state import PREFILL_TOKENS_PER_S, Hold
 from .admission import may_enter
 from .events import (
     Abort,
+    BlocksGone,
+    CallBroke,
     CallEnded,
     CallReady,
     CancelProgram,
@@ -26,53 +27,62 @@ from .events import (
     PrefixKnown,
     ProgramArrived,
     ProgramEnded,
-    Release,
-    Retain,
+    Quit,
     SetTimer,
     StartProgram,
     TimerFired,
     ToolEnded,
     ToolStarted,
-    Warm,
     WorkerDown,
+    WorkerLoad,
     WorkerUp,
 )
+from .gangs import Gangs
+from .placement import FINE_TOKENS, OUTPUT_WEIGHT
 from .policies import Order, program_fcfs
+from .retry import BREAKS, MAX_ATTEMPTS, MAX_LOSSES, backoff_s
+from .sessions import Sessions
 from .state import CallState, CallView, ProgramState, SessionState, WorkerState
+from .timers import Kind, Timers
 
-PIN_SHARE = 0.5  # of a worker's KV capacity that pins may hold, so that they cannot wedge it
 DRAINED = "the run drains"  # the reason why a call was dropped
 NO_WORKER = "no worker is left"  # begins the reason where nobody can answer any more
-MAX_ATTEMPTS = 3  # of a call whose workers die under it
-SPARE_DEADLINES = 64  # of calls that have ended, beside a few for each that has not
+PATIENCE_S = 60.0  # for how long calls wait for a worker to come back
+LOOK_PAST = 32  # calls that wait for their own worker, while those behind them go first
+LINE = 2  # calls in a worker's own waiting line; with more it is given none
 
 
 class Core:
     """State and decisions of one scheduler. Feed it with `handle`; nothing else changes it.
 
-    `order` ranks waiting calls, `hold` says how long a session is kept while a tool runs, and
-    `max_programs` bounds the programs that are live at once.
+    `order` ranks waiting calls, `hold` says how long a session is kept while a tool runs,
+    `max_programs` bounds the programs that are live at once, and `patience_s` says how long calls
+    wait where no worker is left but one may come back.
     """
 
     def __init__(
-        self, order: Order = program_fcfs, hold: Hold | None = None, max_programs: int = 1024
+        self,
+        order: Order = program_fcfs,
+        hold: Hold | None = None,
+        max_programs: int = 1024,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._order = order
-        self._hold = hold
         self._max_programs = max_programs
+        self._patience_s = patience_s
         self.programs: dict[str, ProgramState] = {}
         self.calls: dict[str, CallState] = {}
         self.workers: dict[str, WorkerState] = {}
-        self.sessions: dict[str, SessionState] = {}
-        self.durations = Durations()
+        self.kept = Sessions(self.workers, self.programs, hold)
         self._by_model: dict[str, list[WorkerState]] = {}  # model -> its workers
         self._waiting: dict[str, list[tuple[float, int, str]]] = {}  # model -> heap of calls
+        self._gangs = Gangs()
         self._arrived: deque[str] = deque()  # programs that wait to be started
-        self._prefixes: dict[str, PrefixKnown] = {}
+        self._away: dict[str, str] = {}  # workers that may come back, and their models
+        self._absent: dict[str, str] = {}  # models whose workers are all away, and why
         self._lost: dict[str, str] = {}  # models whose last worker died, and why
-        self._pins: list[tuple[float, str]] = []  # heap: when a session's pin is over
-        self._deadlines: list[tuple[float, str]] = []
-        self._timer_s: float | None = None
+        self._outputs: dict[str, float] = {}  # model -> mean length of its late answers
+        self._timers = Timers(self._matters)
         self._live = 0
         self._arrivals = 0
         self._sequence = 0
@@ -83,6 +93,7 @@ class Core:
             ProgramEnded: self._program_ended,
             CallReady: self._call_ready,
             CallEnded: self._call_ended,
+            CallBroke: self._call_broke,
             ToolStarted: self._tool_started,
             ToolEnded: self._tool_ended,
             PrefixKnown: self._prefix_known,
@@ -90,18 +101,33 @@ class Core:
             Drain: self._drain,
             WorkerUp: self._worker_up,
             WorkerDown: self._worker_down,
+            WorkerLoad: self._worker_load,
+            BlocksGone: self._blocks_gone,
             TimerFired: self._timer_fired,
         }
+
+    @property
+    def sessions(self) -> dict[str, SessionState]:
+        """Sessions whose KV lies on a worker."""
+        return self.kept.by_name
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Take in one event; returns what is to be done, in order."""
         commands: list[Command] = []
-        if self._pins:
-            self._expire_pins(now_s)
+        if self.kept.pins_end_by(now_s):
+            self._changed += self.kept.expire(now_s)
         self._handlers[type(event)](event, now_s, commands)
         while self._changed:
-            self._fill(self._changed.pop(), commands)
+            self._fill(self._changed.pop(), now_s, commands)
+        if self._timers:
+            at_s = self._timers.alarm()
+            if at_s is not None:
+                commands.append(SetTimer(at_s=at_s))
         return commands
+
+    def chooses(self, model: str) -> bool:
+        """Whether calls of `model` may go to more than one worker, so that their blocks matter."""
+        return len(self._by_model.get(model, ())) > 1
 
     # ---- programs ---------------------------------------------------------------------------
 
@@ -128,7 +154,8 @@ class Core:
         for call in sorted(program.calls):
             self._stop_call(call, "its program has ended", out)
         for session in sorted(program.sessions):
-            self._forget_session(session, out)
+            self.kept.forget(session, out)
+        self._gangs.forget_program(event.program)
         if program.started:
             self._live -= 1
             self._start_programs(out)
@@ -155,28 +182,29 @@ class Core:
             reason = "its program has ended" if ended else DRAINED
             out.append(DropCall(call=event.call, reason=reason))
             return
-        demand = event.prompt_tokens - event.shared_tokens + event.max_tokens
         room = self._largest(event.model)
         if room is None and event.model in self._lost:
             out.append(DropCall(call=event.call, reason=self._lost[event.model]))
             return
-        if room is not None and demand > room:
+        if room is not None and _need(event) > room:
             out.append(DropCall(call=event.call, reason=_too_large(event, room)))
             return
-        call = CallState(event, self._sequence, now_s, demand)
+        call = CallState(event, self._sequence, now_s, 0)
         self._sequence += 1
         self.calls[event.call] = call
         program.calls.add(event.call)
         if event.deadline_s is not None:
-            heapq.heappush(self._deadlines, (event.deadline_s, event.call))
-            if len(self._deadlines) > SPARE_DEADLINES + 4 * len(self.calls):
-                self._deadlines = [item for item in self._deadlines if item[1] in self.calls]
-                heapq.heapify(self._deadlines)
-            self._set_timer(out)
-        self._enqueue(call, program)
+            self._timers.add(event.deadline_s, "deadline", event.call, len(self.calls))
+        if event.gang > 1:
+            leader = self._gangs.join(event)
+            if leader is None:
+                return
+            call = self.calls[leader]
+        self._enqueue(call)
 
-    def _enqueue(self, call: CallState, program: ProgramState) -> None:
+    def _enqueue(self, call: CallState) -> None:
         ready = call.ready
+        program = self.programs[ready.program]
         view = CallView(
             program_arrival=program.arrival,
             program_attained_tokens=program.attained_tokens,
@@ -189,30 +217,45 @@ class Core:
         heapq.heappush(heap, (self._order(view), call.sequence, ready.call))
         self._changed.append(ready.model)
 
-    def _fill(self, model: str, out: list[Command]) -> None:
+    def _fill(self, model: str, now_s: float, out: list[Command]) -> None:
         """Dispatch waiting calls of `model` in order, while the first one fits somewhere."""
         heap = self._waiting.get(model)
         workers = self._by_model.get(model, ())
-        while heap and any(len(worker.running) < worker.max_running for worker in workers):
+        passed: list[tuple[float, int, str]] = []
+        while heap and len(passed) <= LOOK_PAST and any(w.open(now_s) for w in workers):
             call = self.first_waiting(model)
             if call is None:
-                return
-            worker = self._choose_worker(call, workers) or self._make_room(call, workers, out)
+                break
+            if len(workers) > 1 and self._waits_for_home(call, now_s):
+                passed.append(heapq.heappop(heap))
+                continue
+            names = self._gangs.members(call.ready)
+            calls = [self.calls[name] for name in names] if names else [call]
+            worker = self._choose(calls, workers, now_s) or self._make_room(calls, workers, out)
             if worker is None:
+                if names and not self._could_enter(calls, workers):
+                    self._gangs.dissolve(call.ready)
+                    for other in calls[1:]:
+                        self._enqueue(other)
+                    continue
                 room = self._largest(model)
-                if room is None or call.demand_tokens <= room:
-                    return
+                if room is None or _need(call.ready) <= room:
+                    break
                 self._stop_call(call.ready.call, _too_large(call.ready, room), out)
                 continue
             key, _, _ = heapq.heappop(heap)
-            self._dispatch(call, worker, key, out)
+            self._gangs.dissolve(call.ready)
+            for one in calls:
+                self._dispatch(one, worker, key, out)
+        for item in passed:
+            heapq.heappush(self._waiting[model], item)
 
     def first_waiting(self, model: str) -> CallState | None:
         """The call of `model` whose turn is next, if any waits."""
         heap = self._waiting.get(model, [])
         while heap:
             call = self.calls.get(heap[0][2])
-            if call is not None and call.worker is None:
+            if call is not None and call.worker is None and not call.resting:
                 return call
             heapq.heappop(heap)  # dropped, or dispatched since
         return None
@@ -220,80 +263,75 @@ class Core:
     def _dispatch(
         self, call: CallState, worker: WorkerState, key: float, out: list[Command]
     ) -> None:
+        ready = call.ready
+        if len(self._by_model[ready.model]) > 1:
+            held = self._held(call, worker)
+            call.matched_tokens = held
+            output = min(ready.max_tokens, self._outputs.get(ready.model, ready.max_tokens))
+            call.work_tokens = int(ready.prompt_tokens - held + OUTPUT_WEIGHT * output)
+            worker.work_tokens += call.work_tokens
+            worker.holds.add(ready.blocks)
+        call.demand_tokens = _demand(call, worker)
         call.worker = worker.name
-        call.attempts += 1
-        worker.running.add(call.ready.call)
+        worker.running.add(ready.call)
         worker.kv_reserved += call.demand_tokens
-        if call.ready.session is not None:
-            self._use_session(call.ready.session, call, worker, out)
-        out.append(Dispatch(call=call.ready.call, worker=worker.name, priority=key))
-
-    def _choose_worker(self, call: CallState, workers: Sequence[WorkerState]) -> WorkerState | None:
-        """The session's worker if it has room, else the least loaded one that has."""
-        session = self.sessions.get(call.ready.session) if call.ready.session else None
-        best: WorkerState | None = None
-        for worker in workers:
-            running = len(worker.running)
-            room = worker.kv_tokens - worker.kv_pinned
-            at_home = session is not None and session.worker == worker.name
-            if at_home and session is not None and session.retained:
-                room += session.tokens
-            demand = call.demand_tokens
-            if not may_enter(running, worker.max_running, worker.kv_reserved, room, demand):
-                continue
-            if at_home:
-                return worker
-            if best is None or running < len(best.running):
-                best = worker
-        return best
-
-    def _make_room(
-        self, call: CallState, workers: Sequence[WorkerState], out: list[Command]
-    ) -> WorkerState | None:
-        """Give up pins on an idle worker that nothing but pins keeps from taking `call`.
-
-        The program that arrived last loses its pin first (Continuum, section 4.3).
-        """
-        for worker in workers:
-            if worker.running or call.demand_tokens > worker.kv_tokens:
-                continue
-            pinned = [
-                (self.programs[state.program].arrival, session)
-                for session, state in self.sessions.items()
-                if state.retained and state.worker == worker.name
-            ]
-            for _, session in sorted(pinned, reverse=True):
-                self._release(session, out)
-                if call.demand_tokens <= worker.kv_tokens - worker.kv_pinned:
-                    return worker
-            for prefix in sorted(self._prefixes):
-                self._unpin_prefix(prefix, worker, out)
-                if call.demand_tokens <= worker.kv_tokens - worker.kv_pinned:
-                    return worker
-        return None
-
-    def _largest(self, model: str) -> int | None:
-        """The KV capacity of the largest worker of `model`; None while there is none."""
-        workers = self._by_model.get(model)
-        return max(worker.kv_tokens for worker in workers) if workers else None
+        if ready.session is not None:
+            self.kept.use(ready.session, call, worker, out)
+        out.append(Dispatch(call=ready.call, worker=worker.name, priority=key))
 
     def _call_ended(self, event: CallEnded, now_s: float, out: list[Command]) -> None:
         call = self.calls.get(event.call)
         if call is None:
             return
         worker = self.workers.get(call.worker) if call.worker is not None else None
+        answered = event.finish in ("stop", "length")
         if worker is not None:
             worker.computed_tokens += event.prompt_tokens - event.cached_tokens
             worker.prefill_s += event.prefill_s
+            if answered:
+                worker.broken = 0
+                self._learn(call, worker, event)
         self._forget_call(event.call)
         program = self.programs.get(event.program)
         if program is not None:
             program.attained_tokens += (
                 event.prompt_tokens - event.cached_tokens + event.output_tokens
             )
-            session = self.sessions.get(call.ready.session) if call.ready.session else None
-            if session is not None:
-                self._grow_session(session, event.prompt_tokens + event.output_tokens)
+            if call.ready.session is not None:
+                self.kept.grow(call, event, out)
+
+    def _learn(self, call: CallState, worker: WorkerState, event: CallEnded) -> None:
+        """What an answer tells about lengths, and about what its worker really holds."""
+        model = call.ready.model
+        mean = self._outputs.get(model, float(event.output_tokens))
+        self._outputs[model] = mean + (event.output_tokens - mean) / 16
+        missing = call.matched_tokens - event.cached_tokens
+        if missing > FINE_TOKENS:
+            worker.holds.missed(call.ready.blocks, missing)
+
+    def _call_broke(self, event: CallBroke, now_s: float, out: list[Command]) -> None:
+        """Another attempt, after a while; a worker that fails call after call is given up."""
+        call = self.calls.get(event.call)
+        worker = self.workers.get(event.worker)
+        if worker is not None:
+            worker.broken += 1
+            if event.after_s:
+                worker.rest_until_s = max(worker.rest_until_s, now_s + event.after_s)
+                self._timers.add(worker.rest_until_s, "rest", worker.name, len(self.calls))
+        if call is not None and call.worker == event.worker:
+            self._leave_worker(call)
+            self._changed.append(call.ready.model)
+            call.breaks += 1
+            if call.aborting or call.breaks >= MAX_ATTEMPTS:
+                self._stop_call(event.call, event.error, out)
+            else:
+                call.resting = True
+                wait_s = max(event.after_s or 0.0, backoff_s(event.call, call.breaks))
+                self._timers.add(now_s + wait_s, "retry", event.call, len(self.calls))
+        if worker is not None and worker.broken >= BREAKS:
+            error = f"{worker.broken} calls in a row came to nothing; the last: {event.error}"
+            down = WorkerDown(worker=worker.name, error=error, returns=True)
+            self._worker_down(down, now_s, out)
 
     def _forget_call(self, name: str) -> CallState | None:
         call = self.calls.pop(name, None)
@@ -302,7 +340,12 @@ class Core:
         program = self.programs.get(call.ready.program)
         if program is not None:
             program.calls.discard(name)
-        self._leave_worker(call)
+        if call.worker is not None:
+            self._leave_worker(call)
+        elif call.ready.gang > 1:
+            leader = self._gangs.leave(call.ready)
+            if leader is not None and program is not None:
+                self._enqueue(self.calls[leader])
         self._changed.append(call.ready.model)
         return call
 
@@ -311,6 +354,8 @@ class Core:
         if worker is not None:
             worker.running.discard(call.ready.call)
             worker.kv_reserved -= call.demand_tokens
+            worker.work_tokens -= call.work_tokens
+        call.work_tokens = 0
         call.worker = None
 
     def _stop_call(self, name: str, reason: str, out: list[Command]) -> None:
@@ -323,194 +368,246 @@ class Core:
             call.aborting = True
             out.append(Abort(call=name, worker=call.worker))
 
-    # ---- sessions, pins, tools ----------------------------------------------------------------
+    # ---- which worker -------------------------------------------------------------------------
 
-    def _use_session(
-        self, name: str, call: CallState, worker: WorkerState, out: list[Command]
-    ) -> None:
-        """The call's session now lies on `worker`; its pin is used up by the call itself."""
-        state = self.sessions.get(name)
-        if state is not None and state.worker != worker.name:
-            self._forget_session(name, out)
-            state = None
-        if state is None:
-            self.sessions[name] = SessionState(call.ready.program, worker.name, 0)
-            self.programs[call.ready.program].sessions.add(name)
-        elif state.retained:
-            worker.kv_pinned -= state.tokens
-            state.retained = False
+    def _choose(
+        self, calls: Sequence[CallState], workers: Sequence[WorkerState], now_s: float
+    ) -> WorkerState | None:
+        """Of the workers that may take all of `calls` now, the one with the least to do."""
+        first = calls[0]
+        best: WorkerState | None = None
+        best_tokens = 0
+        for worker in workers:
+            if not worker.open(now_s):
+                continue
+            demand = sum(_demand(call, worker) for call in calls)
+            room = self._room(first, worker)
+            running = len(worker.running)
+            if not may_enter(running, worker.slots, worker.kv_reserved, room, demand, len(calls)):
+                continue
+            if len(workers) == 1:
+                return worker
+            tokens = worker.work_tokens - self._held(first, worker)
+            if best is None or tokens < best_tokens:
+                best, best_tokens = worker, tokens
+        return best
 
-    def _grow_session(self, state: SessionState, tokens: int) -> None:
-        """The session's context is now of `tokens` tokens; a pin covers what it grew to."""
-        worker = self.workers.get(state.worker)
-        if worker is not None and state.retained:
-            worker.kv_pinned += tokens - state.tokens
-        state.tokens = tokens
+    def _room(self, call: CallState, worker: WorkerState) -> int:
+        """KV tokens of `worker` that no pin holds, the pin of the call's own session aside."""
+        room = worker.kv_tokens - worker.kv_pinned
+        state = self.kept.of(call)
+        if state is not None and state.retained and state.worker == worker.name:
+            room += state.tokens
+        return room
+
+    def _held(self, call: CallState, worker: WorkerState) -> int:
+        """Tokens of the call's prompt that `worker` is believed to hold."""
+        held = worker.holds.matched_tokens(call.ready.blocks)
+        state = self.kept.of(call)
+        if state is not None and state.worker == worker.name:
+            held = max(held, min(state.tokens, call.ready.prompt_tokens))
+        return held
+
+    def _waits_for_home(self, call: CallState, now_s: float) -> bool:
+        """Whether a call waits for the worker of its session, though another one has room.
+
+        No longer than it would take to compute the session again: whichever turns out dearer, at
+        most twice the better choice is paid.
+        """
+        state = self.kept.of(call)
+        home = self.workers.get(state.worker) if state is not None else None
+        if state is None or home is None or self._choose([call], [home], now_s) is not None:
+            return False
+        if not call.home_until_s:
+            rebuild_s = home.rebuild_s(state.tokens)
+            if rebuild_s is None:
+                rebuild_s = state.tokens / PREFILL_TOKENS_PER_S
+            call.home_until_s = now_s + rebuild_s
+            self._timers.add(call.home_until_s, "home", call.ready.call, len(self.calls))
+        return now_s < call.home_until_s
+
+    def _could_enter(self, calls: Sequence[CallState], workers: Sequence[WorkerState]) -> bool:
+        """Whether some worker could take all of `calls` if it were empty."""
+        return any(
+            len(calls) <= worker.max_running
+            and sum(_demand(call, worker) for call in calls) <= worker.kv_tokens
+            for worker in workers
+        )
+
+    def _make_room(
+        self, calls: Sequence[CallState], workers: Sequence[WorkerState], out: list[Command]
+    ) -> WorkerState | None:
+        """Give up pins on an idle worker that nothing but pins keeps from taking `calls`."""
+        for worker in workers:
+            demand = sum(_demand(call, worker) for call in calls)
+            if worker.running or demand > worker.kv_tokens or len(calls) > worker.slots:
+                continue
+            if worker.kv_pinned and self.kept.give_way(demand, worker, out):
+                return worker
+        return None
+
+    def _largest(self, model: str) -> int | None:
+        """The KV capacity of the largest worker of `model`; None while there is none."""
+        workers = self._by_model.get(model)
+        return max(worker.kv_tokens for worker in workers) if workers else None
+
+    # ---- tools and prefixes -------------------------------------------------------------------
 
     def _tool_started(self, event: ToolStarted, now_s: float, out: list[Command]) -> None:
-        state = self.sessions.get(event.session) if event.session else None
-        if state is None or self._hold is None or event.session is None:
-            return
-        worker = self.workers[state.worker]
-        if state.retained or worker.kv_pinned + state.tokens > PIN_SHARE * worker.kv_tokens:
-            return
-        hold_s = self._hold(self._pause(event, state, worker))
-        if hold_s == 0:
-            return
-        state.retained = True
-        worker.kv_pinned += state.tokens
-        state.until_s = until_s = None if hold_s is None else now_s + hold_s
-        if until_s is not None:
-            heapq.heappush(self._pins, (until_s, event.session))
-        out.append(Retain(session=event.session, worker=state.worker, until_s=until_s))
-
-    def _expire_pins(self, now_s: float) -> None:
-        """Count no longer what the workers have let go of by themselves."""
-        while self._pins and self._pins[0][0] <= now_s:
-            until_s, session = heapq.heappop(self._pins)
-            state = self.sessions.get(session)
-            if state is None or not state.retained or state.until_s != until_s:
-                continue  # given up, or renewed, since
-            worker = self.workers[state.worker]
-            worker.kv_pinned -= state.tokens
-            state.retained = False
-            self._changed.append(worker.model)
-
-    def _pause(self, event: ToolStarted, state: SessionState, worker: WorkerState) -> Pause:
-        return Pause(
-            tool=event.tool,
-            tokens=state.tokens,
-            durations=self.durations,
-            eta_s=event.eta_s,
-            waiting=len(self._waiting.get(worker.model, ())),
-            prefill_s=worker.rebuild_s(state.tokens),
-        )
+        state = self.kept.by_name.get(event.session) if event.session else None
+        if state is not None:
+            waiting = len(self._waiting.get(self.workers[state.worker].model, ()))
+            self.kept.pause(event, now_s, waiting, out)
 
     def _tool_ended(self, event: ToolEnded, now_s: float, out: list[Command]) -> None:
         if event.ok:
-            self.durations.observe(event.tool, event.seconds)
-
-    def _release(self, session: str, out: list[Command]) -> None:
-        """Give up a pin; the session's KV may be evicted from now on."""
-        state = self.sessions[session]
-        if state.retained:
-            self.workers[state.worker].kv_pinned -= state.tokens
-            state.retained = False
-        out.append(Release(session=session, worker=state.worker))
-
-    def _forget_session(self, session: str, out: list[Command]) -> None:
-        state = self.sessions.get(session)
-        if state is None:
-            return
-        self._release(session, out)
-        del self.sessions[session]
-        program = self.programs.get(state.program)
-        if program is not None:
-            program.sessions.discard(session)
+            self.kept.durations.observe(event.tool, event.seconds)
 
     def _prefix_known(self, event: PrefixKnown, now_s: float, out: list[Command]) -> None:
-        self._prefixes[event.session] = event
+        self.kept.prefixes[event.session] = event
         for worker in self._by_model.get(event.model, ()):
-            self._pin_prefix(event, worker, out)
-
-    def _pin_prefix(self, prefix: PrefixKnown, worker: WorkerState, out: list[Command]) -> None:
-        if worker.kv_pinned + prefix.tokens > PIN_SHARE * worker.kv_tokens:
-            return
-        worker.kv_pinned += prefix.tokens
-        worker.prefixes.add(prefix.session)
-        out.append(Warm(session=prefix.session, worker=worker.name))
-        out.append(Retain(session=prefix.session, worker=worker.name, until_s=None))
-
-    def _unpin_prefix(self, session: str, worker: WorkerState, out: list[Command]) -> None:
-        if session in worker.prefixes:
-            worker.prefixes.remove(session)
-            worker.kv_pinned -= self._prefixes[session].tokens
-            out.append(Release(session=session, worker=worker.name))
+            self.kept.pin_prefix(event, worker, out)
 
     # ---- workers ------------------------------------------------------------------------------
 
     def _worker_up(self, event: WorkerUp, now_s: float, out: list[Command]) -> None:
-        worker = WorkerState(event.worker, event.model, event.max_running, event.kv_tokens)
+        worker = WorkerState(
+            event.worker, event.model, event.max_running, event.kv_tokens, event.page_tokens
+        )
         self.workers[event.worker] = worker
         self._by_model.setdefault(event.model, []).append(worker)
-        self._lost.pop(event.model, None)
-        for prefix in self._prefixes.values():
+        for gone in (self._lost, self._absent):
+            gone.pop(event.model, None)
+        self._away.pop(event.worker, None)
+        for prefix in self.kept.prefixes.values():
             if prefix.model == event.model:
-                self._pin_prefix(prefix, worker, out)
+                self.kept.pin_prefix(prefix, worker, out)
         self._changed.append(event.model)
 
     def _worker_down(self, event: WorkerDown, now_s: float, out: list[Command]) -> None:
-        """Its calls wait again, on another worker, unless they have been tried too often."""
+        """Its calls wait again, for another worker or for its return."""
         worker = self.workers.pop(event.worker, None)
-        if worker is None:
+        model = worker.model if worker is not None else self._away.get(event.worker, event.model)
+        if not model:
             return
-        self._by_model[worker.model].remove(worker)
-        for session, state in list(self.sessions.items()):
-            if state.worker == event.worker:
-                del self.sessions[session]
-                self.programs[state.program].sessions.discard(session)
-        alive = bool(self._by_model[worker.model])
-        reason = f"worker {event.worker} died: {event.error}"
-        if not alive:
-            reason = self._lost[worker.model] = f"{NO_WORKER}: {reason}"
+        if worker is not None or event.returns:
+            out.append(Quit(worker=event.worker, recover=event.returns))
+        self._away.pop(event.worker, None)
+        if event.returns:
+            self._away[event.worker] = model
+        if worker is not None:
+            self._by_model[model].remove(worker)
+            self.kept.lost(event.worker)
+            self._take_back(worker, f"worker {event.worker} died: {event.error}", out)
+        if self._by_model.get(model):
+            return
+        reason = f"{NO_WORKER}: worker {event.worker} died: {event.error}"
+        if model not in self._away.values():
+            self._give_up(model, reason, out)
+        elif model not in self._absent:
+            self._absent[model] = reason
+            self._timers.add(now_s + self._patience_s, "patience", model, len(self.calls))
+
+    def _take_back(self, worker: WorkerState, reason: str, out: list[Command]) -> None:
+        """The calls of a dead worker become ready again, unless they outlived too many."""
         for name in sorted(worker.running, key=lambda name: self.calls[name].sequence):
             call = self.calls[name]
             call.worker = None
-            if not alive or call.aborting or call.attempts >= MAX_ATTEMPTS:
+            call.work_tokens = 0
+            call.losses += 1
+            if call.aborting or call.losses >= MAX_LOSSES:
                 self._stop_call(name, reason, out)
             else:
-                self._enqueue(call, self.programs[call.ready.program])
-        if not alive:
-            for _, _, name in self._waiting.pop(worker.model, []):
-                if name in self.calls:
-                    self._stop_call(name, reason, out)
+                self._enqueue(call)
 
-    # ---- deadlines ----------------------------------------------------------------------------
+    def _give_up(self, model: str, reason: str, out: list[Command]) -> None:
+        """Nobody will answer calls of `model` any more."""
+        self._absent.pop(model, None)
+        self._lost[model] = reason
+        self._waiting.pop(model, None)
+        for name in [name for name, call in self.calls.items() if call.ready.model == model]:
+            if name in self.calls:
+                self._stop_call(name, reason, out)
 
-    def _set_timer(self, out: list[Command]) -> None:
-        while self._deadlines and self._deadlines[0][1] not in self.calls:
-            heapq.heappop(self._deadlines)
-        if not self._deadlines:
+    def _worker_load(self, event: WorkerLoad, now_s: float, out: list[Command]) -> None:
+        """Make room for what others run there; a report may be a second old."""
+        worker = self.workers.get(event.worker)
+        if worker is None:
             return
-        first_s = self._deadlines[0][0]
-        if self._timer_s is None or first_s < self._timer_s:
-            self._timer_s = first_s
-            out.append(SetTimer(at_s=first_s))
+        foreign = max(0, event.running + event.waiting - len(worker.running))
+        worker.foreign, worker.foreign_before = min(foreign, worker.foreign_before), foreign
+        worker.crowded = event.waiting > LINE
+        self._changed.append(worker.model)
+
+    def _blocks_gone(self, event: BlocksGone, now_s: float, out: list[Command]) -> None:
+        worker = self.workers.get(event.worker)
+        if worker is not None and event.blocks:
+            worker.holds.drop(event.blocks)
+        elif worker is not None:
+            worker.holds.clear()
+
+    # ---- time ---------------------------------------------------------------------------------
+
+    def _matters(self, kind: Kind, name: str) -> bool:
+        """Whether a timer still stands for something."""
+        if kind == "rest":
+            return name in self.workers
+        if kind == "patience":
+            return name in self._absent
+        return name in self.calls
 
     def _timer_fired(self, event: TimerFired, now_s: float, out: list[Command]) -> None:
-        self._timer_s = None
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            _, name = heapq.heappop(self._deadlines)
-            if name in self.calls:
-                self._stop_call(name, "its deadline has passed", out)
-        self._set_timer(out)
+        for kind, name in self._timers.due(now_s):
+            match kind:
+                case "deadline":
+                    self._stop_call(name, "its deadline has passed", out)
+                case "retry":
+                    call = self.calls[name]
+                    if call.resting:
+                        call.resting = False
+                        self._enqueue(call)
+                case "home":
+                    self._changed.append(self.calls[name].ready.model)
+                case "rest":
+                    self._changed.append(self.workers[name].model)
+                case "patience":
+                    self._give_up(name, self._absent[name], out)
 
     # ---- for tests ----------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise AssertionError where the state contradicts itself."""
         running: dict[str, int] = {}
+        work: dict[str, int] = {}
         for name, call in self.calls.items():
             program = self.programs.get(call.ready.program)
             assert call.aborting if program is None else name in program.calls, name
             if call.worker is not None:
                 assert name in self.workers[call.worker].running, name
                 running[call.worker] = running.get(call.worker, 0) + call.demand_tokens
+                work[call.worker] = work.get(call.worker, 0) + call.work_tokens
         for name, worker in self.workers.items():
             assert len(worker.running) <= worker.max_running, name
             assert worker.kv_reserved == running.get(name, 0), name
+            assert worker.work_tokens == work.get(name, 0), name
             assert worker.running <= self.calls.keys(), name
-            pinned = sum(
-                state.tokens
-                for state in self.sessions.values()
-                if state.retained and state.worker == name
-            )
-            prefixes = sum(self._prefixes[session].tokens for session in worker.prefixes)
-            assert worker.kv_pinned == pinned + prefixes, name
-        for name, session in self.sessions.items():
-            assert name in self.programs[session.program].sessions, name
+            assert name not in self._away, name
+        self.kept.check()
         live = sum(1 for program in self.programs.values() if program.started)
         assert live == self._live <= self._max_programs or self._max_programs == 0
+
+
+def _need(call: CallReady) -> int:
+    """KV tokens that a call's context may come to hold, shared ones too."""
+    return call.prompt_tokens + call.max_tokens
+
+
+def _demand(call: CallState, worker: WorkerState) -> int:
+    """KV tokens that it may come to hold on `worker` of its own: a pinned prefix counts once."""
+    ready = call.ready
+    if ready.group is None or ready.group in worker.prefixes:
+        return _need(ready) - ready.shared_tokens
+    return _need(ready)
 
 
 def _too_large(call: CallReady, room: int) -> str:

@@ -42,6 +42,9 @@ class CallReady(Record, frozen=True):
     session: str | None = None
     shared_tokens: int = 0  # of the prompt, expected in the cache (the plan's hint)
     deadline_s: float | None = None  # on the run's clock: not answered by then, it is aborted
+    group: str | None = None  # the prefix or the gang that it belongs to
+    gang: int = 0  # so many calls of its group enter one worker together, or none of them
+    blocks: tuple[int, ...] = ()  # of its prompt (placement), where there is a choice of workers
 
 
 class CallEnded(Record, frozen=True):
@@ -58,6 +61,15 @@ class CallEnded(Record, frozen=True):
     prefill_s: float = 0.0
     decode_s: float = 0.0
     error: str | None = None
+
+
+class CallBroke(Record, frozen=True):
+    """An attempt came to nothing; another one may do. `after_s`: the worker wants to rest first."""
+
+    call: str
+    worker: str
+    error: str
+    after_s: float | None = None
 
 
 class CallShared(Record, frozen=True):
@@ -117,13 +129,31 @@ class WorkerUp(Record, frozen=True):
     model: str
     max_running: int
     kv_tokens: int
+    page_tokens: int = 1
 
 
 class WorkerDown(Record, frozen=True):
-    """A worker is gone; its calls become ready again."""
+    """A worker is gone; its calls become ready again. `returns`: it may come back."""
 
     worker: str
     error: str = ""
+    returns: bool = False
+    model: str = ""  # of a worker that was never up
+
+
+class WorkerLoad(Record, frozen=True):
+    """A worker's own report: all that it runs and all that waits there, whoever sent it."""
+
+    worker: str
+    running: int
+    waiting: int
+
+
+class BlocksGone(Record, frozen=True):
+    """A worker has evicted these blocks; none named: all of them."""
+
+    worker: str
+    blocks: tuple[int, ...] = ()
 
 
 class TimerFired(Record, frozen=True):
@@ -135,6 +165,7 @@ Event = (
     | ProgramEnded
     | CallReady
     | CallEnded
+    | CallBroke
     | ToolStarted
     | ToolEnded
     | PrefixKnown
@@ -142,6 +173,8 @@ Event = (
     | Drain
     | WorkerUp
     | WorkerDown
+    | WorkerLoad
+    | BlocksGone
     | TimerFired
 )
 
@@ -198,13 +231,41 @@ class Release(Record, frozen=True):
     worker: str
 
 
+class Quit(Record, frozen=True):
+    """Stop whatever runs on a worker; `recover`: watch for its return."""
+
+    worker: str
+    recover: bool
+
+
+class PinJudged(Record, frozen=True):
+    """How a pin turned out: of `promised_tokens`, the next turn found `cached_tokens`."""
+
+    session: str
+    worker: str
+    promised_tokens: int
+    cached_tokens: int
+    held: bool
+
+
 class SetTimer(Record, frozen=True):
     """Send TimerFired at this time; replaces an earlier timer."""
 
     at_s: float
 
 
-Command = StartProgram | Dispatch | Abort | DropCall | Warm | Retain | Release | SetTimer
+Command = (
+    StartProgram
+    | Dispatch
+    | Abort
+    | DropCall
+    | Warm
+    | Retain
+    | Release
+    | Quit
+    | PinJudged
+    | SetTimer
+)
 
 # ---- what else a trace of a run holds -----------------------------------------------------------
 

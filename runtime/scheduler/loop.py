@@ -16,19 +16,22 @@ import msgspec
 
 from ..backends.base import Backend
 from ..calls import CallId, Chunk, FinishReason, Request, SessionId, Usage
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, TryAgain
 from ..trace import NoTrace, Trace
 from .core import Core
 from .events import (
     Abort,
+    CallBroke,
     CallEnded,
     CallReady,
     Command,
     Dispatch,
     DropCall,
     Event,
+    PinJudged,
     PrefixKnown,
     ProgramArrived,
+    Quit,
     Release,
     Retain,
     SetTimer,
@@ -36,10 +39,13 @@ from .events import (
     TimerFired,
     Warm,
     WorkerDown,
+    WorkerLoad,
     WorkerUp,
 )
+from .placement import blocks_of
 
 NO_USAGE = Usage()
+LOAD_EVERY_S = 1.0  # how often a worker that others may use is asked what it does
 log = logging.getLogger(__name__)
 Action = Callable[[], Awaitable[None]]
 
@@ -69,13 +75,17 @@ class Submission(Protocol):
     def model(self) -> str: ...
     @property
     def shared_tokens(self) -> int: ...
+    @property
+    def gang(self) -> int:
+        """So many calls of `request.group` enter together, or none of them; 0: it goes alone."""
+        ...
 
     def heard(self, chunk: Chunk) -> None:
         """Takes a piece of a streamed answer, all but the last."""
         ...
 
     def lost(self) -> None:
-        """Its worker has died: should another one answer, the answer begins anew."""
+        """The attempt came to nothing: should there be another one, the answer begins anew."""
         ...
 
     def done(self, answer: Answer) -> None:
@@ -107,6 +117,8 @@ class Scheduler:
         self._calls: dict[str, Submission] = {}
         self._running: dict[str, tuple[asyncio.Task[None], str]] = {}  # call -> task, worker
         self._controls: dict[str, asyncio.Queue[Action | None]] = {}  # worker -> in order
+        self._watches: list[asyncio.Task[None]] = []
+        self._recoveries: dict[str, asyncio.Task[None]] = {}
         self._closing = False
         self._starts: dict[str, Callable[[], None]] = {}
         self._prefixes: dict[str, tuple[int, ...]] = {}
@@ -119,6 +131,8 @@ class Scheduler:
             Warm: self._warm,
             Retain: self._retain,
             Release: self._release,
+            Quit: self._quit,
+            PinJudged: self._note,
             SetTimer: self._set_timer,
         }
 
@@ -128,16 +142,24 @@ class Scheduler:
         for worker, backend in self._backends.items():
             self._controls[worker] = asyncio.Queue()
             self._tasks.create_task(self._control(worker))
-            able = backend.capabilities
-            self.send(
-                WorkerUp(
-                    worker=worker,
-                    model=self._models[worker],
-                    max_running=able.max_running,
-                    kv_tokens=able.kv_tokens,
-                )
-            )
+            if backend.capabilities.remote:
+                self._watches.append(self._tasks.create_task(self._watch(worker)))
+        for worker, backend in self._backends.items():
+            if backend.failure is None:
+                self.send(self._up(worker))
+            else:
+                self.lose(worker, backend.failure)
         return self
+
+    def _up(self, worker: str) -> WorkerUp:
+        able = self._backends[worker].capabilities
+        return WorkerUp(
+            worker=worker,
+            model=self._models[worker],
+            max_running=able.max_running,
+            kv_tokens=able.kv_tokens,
+            page_tokens=able.page_tokens,
+        )
 
     async def __aexit__(
         self,
@@ -149,6 +171,8 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
         for task, _ in tuple(self._running.values()):
+            task.cancel()
+        for task in (*self._watches, *self._recoveries.values()):
             task.cancel()
         self._let_go()
         for queue in self._controls.values():
@@ -181,6 +205,7 @@ class Scheduler:
             call.done(Answer(finish="abort", error="the run is closing"))
             return
         self._calls[request.call] = call
+        chooses = self.core.chooses(call.model)
         self.send(
             CallReady(
                 call=request.call,
@@ -192,6 +217,9 @@ class Scheduler:
                 session=request.session,
                 shared_tokens=call.shared_tokens,
                 deadline_s=request.deadline_s,
+                group=request.group,
+                gang=call.gang,
+                blocks=blocks_of(request.token_ids) if chooses else (),
             )
         )
 
@@ -221,15 +249,10 @@ class Scheduler:
             self._busy = False
 
     def lose(self, worker: str, error: str) -> None:
-        """A worker is gone: its calls go to another one, or end with `error`."""
-        if worker not in self.core.workers:
-            return
-        for call, (task, name) in tuple(self._running.items()):
-            if name == worker:
-                del self._running[call]
-                self._calls[call].lost()
-                task.cancel()
-        self.send(WorkerDown(worker=worker, error=error))
+        """A worker is gone: its calls go to another one, wait for its return, or end."""
+        returns = self._backends[worker].capabilities.remote
+        model = self._models[worker]
+        self.send(WorkerDown(worker=worker, error=error, returns=returns, model=model))
 
     # ---- commands -------------------------------------------------------------------------------
 
@@ -240,16 +263,19 @@ class Scheduler:
         if self._closing:
             return
         call = command.call
-        task = self._tasks.create_task(self._run_call(self._calls[call], command.worker))
-        self._running[call] = (task, command.worker)
+        request = self._calls[call].request
+        if self._backends[command.worker].capabilities.priorities:
+            request = msgspec.structs.replace(request, priority=command.priority)
+        running = self._run_call(self._calls[call], request, command.worker)
+        self._running[call] = (self._tasks.create_task(running), command.worker)
 
-    async def _run_call(self, call: Submission, worker: str) -> None:
+    async def _run_call(self, call: Submission, request: Request, worker: str) -> None:
         """Read one call's answer to its end; whatever happens, the core hears of it once."""
-        name = call.request.call
+        name = request.call
         chunks: list[Chunk] = []
         error: str | None = None
         try:
-            async for chunk in self._backends[worker].generate(call.request):
+            async for chunk in self._backends[worker].generate(request):
                 chunks.append(chunk)
                 if chunk.finish is None:
                     call.heard(chunk)
@@ -259,7 +285,15 @@ class Scheduler:
                 self._closing = True
             raise
         except BackendUnavailable as failure:
-            self.lose(worker, str(failure))
+            if name in self._running:  # else others were faster to tell
+                self.lose(worker, str(failure))
+            return
+        except TryAgain as failure:
+            if self._running.pop(name, None) is not None:
+                call.lost()
+                after_s = failure.after_s
+                broke = CallBroke(call=name, worker=worker, error=str(failure), after_s=after_s)
+                self.send(broke)
             return
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
@@ -295,6 +329,51 @@ class Scheduler:
         # Not in the worker's queue: an abort must not wait behind a warm-up.
         backend = self._backends[command.worker]
         self._tasks.create_task(self._guard(partial(backend.abort, CallId(command.call))))
+
+    def _note(self, command: PinJudged) -> None:
+        """It is in the trace; there is nothing to do."""
+
+    def _quit(self, command: Quit) -> None:
+        """Stop reading from a worker, and if it may come back, wait for that."""
+        for call, (task, name) in tuple(self._running.items()):
+            if name == command.worker:
+                del self._running[call]
+                self._calls[call].lost()
+                task.cancel()
+        if command.recover and not self._closing:
+            log.warning("worker %s is out of use until it answers again", command.worker)
+            task = self._tasks.create_task(self._recover(command.worker))
+            self._recoveries[command.worker] = task
+
+    async def _recover(self, worker: str) -> None:
+        try:
+            await self._backends[worker].recover()
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {failure}"
+            log.warning("worker %s will not come back: %s", worker, error)
+            self.send(WorkerDown(worker=worker, error=error, model=self._models[worker]))
+        else:
+            log.warning("worker %s answers again", worker)
+            self.send(self._up(worker))
+        finally:
+            self._recoveries.pop(worker, None)
+
+    async def _watch(self, worker: str) -> None:
+        """Tell the core what a worker does for others, while it does something for us."""
+        backend = self._backends[worker]
+        while True:
+            await asyncio.sleep(LOAD_EVERY_S)
+            state = self.core.workers.get(worker)
+            if state is None or not state.running:
+                continue
+            try:
+                load = await backend.load()
+            except Exception:
+                log.debug("worker %s did not tell its load", worker, exc_info=True)
+                continue  # the calls that it runs will tell
+            report = WorkerLoad(worker=worker, running=load.running, waiting=load.waiting)
+            if load.waiting or load.running > len(state.running) or state.foreign:
+                self.send(report)
 
     def _warm(self, command: Warm) -> None:
         backend, token_ids = self._backends[command.worker], self._prefixes[command.session]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from .events import CallReady
+from .placement import Residency
 
 
 @dataclass(slots=True)
@@ -28,7 +29,13 @@ class CallState(msgspec.Struct, gc=False):
     demand_tokens: int  # KV tokens that it may come to hold of its own
     worker: str | None = None
     aborting: bool = False
-    attempts: int = 0
+    losses: int = 0  # workers that died under it
+    breaks: int = 0  # attempts that came to nothing
+    promised_tokens: int = 0  # of its session, by a pin that was in force when it was dispatched
+    matched_tokens: int = 0  # of its prompt, believed to be held where it runs
+    work_tokens: int = 0  # what it adds to its worker's
+    home_until_s: float = 0.0  # until then it waits for the worker of its session
+    resting: bool = False  # between two attempts
 
 
 @dataclass(slots=True)
@@ -39,12 +46,35 @@ class WorkerState:
     model: str
     max_running: int
     kv_tokens: int
+    page_tokens: int = 1
     running: set[str] = field(default_factory=set[str])
     kv_reserved: int = 0
     kv_pinned: int = 0
     prefixes: set[str] = field(default_factory=set[str])  # pinned for the whole run
     computed_tokens: int = 0  # of prompts, since it came up
     prefill_s: float = 0.0  # that they took
+    work_tokens: int = 0  # of its running calls (placement)
+    holds: Residency = field(init=False)
+    foreign: int = 0  # calls of others that it reported last
+    foreign_before: int = 0  # and the time before
+    crowded: bool = False  # calls wait in its own line, by its last report
+    broken: int = 0  # attempts in a row that came to nothing
+    rest_until_s: float = 0.0  # it asked to be left alone until then
+
+    def __post_init__(self) -> None:
+        self.holds = Residency(self.kv_tokens)
+
+    @property
+    def slots(self) -> int:
+        """How many calls of ours it may run beside those of others."""
+        return max(1, self.max_running - self.foreign)
+
+    def open(self, now_s: float) -> bool:
+        """Whether it may be given one more call, memory aside."""
+        running = len(self.running)
+        if running >= self.slots or now_s < self.rest_until_s:
+            return False
+        return not (self.crowded and running)
 
     def rebuild_s(self, tokens: int) -> float | None:
         """How long computing `tokens` of a prompt takes here; None until it has computed some."""

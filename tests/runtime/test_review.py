@@ -70,7 +70,7 @@ class Dying(FakeBackend):
 class Call:
     """A submission that remembers what it was told."""
 
-    program, step, model, shared_tokens = "p", "s", "m", 0
+    program, step, model, shared_tokens, gang = "p", "s", "m", 0, 0
 
     def __init__(self, name: str) -> None:
         self.request = Request(name, (1,))  # type: ignore[arg-type]
@@ -405,7 +405,7 @@ async def test_nothing_grows_with_rows_tools_and_steps_made_on_the_way() -> None
         assert await run.run(iter(rows(6000))) == "done"
         assert not host._tool_tasks  # pyright: ignore[reportPrivateUsage]
         assert len(host._asking) <= 4096  # pyright: ignore[reportPrivateUsage]
-        assert len(host.scheduler.core._deadlines) < 1000  # pyright: ignore[reportPrivateUsage]
+        assert len(host.scheduler.core._timers) < 1000  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_pin_whose_time_is_over_holds_no_room_any_more() -> None:

@@ -7,9 +7,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from tenter.runtime.scheduler.core import MAX_ATTEMPTS, Core
+from tenter.runtime.scheduler.core import Core
 from tenter.runtime.scheduler.events import (
     Abort,
+    BlocksGone,
+    CallBroke,
     CallEnded,
     CallReady,
     CancelProgram,
@@ -17,9 +19,11 @@ from tenter.runtime.scheduler.events import (
     Dispatch,
     Drain,
     DropCall,
+    PinJudged,
     PrefixKnown,
     ProgramArrived,
     ProgramEnded,
+    Quit,
     Release,
     Retain,
     SetTimer,
@@ -29,9 +33,12 @@ from tenter.runtime.scheduler.events import (
     ToolStarted,
     Warm,
     WorkerDown,
+    WorkerLoad,
     WorkerUp,
 )
+from tenter.runtime.scheduler.placement import blocks_of
 from tenter.runtime.scheduler.policies import call_fcfs, program_fcfs
+from tenter.runtime.scheduler.retry import BREAKS, MAX_ATTEMPTS, MAX_LOSSES
 
 
 def arrived(name: str, row: int = 0) -> ProgramArrived:
@@ -204,12 +211,12 @@ def test_a_dead_workers_calls_go_to_another_a_bounded_number_of_times(core: Core
     core.handle(arrived("p"), 0)
     core.handle(up("m/0"), 0)
     core.handle(ready("p/1", "p"), 0)
-    for attempt in range(1, MAX_ATTEMPTS):
+    for attempt in range(1, MAX_LOSSES):
         core.handle(up(f"m/{attempt}"), attempt)
         commands = core.handle(WorkerDown(worker=f"m/{attempt - 1}", error="gone"), attempt)
         assert dispatched(commands) == ["p/1"]
     core.handle(up("m/9"), 9)
-    (drop,) = core.handle(WorkerDown(worker=f"m/{MAX_ATTEMPTS - 1}", error="gone"), 9)
+    _, drop = core.handle(WorkerDown(worker=f"m/{MAX_LOSSES - 1}", error="gone"), 9)
     assert isinstance(drop, DropCall) and "gone" in drop.reason
 
 
@@ -219,7 +226,7 @@ def test_without_any_worker_left_calls_end_instead_of_hanging(core: Core) -> Non
     core.handle(ready("p/1", "p"), 0)
     core.handle(ready("p/2", "p"), 0)
     commands = core.handle(WorkerDown(worker="m/0", error="gone"), 1)
-    assert [type(command) for command in commands] == [DropCall, DropCall]
+    assert [type(command) for command in commands] == [Quit, DropCall, DropCall]
 
 
 def test_a_call_ends_at_its_deadline(core: Core) -> None:
@@ -230,6 +237,190 @@ def test_a_call_ends_at_its_deadline(core: Core) -> None:
     assert core.handle(ready("p/2", "p", deadline_s=9.0), 0) == []
     assert core.handle(TimerFired(), 5.0) == [Abort(call="p/1", worker="m/0"), SetTimer(at_s=9.0)]
     assert isinstance(core.handle(TimerFired(), 9.0)[0], DropCall)
+
+
+def broke(call: str, worker: str = "m/0", **more: object) -> CallBroke:
+    return CallBroke(call=call, worker=worker, error="503", **more)  # type: ignore[arg-type]
+
+
+def test_a_broken_attempt_is_repeated_after_a_rest_a_bounded_number_of_times(core: Core) -> None:
+    core.handle(up(), 0)
+    core.handle(arrived("p"), 0)
+    core.handle(ready("p/1", "p"), 0)
+    now_s = 0.0
+    for attempt in range(1, MAX_ATTEMPTS):
+        (timer,) = core.handle(broke("p/1"), now_s)
+        assert isinstance(timer, SetTimer) and now_s < timer.at_s < now_s + 2**attempt
+        now_s = timer.at_s
+        assert dispatched(core.handle(TimerFired(), now_s)) == ["p/1"]
+    (drop,) = core.handle(broke("p/1"), now_s)
+    assert drop == DropCall(call="p/1", reason="503")
+
+
+def test_a_worker_that_asks_for_rest_gets_it_and_another_takes_its_calls(core: Core) -> None:
+    core.handle(up("m/0"), 0)
+    core.handle(arrived("p"), 0)
+    core.handle(ready("p/1", "p"), 0)
+    core.handle(ready("p/2", "p"), 0)
+    assert dispatched(core.handle(broke("p/1", after_s=9.0), 1)) == []
+    assert dispatched(core.handle(up("m/1"), 2)) == ["p/2"]
+    core.handle(done("p/2", "p"), 3)
+    assert dispatched(core.handle(ready("p/3", "p"), 3)) == ["p/3"]
+    assert "p/1" in dispatched(core.handle(TimerFired(), 10.0))
+
+
+def test_a_worker_that_fails_call_after_call_is_given_up_until_it_recovers(core: Core) -> None:
+    core.handle(up(slots=BREAKS + 1), 0)
+    core.handle(arrived("p"), 0)
+    for index in range(BREAKS + 1):
+        core.handle(ready(f"p/{index}", "p"), 0)
+    for index in range(BREAKS - 1):
+        core.handle(broke(f"p/{index}"), 1)
+    commands = core.handle(broke(f"p/{BREAKS - 1}"), 1)
+    assert Quit(worker="m/0", recover=True) in commands
+    assert not core.workers and len(core.calls) == BREAKS + 1
+    core.handle(TimerFired(), 20)
+    assert len(dispatched(core.handle(up(slots=9), 20))) == BREAKS + 1
+
+
+def test_calls_wait_for_workers_that_may_return_and_not_for_ever(core: Core) -> None:
+    core.handle(up(), 0)
+    core.handle(arrived("p"), 0)
+    core.handle(ready("p/1", "p"), 0)
+    commands = core.handle(WorkerDown(worker="m/0", error="gone", returns=True), 1)
+    assert commands == [Quit(worker="m/0", recover=True), SetTimer(at_s=61)]
+    assert core.handle(ready("p/2", "p"), 2) == []
+    assert dispatched(core.handle(up(), 30)) == ["p/1"]
+    core.handle(WorkerDown(worker="m/0", error="gone again", returns=True), 40)
+    core.handle(TimerFired(), 61)
+    commands = core.handle(TimerFired(), 100)
+    assert [type(command) for command in commands] == [DropCall, DropCall]
+    assert all("gone again" in command.reason for command in commands)  # type: ignore[union-attr]
+
+
+def test_a_worker_that_will_never_return_is_not_waited_for(core: Core) -> None:
+    core.handle(up(), 0)
+    core.handle(arrived("p"), 0)
+    core.handle(ready("p/1", "p"), 0)
+    core.handle(WorkerDown(worker="m/0", error="gone", returns=True), 1)
+    (drop,) = core.handle(WorkerDown(worker="m/0", error="another model", model="m"), 2)
+    assert isinstance(drop, DropCall) and "another model" in drop.reason
+
+
+def test_calls_of_others_take_slots_and_a_waiting_line_takes_all(core: Core) -> None:
+    core.handle(up(slots=4), 0)
+    core.handle(arrived("p"), 0)
+    core.handle(ready("p/1", "p"), 0)
+    for now_s in (1, 2):  # one report may be a second old; two agree
+        core.handle(WorkerLoad(worker="m/0", running=3, waiting=0), now_s)
+    assert dispatched(core.handle(ready("p/2", "p"), 2)) == ["p/2"]
+    assert core.handle(ready("p/3", "p"), 2) == []
+    core.handle(WorkerLoad(worker="m/0", running=1, waiting=0), 3)
+    assert core.workers["m/0"].slots == 4
+    core.handle(WorkerLoad(worker="m/0", running=3, waiting=9), 4)
+    core.handle(done("p/1", "p"), 5)
+    assert core.handle(ready("p/4", "p"), 5) == []
+    assert dispatched(core.handle(WorkerLoad(worker="m/0", running=2, waiting=0), 6)) == ["p/4"]
+
+
+def test_a_gang_enters_together_or_not_at_all(core: Core) -> None:
+    core.handle(up(slots=3), 0)
+    core.handle(arrived("p"), 0)
+    core.handle(ready("p/0", "p"), 0)
+    for index in (1, 2):
+        assert core.handle(ready(f"p/{index}", "p", group="g", gang=3), 0) == []
+    assert core.handle(ready("p/3", "p", group="g", gang=3), 0) == []
+    assert dispatched(core.handle(done("p/0", "p"), 1)) == ["p/1", "p/2", "p/3"]
+
+
+def test_a_gang_larger_than_every_worker_goes_one_by_one(core: Core) -> None:
+    core.handle(up(slots=2), 0)
+    core.handle(arrived("p"), 0)
+    core.handle(ready("p/1", "p", group="g", gang=3), 0)
+    core.handle(ready("p/2", "p", group="g", gang=3), 0)
+    assert dispatched(core.handle(ready("p/3", "p", group="g", gang=3), 0)) == ["p/1", "p/2"]
+    assert dispatched(core.handle(done("p/1", "p"), 1)) == ["p/3"]
+
+
+def test_a_gang_is_complete_without_a_member_that_was_dropped(core: Core) -> None:
+    core.handle(up(slots=2), 0)
+    core.handle(arrived("p"), 0)
+    core.handle(ready("p/1", "p", group="g", gang=3, deadline_s=1.0), 0)
+    core.handle(ready("p/2", "p", group="g", gang=3), 0)
+    core.handle(TimerFired(), 1.0)
+    assert dispatched(core.handle(ready("p/3", "p", group="g", gang=3), 2)) == ["p/2", "p/3"]
+
+
+def fleet(core: Core, workers: int, slots: int = 8, kv: int = 10_000) -> None:
+    for index in range(workers):
+        core.handle(up(f"m/{index}", slots, kv), 0)
+    core.handle(arrived("p"), 0)
+
+
+def placed(commands: list[Command]) -> list[str]:
+    return [command.worker for command in commands if isinstance(command, Dispatch)]
+
+
+def prompt(call: str, tokens: list[int], **more: object) -> CallReady:
+    return ready(call, "p", prompt_tokens=len(tokens), blocks=blocks_of(tokens), **more)
+
+
+def test_a_call_goes_where_its_prefix_lies(core: Core) -> None:
+    fleet(core, 2)
+    shared = list(range(640))
+    (other,) = placed(core.handle(prompt("p/1", [9] * 640), 0))
+    (first,) = placed(core.handle(prompt("p/2", shared), 0))
+    assert first != other
+    core.handle(done("p/1", "p", prompt_tokens=640), 1)
+    core.handle(done("p/2", "p", prompt_tokens=640), 1)
+    assert placed(core.handle(prompt("p/3", [*shared, 1, 2, 3]), 2)) == [first]
+    core.handle(done("p/3", "p", prompt_tokens=643, cached_tokens=640), 3)
+    core.handle(BlocksGone(worker=first), 3)
+    core.handle(prompt("p/4", [5] * 64), 4)
+    assert core.workers[first].holds.matched_tokens(blocks_of(shared)) == 0
+
+
+def test_a_shared_system_prompt_does_not_pull_everything_onto_one_worker(core: Core) -> None:
+    fleet(core, 2, slots=64, kv=100_000)
+    system = list(range(256))
+    homes = [
+        placed(core.handle(prompt(f"p/{index}", [*system, *[index + 300] * 256]), 0))[0]
+        for index in range(40)
+    ]
+    assert 15 <= homes.count("m/0") <= 25
+
+
+def test_a_call_waits_for_the_worker_of_its_session_but_not_for_ever(core: Core) -> None:
+    fleet(core, 2, slots=1, kv=100_000)
+    core.handle(prompt("p/1", [1] * 5000, session="s"), 0)
+    core.handle(done("p/1", "p", prompt_tokens=5000, prefill_s=2.0), 2)
+    home = core.sessions["s"].worker
+    core.handle(prompt("p/2", [2] * 64), 2)
+    core.handle(prompt("p/3", [3] * 64), 2)
+    other = next(name for name in core.workers if name != home)
+    on_other = next(name for name, call in core.calls.items() if call.worker == other)
+    core.handle(done(on_other, "p"), 3)
+    (timer,) = core.handle(prompt("p/4", [1] * 5100, session="s"), 3)
+    assert timer == SetTimer(at_s=5.0)  # computing the session again takes two seconds
+    assert placed(core.handle(TimerFired(), 5.0)) == [other]
+
+
+def test_the_next_turn_tells_whether_a_pin_held(core: Core) -> None:
+    core.handle(up(kv=2000), 0)
+    core.handle(arrived("p"), 0)
+
+    def turn(call: str, cached: int) -> list[PinJudged]:
+        core.handle(ready(call, "p", prompt_tokens=200, session="s"), 0)
+        ended = done(call, "p", prompt_tokens=200, cached_tokens=cached, output_tokens=50)
+        return [item for item in core.handle(ended, 1) if isinstance(item, PinJudged)]
+
+    assert turn("p/1", 0) == []  # nothing was promised
+    core.handle(ToolStarted(program="p", step="t", tool="x", session="s"), 1)
+    (verdict,) = turn("p/2", 199)
+    assert verdict.held and verdict.promised_tokens == 200 and verdict.cached_tokens == 199
+    core.handle(ToolStarted(program="p", step="t", tool="x", session="s"), 1)
+    (verdict,) = turn("p/3", 20)
+    assert not verdict.held
 
 
 class CoreMachine(RuleBasedStateMachine):
@@ -244,8 +435,10 @@ class CoreMachine(RuleBasedStateMachine):
         self.count = 0
         self.waiting: dict[str, str] = {}  # call -> program
         self.running: dict[str, str] = {}
+        self.ran: dict[str, str] = {}  # call -> the worker that it went to last
         self.alive: set[str] = set()
-        self.workers: dict[str, int] = {}
+        self.workers: set[str] = set()
+        self.away: set[str] = set()
 
     def tell(self, event: object) -> None:
         self.now_s += 0.25
@@ -254,12 +447,19 @@ class CoreMachine(RuleBasedStateMachine):
                 case Dispatch(call=call, worker=worker):
                     assert worker in self.workers
                     self.running[call] = self.waiting.pop(call)
+                    self.ran[call] = worker
                 case DropCall(call=call):
                     assert (call in self.waiting) != (call in self.running)
                     self.waiting.pop(call, None)
                     self.running.pop(call, None)
                 case Abort(call=call):
                     assert call in self.running
+                case Quit(worker=worker, recover=recover):
+                    self.workers.discard(worker)
+                    if recover:
+                        self.away.add(worker)
+                    for call in [name for name in self.running if self.ran[name] == worker]:
+                        self.waiting[call] = self.running.pop(call)
                 case _:
                     pass
 
@@ -273,12 +473,24 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(program=programs, prompt=st.integers(1, 600), sessions=st.booleans())
     def call(self, program: str, prompt: int, sessions: bool) -> None:
+        self.ask(program, prompt, sessions)
+
+    @rule(program=programs, size=st.integers(2, 4), whole=st.booleans())
+    def gang(self, program: str, size: int, whole: bool) -> None:
+        group = f"{program}/gang/{self.count}"
+        for _ in range(size if whole else size - 1):
+            self.ask(program, 20, False, group=group, gang=size)
+
+    def ask(self, program: str, prompt: int, sessions: bool, **more: object) -> None:
         self.count += 1
         call = f"{program}/{self.count}"
         self.waiting[call] = program
+        tokens = blocks_of([prompt % 5] * prompt) if self.core.chooses("m") else ()
+        more |= {"blocks": tokens}
         session = f"{program}/s" if sessions else None
         deadline = self.now_s + 5 if prompt % 7 == 0 else None
-        self.tell(ready(call, program, prompt_tokens=prompt, session=session, deadline_s=deadline))
+        more |= {"session": session, "deadline_s": deadline}
+        self.tell(ready(call, program, prompt_tokens=prompt, **more))
         if program not in self.alive:
             assert call not in self.waiting and call not in self.running
 
@@ -288,6 +500,29 @@ class CoreMachine(RuleBasedStateMachine):
         call = data.draw(st.sampled_from(sorted(self.running)))
         program = self.running.pop(call)
         self.tell(done(call, program, prompt_tokens=data.draw(st.integers(0, 600))))
+
+    @precondition(lambda self: bool(self.running))
+    @rule(data=st.data(), after_s=st.sampled_from([None, 0.5, 3.0]))
+    def break_call(self, data: st.DataObject, after_s: float | None) -> None:
+        call = data.draw(st.sampled_from(sorted(self.running)))
+        self.waiting[call] = self.running.pop(call)
+        worker = self.core.calls[call].worker
+        assert worker is not None
+        self.tell(broke(call, worker, after_s=after_s))
+
+    @precondition(lambda self: bool(self.away) and len(self.workers) < 3)
+    @rule(data=st.data())
+    def come_back(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.away)))
+        self.away.discard(name)
+        self.workers.add(name)
+        self.tell(up(name, 2, 600))
+
+    @precondition(lambda self: bool(self.workers))
+    @rule(data=st.data(), running=st.integers(0, 5), waiting=st.integers(0, 5))
+    def load(self, data: st.DataObject, running: int, waiting: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.workers)))
+        self.tell(WorkerLoad(worker=name, running=running, waiting=waiting))
 
     @rule(program=programs, ends=st.booleans())
     def tool(self, program: str, ends: bool) -> None:
@@ -307,18 +542,14 @@ class CoreMachine(RuleBasedStateMachine):
     def add_worker(self, slots: int, kv: int) -> None:
         self.count += 1
         name = f"m/{self.count}"
-        self.workers[name] = slots
+        self.workers.add(name)
         self.tell(up(name, slots, kv))
 
     @precondition(lambda self: bool(self.workers))
-    @rule(data=st.data())
-    def kill_worker(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), returns=st.booleans())
+    def kill_worker(self, data: st.DataObject, returns: bool) -> None:
         name = data.draw(st.sampled_from(sorted(self.workers)))
-        del self.workers[name]
-        for call, state in self.core.calls.items():
-            if state.worker == name:
-                self.waiting[call] = self.running.pop(call)
-        self.tell(WorkerDown(worker=name, error="gone"))
+        self.tell(WorkerDown(worker=name, error="gone", returns=returns))
 
     @rule(tokens=st.integers(1, 300))
     def prefix(self, tokens: int) -> None:
@@ -336,10 +567,12 @@ class CoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_waits_beside_an_idle_worker(self) -> None:
-        idle = [worker for worker in self.core.workers.values() if not worker.running]
+        workers = self.core.workers.values()
+        idle = [worker for worker in workers if not worker.running and worker.open(self.now_s)]
         head = self.core.first_waiting("m")
-        if head is not None:
-            assert all(head.demand_tokens > worker.kv_tokens for worker in idle)
+        if head is not None and not head.ready.gang and self.now_s >= head.home_until_s:
+            need = head.ready.prompt_tokens + head.ready.max_tokens
+            assert all(need > worker.kv_tokens for worker in idle)
 
 
 CoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
