@@ -144,3 +144,11 @@ class Tokenizer(Protocol):
     def chat(self, messages: list[Message], tools: tuple[ToolSpec, ...] = ()) -> list[int]:
         """Token ids of a chat, ready for the assistant's next turn."""
         ...
+
+    def follow(self, messages: list[Message], tools: tuple[ToolSpec, ...] = ()) -> list[int] | None:
+        """What comes behind an assistant's text: its end, `messages`, and the next turn's opening.
+
+        Put behind the tokens of a chat and of its answer, they are the chat that goes on, and the
+        KV of those tokens stays of use. None where the template cannot be taken apart so.
+        """
+        ...

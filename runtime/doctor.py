@@ -12,7 +12,7 @@ from importlib import metadata
 
 import anyio
 
-from .backends.registry import open_backend
+from .backends.registry import open_replicas
 from .calls import CallId, Message, Request
 from .errors import TenterError
 from .journal.store import Store
@@ -128,7 +128,7 @@ def _tiny_model() -> Finding:
 
 
 async def _ask_tiny() -> str:
-    async with open_backend(ModelSpec()) as backend:
+    async with open_replicas(ModelSpec()) as (backend,):
         prompt = backend.tokenizer.chat([Message("user", "Compute 12 + 30.")])
         parts = [
             chunk async for chunk in backend.generate(Request(CallId("doctor"), tuple(prompt)))

@@ -22,7 +22,6 @@ from ..planner.optimize import optimize
 from ..planner.plan import Context, Plan
 from ..planner.stats import TableStats, collect
 from .api.checks import result_schema
-from .backends.base import Backend
 from .backends.registry import parse_model
 from .clock import now
 from .errors import InvalidInput, InvalidTable, JournalError, RunMismatch
@@ -33,7 +32,15 @@ from .load import load_workflow
 from .report.summary import summary
 from .report.tally import Tally, TallySnapshot
 from .run.control import Control
-from .run.local import bind, llm_steps, model_specs, open_backends, open_host, run_program
+from .run.local import (
+    Replicas,
+    bind,
+    llm_steps,
+    model_specs,
+    open_backends,
+    open_host,
+    run_program,
+)
 from .run.program import Programs
 from .run.rows import Limits, Row, RowRun, Status
 from .scheduler.events import RunEnded, RunStarted
@@ -161,7 +168,7 @@ class _Job:
         kept = ",".join(self.keep)
         return f"{self.table.fingerprint()}/{self.spec.limit}/{kept}"
 
-    def manifest(self, run: str, backends: Mapping[str, Backend]) -> Manifest:
+    def manifest(self, run: str, backends: Mapping[str, Replicas]) -> Manifest:
         return Manifest(
             run=run,
             workflow=self.workflow.name,
@@ -218,7 +225,7 @@ async def resume(
 async def _run(
     job: _Job,
     run: str,
-    backends: Mapping[str, Backend],
+    backends: Mapping[str, Replicas],
     journal: Journal,
     trace: Trace,
     control: Control,
@@ -392,8 +399,8 @@ def _models(workflow: Workflow, overrides: Mapping[str, str]) -> dict[str, Model
     return specs
 
 
-def _model_fingerprint(backends: Mapping[str, Backend]) -> str:
-    prints = {name: b.capabilities.model_fingerprint for name, b in sorted(backends.items())}
+def _model_fingerprint(backends: Mapping[str, Replicas]) -> str:
+    prints = {name: b[0].capabilities.model_fingerprint for name, b in sorted(backends.items())}
     return json.dumps(prints)
 
 
@@ -402,9 +409,10 @@ def _planned(workflow: Workflow, plan: Plan | None) -> Workflow:
     return workflow if plan is None else replace(workflow, graph=plan.graph)
 
 
-def _concurrency(backends: Mapping[str, Backend]) -> int:
+def _concurrency(backends: Mapping[str, Replicas]) -> int:
     """Programs at once: enough that slots stay filled while rows are recorded or wait for tools."""
-    return max(64, 4 * sum(backend.capabilities.max_running for backend in backends.values()))
+    workers = {id(backend): backend for replicas in backends.values() for backend in replicas}
+    return max(64, 4 * sum(each.capabilities.max_running for each in workers.values()))
 
 
 def _worth_pinning(table: Table) -> bool:

@@ -74,6 +74,15 @@ class HFTokenizer:
         """Token ids of a chat, ready for the assistant's next turn."""
         return self.encode(self.render(messages, tools))
 
+    def follow(self, messages: list[Message], tools: tuple[ToolSpec, ...] = ()) -> list[int] | None:
+        """Token ids behind an assistant's text: its end, `messages`, the next turn's opening."""
+        turns = [Message("user", "x"), Message("assistant", _MARK), *messages]
+        try:
+            _, found, rest = self.render(turns, tools).partition(_MARK)
+        except InvalidInput:
+            return None
+        return self.encode(rest) if found else None
+
     def render(
         self, messages: list[Message], tools: tuple[ToolSpec, ...] = (), *, ready: bool = True
     ) -> str:

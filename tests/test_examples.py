@@ -9,7 +9,7 @@ import pytest
 
 from tenter.runtime import load_workflow, run_workflow
 from tenter.runtime.backends.base import Backend
-from tenter.runtime.backends.registry import open_backend
+from tenter.runtime.backends.registry import open_replicas
 from tenter.runtime.workflow import ModelSpec
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -25,7 +25,7 @@ CLEAR_TICKETS = {
 @pytest.fixture(scope="module")
 async def tiny() -> AsyncIterator[Backend]:
     pytest.importorskip("torch")
-    async with open_backend(ModelSpec()) as backend:
+    async with open_replicas(ModelSpec()) as (backend,):
         yield backend
 
 

@@ -41,6 +41,10 @@ class ByteTokenizer:
         lines = [f"{message.role}: {message.content}" for message in messages]
         return self.encode("\n".join(lines))
 
+    def follow(self, messages: list[Message], tools: tuple[ToolSpec, ...] = ()) -> list[int] | None:
+        lines = [f"\n{message.role}: {message.content}" for message in messages]
+        return [*self.end_of_turn_ids, *self.encode("".join(lines))]
+
 
 class FakeBackend:
     """Answers with `reply(prompt)`, after `latency_s` of the loop's time. Called a fake.

@@ -2,14 +2,15 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from ..errors import InvalidConfig
 from ..workflow import ModelSpec
 from .base import Backend
 
-Factory = Callable[..., Backend]
+Factory = Callable[..., Backend | AbstractAsyncContextManager[Sequence[Backend]]]
 
 
 def _embedded(path: str = "tiny", **options: Any) -> Backend:
@@ -31,11 +32,40 @@ def _fake(latency_s: float = 0.0, max_running: int = 64, reply: str = "ok") -> B
     return FakeBackend(lambda prompt: reply, latency_s=latency_s, max_running=max_running)
 
 
-BACKENDS: dict[str, Factory] = {"embedded": _embedded, "sim": _simulated, "fake": _fake}
+def _openai(url: str, **options: Any) -> Backend:
+    from .openai import OpenAIBackend
+
+    return OpenAIBackend(url, **options)
 
 
-def open_backend(spec: ModelSpec) -> Backend:
-    """The backend that `spec` names, not entered yet; InvalidConfig tells what does not fit."""
+def _sglang(url: str | list[str], **options: Any) -> AbstractAsyncContextManager[Sequence[Backend]]:
+    from .sglang import connect
+
+    return connect([url] if isinstance(url, str) else url, **options)
+
+
+BACKENDS: dict[str, Factory] = {
+    "embedded": _embedded,
+    "sglang": _sglang,
+    "openai": _openai,
+    "sim": _simulated,
+    "fake": _fake,
+}
+
+
+@asynccontextmanager
+async def open_replicas(spec: ModelSpec) -> AsyncGenerator[Sequence[Backend]]:
+    """The replicas that serve `spec`, ready for use; at least one.
+
+    Raises InvalidConfig that tells which setting does not fit, and BackendUnavailable where
+    nobody answers.
+    """
+    found = _make(spec)
+    async with found as entered:
+        yield entered if isinstance(entered, Sequence) else (entered,)
+
+
+def _make(spec: ModelSpec) -> Backend | AbstractAsyncContextManager[Sequence[Backend]]:
     factory = BACKENDS.get(spec.backend)
     if factory is None:
         raise InvalidConfig(
@@ -62,6 +92,14 @@ def _options(factory: Factory) -> list[str]:
         from .embedded import EmbeddedBackend
 
         names = ["path", *list(inspect.signature(EmbeddedBackend).parameters)[1:]]
+    elif factory is _openai:
+        from .openai import OpenAIBackend
+
+        names = list(inspect.signature(OpenAIBackend).parameters)
+    elif factory is _sglang:
+        from .sglang import connect
+
+        names = ["url", *list(inspect.signature(connect).parameters)[1:]]
     elif factory is _simulated:
         from .sim import SimulatedBackend
 
@@ -77,7 +115,8 @@ def _hint(name: str, known: list[str]) -> str:
 def parse_model(name: str, text: str) -> ModelSpec:
     """A model from the command line: `embedded`, or `embedded:path=DIR,dtype=bfloat16`.
 
-    Values that read as JSON are numbers, booleans or null; others are text.
+    Values that read as JSON are numbers, booleans or null; others are text. A name that is given
+    several times has a list of values, as in `sglang:url=http://a:30000,url=http://b:30000`.
     """
     import json
 
@@ -90,7 +129,12 @@ def parse_model(name: str, text: str) -> ModelSpec:
                 f"model {name!r}: {part!r} is not an option; write {backend}:name=value,name=value"
             )
         try:
-            options[key.strip()] = json.loads(value)
+            setting = json.loads(value)
         except ValueError:
-            options[key.strip()] = value
+            setting = value
+        key = key.strip()
+        if key in options:
+            earlier = options[key]
+            setting = [*(earlier if isinstance(earlier, list) else [earlier]), setting]
+        options[key] = setting
     return ModelSpec(name, backend, options)

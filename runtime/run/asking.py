@@ -25,11 +25,15 @@ SEED_BITS = 63
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as programs see it: its tokenizer and what its workers can do."""
+    """A model as programs see it: its tokenizer and what its workers can do.
+
+    Models with the same workers are one `pool` to the scheduler.
+    """
 
     name: str
     tokenizer: Tokenizer
     capabilities: Capabilities
+    pool: str
 
 
 class Asking:
@@ -53,6 +57,7 @@ class Asking:
         )
         self._validator: Validator | None = None
         self.shared_tokens = 0  # of its prompts, once their common beginning is pinned
+        self.group: str | None = None  # the name of that beginning
 
     @property
     def identity(self) -> str:
@@ -111,6 +116,8 @@ class Asking:
             chunk_tokens=CHUNK_TOKENS,
             chunk_growth=GROWTH,
             drawn=draft.drawn if draft is not None else (),
+            group=self.group,
+            messages=tuple(chat),
         )
 
     def read(self, answer: Answer) -> Any:

@@ -363,8 +363,9 @@ class Host:
             model = self.models[step.model]
             prefix = self.asking(step).prefix()
             if len(prefix) >= model.capabilities.page_tokens:
-                self.asking(step).shared_tokens = len(prefix)
-                self.scheduler.share_prefix(f"prefix/{step.id}", step.model, prefix)
+                asking = self.asking(step)
+                asking.shared_tokens, asking.group = len(prefix), f"prefix/{step.id}"
+                self.scheduler.share_prefix(asking.group, model.pool, prefix)
 
     def note(self, record: Record) -> None:
         """Write down what is no event of the scheduler: work saved, rows refused."""

@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from ...kvpolicy import POLICIES
 from ...planner.graph import LLM, Each, Step
 from ..backends.base import Backend
-from ..backends.registry import open_backend
+from ..backends.registry import open_replicas
 from ..errors import InvalidInput
 from ..journal.base import Journal
 from ..journal.memory import NoJournal
@@ -25,6 +25,7 @@ from .program import Programs
 from .sharing import Sharing
 
 log = logging.getLogger(__name__)
+Replicas = Sequence[Backend]
 
 
 def llm_steps(steps: Iterable[Step]) -> list[LLM]:
@@ -55,25 +56,44 @@ def model_specs(workflow: Workflow) -> dict[str, ModelSpec]:
 
 
 @asynccontextmanager
-async def open_backends(specs: Mapping[str, ModelSpec]) -> AsyncGenerator[dict[str, Backend]]:
-    """Backends by model name, loaded; models with equal settings share one."""
+async def open_backends(specs: Mapping[str, ModelSpec]) -> AsyncGenerator[dict[str, Replicas]]:
+    """The replicas of each model, ready for use; models with equal settings share them."""
     async with AsyncExitStack() as stack:
-        opened: list[tuple[ModelSpec, Backend]] = []
-        backends: dict[str, Backend] = {}
+        opened: list[tuple[ModelSpec, Replicas]] = []
+        backends: dict[str, Replicas] = {}
         for name, spec in specs.items():
-            for other, backend in opened:
+            for other, replicas in opened:
                 if (other.backend, other.options) == (spec.backend, spec.options):
-                    backends[name] = backend
+                    backends[name] = replicas
                     break
             else:
-                backends[name] = await stack.enter_async_context(open_backend(spec))
+                backends[name] = await stack.enter_async_context(open_replicas(spec))
                 opened.append((spec, backends[name]))
         yield backends
 
 
+class _Fleet:
+    """Workers and models by name: models that share their replicas are one pool of workers."""
+
+    def __init__(self, backends: Mapping[str, Backend | Replicas]) -> None:
+        self.workers: dict[str, Backend] = {}
+        self.serves: dict[str, str] = {}  # worker -> pool
+        self.models: dict[str, Model] = {}
+        pools: dict[int, str] = {}  # by the identity of a pool's first replica
+        for name, given in backends.items():
+            replicas = given if isinstance(given, Sequence) else (given,)
+            first = replicas[0]
+            pool = pools.setdefault(id(first), name)
+            self.models[name] = Model(name, first.tokenizer, first.capabilities, pool)
+            if pool == name:
+                for index, backend in enumerate(replicas):
+                    self.workers[f"{name}/{index}"] = backend
+                    self.serves[f"{name}/{index}"] = name
+
+
 @asynccontextmanager
 async def open_host(
-    backends: Mapping[str, Backend],
+    backends: Mapping[str, Backend | Replicas],
     *,
     journal: Journal | None = None,
     trace: Trace | None = None,
@@ -85,24 +105,19 @@ async def open_host(
     resumed: bool = False,
     call_timeout_s: float | None = None,
 ) -> AsyncGenerator[Host]:
-    """What programs run on: a scheduler over `backends` (model name -> backend, entered)."""
+    """What programs run on: a scheduler over `backends` (model name -> its replicas, entered)."""
     trace = trace or NoTrace()
     core = Core(ORDERS[order], POLICIES[retention], max_programs)
-    workers = {f"{name}/0": backend for name, backend in backends.items()}
-    names = {f"{name}/0": name for name in backends}
-    models = {
-        name: Model(name, backend.tokenizer, backend.capabilities)
-        for name, backend in backends.items()
-    }
+    fleet = _Fleet(backends)
     failure: BaseException | None = None
     try:
         async with (
-            Scheduler(core, workers, names, trace) as scheduler,
+            Scheduler(core, fleet.workers, fleet.serves, trace) as scheduler,
             asyncio.TaskGroup() as tasks,
         ):
             host = Host(
                 scheduler,
-                models,
+                fleet.models,
                 journal or NoJournal(),
                 trace,
                 tasks,
@@ -182,7 +197,7 @@ async def run_workflow(
     workflow: Workflow,
     inputs: Mapping[str, Any],
     *,
-    backends: Mapping[str, Backend] | None = None,
+    backends: Mapping[str, Backend | Replicas] | None = None,
     trace: Trace | None = None,
     **options: Any,
 ) -> Any:

@@ -5,7 +5,9 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import msgspec
 
 from ...planner.graph import Sampling
 from ...tools import Tool
@@ -40,6 +42,7 @@ class ChatSession:
         self._model = program.host.models[model]
         self._name = SessionId(f"{program.owner.name}/{program.path('session')}")
         self.messages: list[Message] = [Message("system", system)] if system else []
+        self._context: _Context | None = None
 
     async def ask(
         self,
@@ -107,24 +110,49 @@ class ChatSession:
         specs = tuple(ToolSpec(t.name, t.description, t.parameters) for t in tools)
         path = program.path("turn", [self._model.name, sampling, self.messages, specs])
         record = owner.recorded.get(path)
+        prompt = self._prompt(specs)
         if record is not None and not is_draft(record):
             host.note(CallShared(program=owner.name, step="turn", how="journal"))
-            text = str(json.loads(record.value))
+            said = msgspec.json.decode(record.value, type=_Said)
         else:
-            text = await self._generate(path, specs, sampling)
-            await self._keep(StepRecord(owner.row, path, json.dumps(text).encode()))
-        message = read_turn(text)
+            answer = await self._generate(path, prompt, specs, sampling)
+            said = _Said(answer.text, answer.token_ids)
+            await self._keep(StepRecord(owner.row, path, msgspec.json.encode(said)))
+        message = read_turn(said.text)
         self.messages.append(message)
+        self._context = _Context((*prompt, *said.token_ids), len(self.messages), specs)
+        if not said.token_ids:  # a backend that hands out text alone
+            self._context = None
         return message
 
-    async def _generate(self, path: str, specs: tuple[ToolSpec, ...], sampling: Sampling) -> str:
+    def _prompt(self, specs: tuple[ToolSpec, ...]) -> tuple[int, ...]:
+        """The tokens of the next turn: an exact extension of those of the last one.
+
+        The answer's own tokens are kept as they were drawn; rendering the chat anew could spell
+        them otherwise, and every later turn would be computed from there. With other tools, or
+        where the author took messages back, the chat is rendered as a whole.
+        """
+        known, tokenizer = self._context, self._model.tokenizer
+        if known is not None and known.specs == specs and known.said < len(self.messages):
+            rest = tokenizer.follow(self.messages[known.said :], specs)
+            if rest is not None:
+                return known.followed_by(rest, tokenizer.eos_ids)
+        return tuple(tokenizer.chat(self.messages, specs))
+
+    async def _generate(
+        self,
+        path: str,
+        prompt: tuple[int, ...],
+        specs: tuple[ToolSpec, ...],
+        sampling: Sampling,
+    ) -> Answer:
         host, owner, model = self._program.host, self._program.owner, self._model
         if sampling.temperature > 0 and sampling.seed is None:
             sampling = replace(sampling, seed=seed_for(host.seed, owner.row, path))
         draft = host.draft(owner, path, model, sampling.max_tokens)
         request = Request(
             call=CallId(f"{owner.name}/{path}"),
-            token_ids=tuple(model.tokenizer.chat(self.messages, specs)),
+            token_ids=prompt,
             sampling=sampling,
             session=self._name,
             deadline_s=now() + host.call_timeout_s if host.call_timeout_s else None,
@@ -132,9 +160,11 @@ class ChatSession:
             chunk_tokens=CHUNK_TOKENS,
             chunk_growth=GROWTH,
             drawn=draft.drawn if draft is not None else (),
+            messages=tuple(self.messages),
+            tools=specs,
         )
         owner.session = self._name
-        turn = _Turn(request, owner.name, model.name, draft)
+        turn = _Turn(request, owner.name, model.pool, draft)
         host.scheduler.submit(turn)
         answer = await turn.answer
         try:
@@ -142,7 +172,7 @@ class ChatSession:
         except Exception as error:
             owner.note(error)
             raise
-        return answer.text
+        return answer
 
     async def _keep(self, record: StepRecord) -> None:
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -153,6 +183,28 @@ class ChatSession:
 
         self._program.host.journal.record(record, then)
         await durable
+
+
+class _Said(msgspec.Struct):
+    """What the model said in one turn, as the journal keeps it."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+
+class _Context(NamedTuple):
+    """The tokens of a chat up to its last answer, made of its first `said` messages."""
+
+    token_ids: tuple[int, ...]
+    said: int
+    specs: tuple[ToolSpec, ...]
+
+    def followed_by(self, rest: list[int], eos_ids: frozenset[int]) -> tuple[int, ...]:
+        """With `rest` behind it, which begins with the end of the turn: said once, not twice."""
+        if self.token_ids[-1] in eos_ids:
+            ends = [place for place, token in enumerate(rest) if token in eos_ids]
+            rest = rest[ends[0] + 1 :] if ends else rest
+        return (*self.token_ids, *rest)
 
 
 class _Turn:

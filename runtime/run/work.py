@@ -61,7 +61,7 @@ class LLMWork:
 
     @property
     def model(self) -> str:
-        return self._asking.step.model
+        return self._asking.model.pool
 
     @property
     def shared_tokens(self) -> int:
