@@ -29,7 +29,7 @@ FLOORS = (
     {"reasoning"},
     {"backends", "engine", "tokenizer", "models"},
     {"journal"},
-    {"trace", "clock", "config", "errors", "calls", "workflow"},
+    {"trace", "clock", "config", "errors", "calls", "blocks", "workflow"},
 )
 HEAVY = {"torch", "sglang", "redis", "ray", "pyarrow", "networkx", "transformers"}
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))

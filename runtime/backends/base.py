@@ -46,6 +46,10 @@ class Backend(Protocol):
         """What the backend is doing now."""
         ...
 
+    def evictions(self) -> AsyncIterator[tuple[int, ...]] | None:
+        """Blocks (`runtime.blocks`) as they are evicted, an empty tuple for all; None: untold."""
+        ...
+
     async def recover(self) -> None:
         """Returns once the backend answers again, however long that takes.
 

@@ -121,6 +121,10 @@ class EmbeddedBackend:
         """What the engine is doing, with its counters."""
         return await self._driver.ask(lambda engine: engine.load())
 
+    def evictions(self) -> None:
+        """It is one of a kind: nobody has to know where a prefix lies."""
+        return
+
     async def recover(self) -> None:
         """An engine that has died does not come back."""
         raise BackendUnavailable("the engine has died in this process")

@@ -129,6 +129,10 @@ class FakeBackend:
     async def load(self) -> Load:
         return Load(running=len(self.running))
 
+    def evictions(self) -> None:
+        """It is one of a kind: nobody has to know where a prefix lies."""
+        return
+
     async def recover(self) -> None:
         """Nothing was lost."""
 

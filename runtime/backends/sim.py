@@ -137,6 +137,10 @@ class SimulatedBackend:
             counters={"steps": self.steps, "preemptions": self._batch.preemptions},
         )
 
+    def evictions(self) -> None:
+        """It is one of a kind: nobody has to know where a prefix lies."""
+        return
+
     async def recover(self) -> None:
         """A simulated replica is gone for good once it is lost."""
         raise BackendUnavailable("the simulated replica is gone")

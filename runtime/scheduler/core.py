@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...kvpolicy.state import PREFILL_TOKENS_PER_S, Hold
+from ..blocks import FINE_TOKENS
 from .admission import may_enter
 from .events import (
     Abort,
@@ -38,7 +39,7 @@ from .events import (
     WorkerUp,
 )
 from .gangs import Gangs
-from .placement import FINE_TOKENS, OUTPUT_WEIGHT
+from .placement import OUTPUT_WEIGHT
 from .policies import Order, program_fcfs
 from .retry import BREAKS, MAX_ATTEMPTS, MAX_LOSSES, backoff_s
 from .sessions import Sessions

@@ -6,8 +6,8 @@ inbox idle empties it, so the core is never entered twice and events keep their 
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
@@ -15,12 +15,14 @@ from typing import Protocol, Self
 import msgspec
 
 from ..backends.base import Backend
+from ..blocks import blocks_of
 from ..calls import CallId, Chunk, FinishReason, Request, SessionId, Usage
 from ..errors import BackendUnavailable, TryAgain
 from ..trace import NoTrace, Trace
 from .core import Core
 from .events import (
     Abort,
+    BlocksGone,
     CallBroke,
     CallEnded,
     CallReady,
@@ -42,7 +44,6 @@ from .events import (
     WorkerLoad,
     WorkerUp,
 )
-from .placement import blocks_of
 
 NO_USAGE = Usage()
 LOAD_EVERY_S = 1.0  # how often a worker that others may use is asked what it does
@@ -144,7 +145,11 @@ class Scheduler:
             self._tasks.create_task(self._control(worker))
             if backend.capabilities.remote:
                 self._watches.append(self._tasks.create_task(self._watch(worker)))
+        pools = Counter(self._models.values())
         for worker, backend in self._backends.items():
+            evictions = backend.evictions() if pools[self._models[worker]] > 1 else None
+            if evictions is not None:
+                self._watches.append(self._tasks.create_task(self._listen(worker, evictions)))
             if backend.failure is None:
                 self.send(self._up(worker))
             else:
@@ -357,6 +362,14 @@ class Scheduler:
             self.send(self._up(worker))
         finally:
             self._recoveries.pop(worker, None)
+
+    async def _listen(self, worker: str, evictions: AsyncIterator[tuple[int, ...]]) -> None:
+        """Tell the core what a worker has evicted."""
+        try:
+            async for blocks in evictions:
+                self.send(BlocksGone(worker=worker, blocks=blocks))
+        except Exception:
+            log.warning("worker %s tells no more what it evicts", worker, exc_info=True)
 
     async def _watch(self, worker: str) -> None:
         """Tell the core what a worker does for others, while it does something for us."""

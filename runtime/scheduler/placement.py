@@ -7,36 +7,12 @@ does not pull every program onto one replica (the failure of routers that follow
 prefix alone). An output token counts as OUTPUT_WEIGHT prompt tokens (JITServe, 2504.20068).
 """
 
-from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-from hashlib import blake2b
+
+from ..blocks import block_end
 
 OUTPUT_WEIGHT = 8
-FINE_TOKENS, FINE_BLOCKS = 64, 32  # the first blocks of a prompt,
-COARSE_TOKENS = 512  # and those after them
-
-
-def block_end(index: int) -> int:
-    """How many tokens the blocks up to and including `index` cover."""
-    fine = min(index + 1, FINE_BLOCKS)
-    return fine * FINE_TOKENS + max(0, index + 1 - FINE_BLOCKS) * COARSE_TOKENS
-
-
-def blocks_of(token_ids: Sequence[int]) -> tuple[int, ...]:
-    """A hash of each beginning of a prompt that ends at a block: equal hash, equal beginning.
-
-    Hashes are 53 bits wide, so that JSON keeps them.
-    """
-    data = memoryview(array("I", token_ids)).cast("B")
-    digest = blake2b(digest_size=8)
-    found: list[int] = []
-    start = 0
-    while (end := block_end(len(found))) <= len(token_ids):
-        digest.update(data[4 * start : 4 * end])
-        found.append(int.from_bytes(digest.digest(), "big") >> 11)
-        start = end
-    return tuple(found)
 
 
 class Residency:

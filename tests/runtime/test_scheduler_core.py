@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
+from tenter.runtime.blocks import blocks_of
 from tenter.runtime.scheduler.core import Core
 from tenter.runtime.scheduler.events import (
     Abort,
@@ -36,7 +37,6 @@ from tenter.runtime.scheduler.events import (
     WorkerLoad,
     WorkerUp,
 )
-from tenter.runtime.scheduler.placement import blocks_of
 from tenter.runtime.scheduler.policies import call_fcfs, program_fcfs
 from tenter.runtime.scheduler.retry import BREAKS, MAX_ATTEMPTS, MAX_LOSSES
 
