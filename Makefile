@@ -1,9 +1,10 @@
 # Everything a contributor needs, each target from a fresh clone and quick the second time.
 #   make demo    install, then answer the example table on the CPU, with nothing else needed
-#   make test    install what the tests need and run all of them
+#   make test    install what the tests need, a real SGLang too, and run all of them
 #   make check   format, lint, types and the quick tests: before every commit
+#   make sglang  only build the environment with SGLang, which all clones share (3 GB, once)
 #   make bench   the benchmarks, one JSON line per figure; in full with `make bench ARGS=`
-#   make clean   forget the virtual environment and what was built
+#   make clean   forget the virtual environment and what was built, but for SGLang's
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -24,7 +25,7 @@ DEMO := .tenter/demo
 TENTER := $(BIN)/tenter
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check sglang bench clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -74,16 +75,20 @@ demo: $(READY)
 	@echo "  tenter --help"
 	@echo "and then docs/tutorial.md."
 
-test: $(READY_DEV)
-	$(BIN)/python -m pytest
+sglang: | $(STAMPS)/venv
+	@$(BIN)/python tests/sglang/environment/build.py
+
+# Its tests are skipped where SGLang is missing, but not here.
+test: $(READY_DEV) sglang
+	TENTER_REQUIRE_SGLANG=1 $(BIN)/python -m pytest
 
 check: $(READY_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --warnings
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not sglang"
 
-bench: $(READY_DEV)
+bench: $(READY_DEV) sglang
 	@for bench in $$(grep -l -e '"--quick"' benchmarks/*.py); do \
 	  echo "== $$bench $(ARGS)" >&2; $(BIN)/python $$bench $(ARGS) || exit 1; \
 	done

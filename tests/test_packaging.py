@@ -14,7 +14,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("runtime", "planner", "kvpolicy", "tools")
-EXTRAS = ("torch", "tokenizers", "safetensors", "llguidance", "numpy", "pyarrow")
+EXTRAS = (
+    "torch",
+    "tokenizers",
+    "safetensors",
+    "llguidance",
+    "numpy",
+    "pyarrow",
+    "aiohttp",
+    "zmq",
+    "huggingface_hub",
+)
 
 
 def python(code: str, *, without: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -42,7 +52,12 @@ def test_what_is_imported_is_declared() -> None:
     extras = project["optional-dependencies"]
     declared = {
         re.split(r"[^\w-]", line)[0].lower().replace("_", "-")
-        for line in (*project["dependencies"], *extras["embedded"], *extras["tables"])
+        for line in (
+            *project["dependencies"],
+            *extras["embedded"],
+            *extras["tables"],
+            *extras["sglang"],
+        )
     }
     homes = metadata.packages_distributions()
     missing = {

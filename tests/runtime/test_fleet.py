@@ -1,0 +1,264 @@
+"""Several replicas behind one model: faults, deaths, returns and reports, in virtual time."""
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from tenter.runtime.backends.fake import FakeBackend
+from tenter.runtime.calls import CallId, Capabilities, Chunk, Load, Request, SessionId
+from tenter.runtime.clock import VirtualLoop, now
+from tenter.runtime.errors import BackendUnavailable, TryAgain
+from tenter.runtime.run.local import open_host
+from tenter.runtime.scheduler.core import Core
+from tenter.runtime.scheduler.events import (
+    CallBroke,
+    PinJudged,
+    ToolStarted,
+    WorkerDown,
+    WorkerLoad,
+    WorkerUp,
+)
+from tenter.runtime.scheduler.loop import Answer, Scheduler
+from tenter.runtime.trace import MemoryTrace
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualLoop}
+
+
+class Replica(FakeBackend):
+    """A server that dies, comes back and stumbles as it is told. Called a fake."""
+
+    def __init__(self, latency_s: float = 1.0, max_running: int = 8) -> None:
+        super().__init__(lambda prompt: prompt, latency_s, max_running)
+        able = self.capabilities
+        fields = {name: getattr(able, name) for name in Capabilities.__slots__}
+        self.capabilities = Capabilities(**fields | {"remote": True, "priorities": True})
+        self.dead_until_s = 0.0
+        self.swapped = False
+        self.stumbles: Callable[[Request], TryAgain | None] = lambda request: None
+        self.answered: list[str] = []
+        self.started = 0
+        self.others = Load()
+        self.priorities: list[float] = []
+
+    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        self.started += 1
+        self.priorities.append(request.priority)
+        self._live()
+        async for chunk in super().generate(request):
+            self._live()
+            trouble = self.stumbles(request)
+            if trouble is not None:
+                raise trouble
+            if chunk.finish == "stop":
+                self.answered.append(request.call)
+            yield chunk
+
+    def _live(self) -> None:
+        if now() < self.dead_until_s:
+            raise BackendUnavailable("connection refused")
+
+    def die(self, seconds: float) -> None:
+        self.dead_until_s = now() + seconds
+        for scope in list(self.running.values()):
+            scope.cancel()
+
+    async def recover(self) -> None:
+        await anyio.sleep(self.dead_until_s - now() + 0.5)
+        if self.swapped:
+            raise BackendUnavailable("another model answers now")
+
+    async def load(self) -> Load:
+        return self.others
+
+
+class Call:
+    """A submission that remembers what it was told."""
+
+    program, step, model, shared_tokens, gang = "p", "s", "m", 0, 0
+
+    def __init__(self, name: str, **more: Any) -> None:
+        self.request = Request(CallId(name), tuple(name.encode()), **more)
+        self.answers: list[Answer] = []
+        self.ended = asyncio.Event()
+
+    def heard(self, chunk: Chunk) -> None:
+        pass
+
+    def lost(self) -> None:
+        pass
+
+    def done(self, answer: Answer) -> None:
+        self.answers.append(answer)
+        self.ended.set()
+
+
+async def run_calls(
+    replicas: list[Replica],
+    count: int,
+    during: Callable[[], Any] | None = None,
+    trace: MemoryTrace | None = None,
+) -> list[Answer]:
+    workers = {f"m/{index}": replica for index, replica in enumerate(replicas)}
+    async with Scheduler(Core(), workers, dict.fromkeys(workers, "m"), trace) as scheduler:
+        scheduler.arrive("p", 0, "w", lambda: None)
+        calls = [Call(f"c{index:04}") for index in range(count)]
+        for call in calls:
+            scheduler.submit(call)
+        if during is not None:
+            await during()
+        for call in calls:
+            await call.ended.wait()
+        scheduler.core.check()
+        assert not scheduler.core.calls
+    assert all(len(call.answers) == 1 for call in calls)
+    return [call.answers[0] for call in calls]
+
+
+async def test_a_replica_that_dies_is_replaced_and_used_again_when_it_is_back() -> None:
+    replicas = [Replica(), Replica()]
+    trace = MemoryTrace()
+
+    async def kill() -> None:
+        await anyio.sleep(1.5)
+        replicas[0].die(5.0)
+
+    answers = await run_calls(replicas, 200, kill, trace)
+    assert [answer.text for answer in answers] == [f"c{index:04}" for index in range(200)]
+    answered = [call for replica in replicas for call in replica.answered]
+    assert len(answered) == len(set(answered)) == 200
+    (down,) = [at_s for at_s, item in trace.records if isinstance(item, WorkerDown)]
+    ups = [at_s for at_s, item in trace.records if isinstance(item, WorkerUp)]
+    assert down == 1.5 and 6.5 <= ups[-1] <= 7.5
+    assert len(replicas[0].answered) > 50
+
+
+async def test_with_all_replicas_gone_for_a_while_calls_wait() -> None:
+    replicas = [Replica(), Replica()]
+
+    async def kill() -> None:
+        await anyio.sleep(1.5)
+        for replica in replicas:
+            replica.die(30.0)
+
+    answers = await run_calls(replicas, 40, kill)
+    assert [answer.error for answer in answers] == [None] * 40
+    assert sum(replica.started for replica in replicas) <= 40 + 2 * 8 + 2
+
+
+async def test_a_replica_that_comes_back_as_another_model_is_used_no_more() -> None:
+    replica = Replica()
+    replica.swapped = True
+
+    async def kill() -> None:
+        await anyio.sleep(0.5)
+        replica.die(2.0)
+
+    answers = await run_calls([replica], 4, kill)
+    assert all("another model answers now" in (answer.error or "") for answer in answers)
+
+
+async def test_a_replica_that_is_down_at_the_start_joins_later() -> None:
+    replicas = [Replica(), Replica()]
+    replicas[1].failure = "connection refused"
+    replicas[1].dead_until_s = 3.0
+    answers = await run_calls(replicas, 100)
+    assert all(answer.error is None for answer in answers)
+    assert replicas[1].answered
+
+
+async def test_stumbles_are_retried_within_the_budget() -> None:
+    replica = Replica(max_running=32)
+    draw = random.Random(7)
+    replica.stumbles = lambda request: TryAgain("503") if draw.random() < 0.1 else None
+    answers = await run_calls([replica], 1000)
+    assert all(answer.error is None for answer in answers)
+    assert replica.started <= 1.2 * 1000
+
+
+async def test_a_full_outage_costs_few_requests_and_ends_well() -> None:
+    replica = Replica(max_running=32)
+    replica.stumbles = lambda request: TryAgain("500") if now() < 30 else None
+    began_s = 30.0
+
+    async def slow_recovery() -> None:
+        await anyio.sleep(max(0.0, began_s - now()))
+
+    replica.recover = slow_recovery  # type: ignore[method-assign]
+    answers = await run_calls([replica], 1000)
+    assert all(answer.error is None for answer in answers)
+    assert replica.started <= 1.1 * 1000
+
+
+async def test_retry_after_is_kept_and_the_reason_is_told_in_the_end() -> None:
+    replica, asked = Replica(latency_s=0.1, max_running=1), list[float]()
+
+    def refuse(request: Request) -> TryAgain:
+        asked.append(now())
+        return TryAgain("http://a/generate: 429, the queue is full", after_s=7.0)
+
+    replica.stumbles = refuse
+    trace = MemoryTrace()
+    (answer,) = await run_calls([replica], 1, trace=trace)
+    assert answer.finish == "abort" and "429" in (answer.error or "")
+    assert all(later - earlier >= 7.0 for earlier, later in itertools.pairwise(asked))
+    assert sum(isinstance(item, CallBroke) for _, item in trace.records) == len(asked) == 4
+
+
+async def test_what_others_run_there_is_left_room_for() -> None:
+    replica = Replica(latency_s=1.0, max_running=8)
+    replica.others = Load(running=14)
+    trace = MemoryTrace()
+    await run_calls([replica], 60, trace=trace)
+    assert any(isinstance(item, WorkerLoad) for _, item in trace.records)
+    begun = [at_s for at_s, item in trace.records if type(item).__name__ == "Dispatch"]
+    assert sum(4.0 < at_s <= 5.0 for at_s in begun) < 8
+
+
+async def test_priorities_reach_servers_that_order_by_them() -> None:
+    replica = Replica()
+    await run_calls([replica], 2)
+    assert replica.priorities == [0.0, 0.0]
+
+
+async def test_closing_while_a_replica_is_away_leaves_nothing_behind() -> None:
+    replica = Replica()
+    workers, before = {"m/0": replica}, asyncio.all_tasks()
+    async with Scheduler(Core(), workers, {"m/0": "m"}) as scheduler:
+        scheduler.arrive("p", 0, "w", lambda: None)
+        call = Call("c")
+        scheduler.submit(call)
+        await anyio.sleep(0.5)
+        replica.die(1000.0)
+        await anyio.sleep(1.0)
+        assert not call.answers
+    assert asyncio.all_tasks() == before
+
+
+async def test_models_with_the_same_replicas_share_their_slots() -> None:
+    backend = FakeBackend(latency_s=1.0, max_running=2)
+    async with open_host({"a": backend, "b": backend}) as host:
+        assert {model.pool for model in host.models.values()} == {"a"}
+        assert list(host.scheduler.core.workers) == ["a/0"]
+
+
+async def test_the_verdict_on_a_pin_is_in_the_trace() -> None:
+    replica = Replica()
+    trace = MemoryTrace()
+    core = Core(hold=lambda pause: 9.0)
+    async with Scheduler(core, {"m/0": replica}, {"m/0": "m"}, trace) as scheduler:
+        scheduler.arrive("p", 0, "w", lambda: None)
+        for name in ("one", "one and two"):
+            call = Call(name, session=SessionId("s"))
+            scheduler.submit(call)
+            await call.ended.wait()
+            scheduler.send(ToolStarted(program="p", step="t", tool="x", session="s"))
+    verdicts = [item for _, item in trace.records if isinstance(item, PinJudged)]
+    assert [verdict.held for verdict in verdicts] == [False]  # the fake caches nothing
