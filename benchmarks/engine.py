@@ -24,6 +24,7 @@ from typing import Any, Self
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _common import Figures, Timing, interleaved, one_thread, timed
+from _models import mid_model
 
 one_thread()
 
@@ -286,30 +287,6 @@ def seconds(timing: Timing, device: torch.device) -> float:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def mid_model(data: Path) -> Path:
-    """A random Llama of 8 layers, 512 wide, with the tiny model's tokenizer; made once."""
-    folder = data / "mid"
-    if not (folder / "model.safetensors").exists():
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        torch.manual_seed(0)
-        vocab = ModelConfig.read(TINY).vocab
-        config = LlamaConfig(
-            vocab_size=vocab,
-            hidden_size=512,
-            intermediate_size=1408,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-        )
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            (folder / file).write_text((TINY / file).read_text())
-    return folder
 
 
 # -- GPU
