@@ -250,11 +250,26 @@ def show(
 
 
 @app.command(help_epilogue="", group=MACHINE)
-def doctor(*, home: Home = None, json: Json = False) -> int:
-    """Check what this machine can do, and say what would change it."""
-    from .doctor import report
+def doctor(
+    *,
+    backend: Annotated[
+        tuple[str, ...],
+        Parameter(help="URL of an SGLang or OpenAI-compatible server; may be given several times."),
+    ] = (),
+    api_key: Annotated[
+        str | None, Parameter(help="Environment variable that holds the servers' key.")
+    ] = None,
+    home: Home = None,
+    json: Json = False,
+) -> int:
+    """Check what this machine can do, or with --backend a server, and say what would change it.
 
-    return report(home, json)
+    Of a server it tells what its settings mean for pins, priorities, aborts, metrics and several
+    replicas, and the flag of the server that would change it.
+    """
+    from .doctor import report, report_servers
+
+    return report_servers(backend, api_key, json) if backend else report(home, json)
 
 
 @app.command(help_epilogue="", group=MACHINE)

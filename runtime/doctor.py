@@ -9,30 +9,40 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 import anyio
 
 from .backends.registry import open_replicas
 from .calls import CallId, Message, Request
-from .errors import TenterError
+from .errors import BackendUnavailable, CallFailed, TenterError, TryAgain
 from .journal.store import Store
 from .workflow import ModelSpec
+
+if TYPE_CHECKING:
+    from .backends.sglang import Finding as ServerFinding
 
 EXTRAS = {
     "embedded": ("torch", "tokenizers", "safetensors", "llguidance", "numpy"),
     "tables": ("pyarrow",),
+    "sglang": ("aiohttp", "tokenizers", "huggingface_hub", "zmq"),
 }
+DISTRIBUTIONS = {"zmq": "pyzmq", "huggingface_hub": "huggingface-hub"}  # other than the module
 LOW_DISK_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was checked. `cure` says what to do where it is not `ok`."""
+    """One thing that was checked. `cure` says what to do where it is not `ok`.
+
+    `better`: what would change what is well as it is.
+    """
 
     name: str
     ok: bool
     detail: str
     cure: str = ""
+    better: str = ""
 
 
 def report(home: str | None, json: bool) -> int:
@@ -45,13 +55,57 @@ def report(home: str | None, json: bool) -> int:
     return 0 if fine else 1
 
 
+def report_servers(urls: tuple[str, ...], api_key: str | None, json: bool) -> int:
+    """`tenter doctor --backend URL`: what each server can do, and the flags that would change it.
+
+    Returns 5 if one of them does not answer. `api_key` names an environment variable.
+    """
+    code = 0
+    for url in urls:
+        try:
+            found = anyio.run(_ask_server, url, api_key)
+        except BackendUnavailable as error:
+            found = [Finding("server", False, str(error))]
+            code = error.exit_code
+        for finding in found:
+            sys.stdout.write(_json(finding) if json else _line(finding))
+    return code
+
+
+async def _ask_server(url: str, api_key: str | None) -> list[Finding]:
+    """What the server says of itself; one that is no SGLang is asked for its models."""
+    from .backends.http import key_from
+    from .backends.openai import OpenAIBackend
+    from .backends.sglang import ask_server, findings
+
+    try:
+        info = await ask_server(url, key_from(api_key))
+    except (CallFailed, TryAgain) as stranger:
+        async with OpenAIBackend(url, api_key=api_key) as backend:
+            able = backend.capabilities
+            return [
+                Finding("server", True, f"{url}: OpenAI-compatible, no SGLang ({stranger})"),
+                Finding("model", True, f"{able.model}, up to {able.context_tokens} tokens a call"),
+                Finding("pins", True, "none: what the server caches it keeps as it likes"),
+                Finding("priority", True, "none: calls are ordered before they are sent"),
+            ]
+    server = Finding("server", True, f"{url}: {info.model_path}")
+    return [server, *(_found(each) for each in findings(info))]
+
+
+def _found(finding: "ServerFinding") -> Finding:
+    """Nothing is amiss with a server that could do more; the flag is told all the same."""
+    return Finding(finding.topic, True, f"{finding.does}: {finding.means}", better=finding.flag)
+
+
 def _json(finding: Finding) -> str:
     return jsonlib.dumps({"type": "finding", **asdict(finding)}) + "\n"
 
 
 def _line(finding: Finding) -> str:
     text = f"{'ok' if finding.ok else 'no':<4}{finding.name:<12}{finding.detail}\n"
-    return text + (f"{'':16}{finding.cure}\n" if finding.cure and not finding.ok else "")
+    hint = finding.better if finding.ok else finding.cure
+    return text + (f"{'':16}{'better with: ' if finding.ok else ''}{hint}\n" if hint else "")
 
 
 def findings(home: str | None) -> Iterator[Finding]:
@@ -77,7 +131,8 @@ def _extra(extra: str) -> Finding:
     if missing:
         cure = f"pip install 'tenter[{extra}]' (missing: {', '.join(missing)})"
         return Finding(extra, False, "not installed", cure)
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in EXTRAS[extra])
+    packages = [DISTRIBUTIONS.get(name, name) for name in EXTRAS[extra]]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     return Finding(extra, True, versions)
 
 

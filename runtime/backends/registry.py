@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 from ..errors import InvalidConfig
@@ -121,20 +121,16 @@ def parse_model(name: str, text: str) -> ModelSpec:
     import json
 
     backend, _, rest = text.partition(":")
-    options: dict[str, Any] = {}
+    given: dict[str, list[Any]] = {}
     for part in rest.split(",") if rest else ():
         key, equals, value = part.partition("=")
         if not equals or not key:
             raise InvalidConfig(
                 f"model {name!r}: {part!r} is not an option; write {backend}:name=value,name=value"
             )
-        try:
+        setting: Any = value
+        with suppress(ValueError):
             setting = json.loads(value)
-        except ValueError:
-            setting = value
-        key = key.strip()
-        if key in options:
-            earlier = options[key]
-            setting = [*(earlier if isinstance(earlier, list) else [earlier]), setting]
-        options[key] = setting
+        given.setdefault(key.strip(), []).append(setting)
+    options = {key: found[0] if len(found) == 1 else found for key, found in given.items()}
     return ModelSpec(name, backend, options)

@@ -7,12 +7,10 @@ The live runtime, the simulator and the tests drive the same core; a trace repla
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from ...kvpolicy.state import PREFILL_TOKENS_PER_S, Hold
-from ..blocks import FINE_TOKENS
-from .admission import may_enter
+from ...kvpolicy.state import Hold
 from .events import (
     Abort,
     BlocksGone,
@@ -38,8 +36,8 @@ from .events import (
     WorkerLoad,
     WorkerUp,
 )
+from .fleet import Fleet, need
 from .gangs import Gangs
-from .placement import OUTPUT_WEIGHT
 from .policies import Order, program_fcfs
 from .retry import BREAKS, MAX_ATTEMPTS, MAX_LOSSES, backoff_s
 from .sessions import Sessions
@@ -50,7 +48,6 @@ DRAINED = "the run drains"  # the reason why a call was dropped
 NO_WORKER = "no worker is left"  # begins the reason where nobody can answer any more
 PATIENCE_S = 60.0  # for how long calls wait for a worker to come back
 LOOK_PAST = 32  # calls that wait for their own worker, while those behind them go first
-LINE = 2  # calls in a worker's own waiting line; with more it is given none
 
 
 class Core:
@@ -75,14 +72,13 @@ class Core:
         self.calls: dict[str, CallState] = {}
         self.workers: dict[str, WorkerState] = {}
         self.kept = Sessions(self.workers, self.programs, hold)
-        self._by_model: dict[str, list[WorkerState]] = {}  # model -> its workers
+        self._fleet = Fleet(self.workers, self.kept)
         self._waiting: dict[str, list[tuple[float, int, str]]] = {}  # model -> heap of calls
         self._gangs = Gangs()
         self._arrived: deque[str] = deque()  # programs that wait to be started
         self._away: dict[str, str] = {}  # workers that may come back, and their models
         self._absent: dict[str, str] = {}  # models whose workers are all away, and why
         self._lost: dict[str, str] = {}  # models whose last worker died, and why
-        self._outputs: dict[str, float] = {}  # model -> mean length of its late answers
         self._timers = Timers(self._matters)
         self._live = 0
         self._arrivals = 0
@@ -115,12 +111,12 @@ class Core:
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Take in one event; returns what is to be done, in order."""
         commands: list[Command] = []
-        if self.kept.pins_end_by(now_s):
+        if self.kept.ends:
             self._changed += self.kept.expire(now_s)
         self._handlers[type(event)](event, now_s, commands)
         while self._changed:
             self._fill(self._changed.pop(), now_s, commands)
-        if self._timers:
+        if self._timers.heap:
             at_s = self._timers.alarm()
             if at_s is not None:
                 commands.append(SetTimer(at_s=at_s))
@@ -128,7 +124,7 @@ class Core:
 
     def chooses(self, model: str) -> bool:
         """Whether calls of `model` may go to more than one worker, so that their blocks matter."""
-        return len(self._by_model.get(model, ())) > 1
+        return len(self._fleet.of(model)) > 1
 
     # ---- programs ---------------------------------------------------------------------------
 
@@ -183,11 +179,11 @@ class Core:
             reason = "its program has ended" if ended else DRAINED
             out.append(DropCall(call=event.call, reason=reason))
             return
-        room = self._largest(event.model)
+        room = self._fleet.largest(event.model)
         if room is None and event.model in self._lost:
             out.append(DropCall(call=event.call, reason=self._lost[event.model]))
             return
-        if room is not None and _need(event) > room:
+        if room is not None and need(event) > room:
             out.append(DropCall(call=event.call, reason=_too_large(event, room)))
             return
         call = CallState(event, self._sequence, now_s, 0)
@@ -221,35 +217,66 @@ class Core:
     def _fill(self, model: str, now_s: float, out: list[Command]) -> None:
         """Dispatch waiting calls of `model` in order, while the first one fits somewhere."""
         heap = self._waiting.get(model)
-        workers = self._by_model.get(model, ())
         passed: list[tuple[float, int, str]] = []
-        while heap and len(passed) <= LOOK_PAST and any(w.open(now_s) for w in workers):
+        while heap and len(passed) <= LOOK_PAST and self._fleet.any_open(model, now_s):
             call = self.first_waiting(model)
             if call is None:
                 break
-            if len(workers) > 1 and self._waits_for_home(call, now_s):
+            if call.ready.session is not None and self._waits_for_home(call, now_s):
                 passed.append(heapq.heappop(heap))
-                continue
-            names = self._gangs.members(call.ready)
-            calls = [self.calls[name] for name in names] if names else [call]
-            worker = self._choose(calls, workers, now_s) or self._make_room(calls, workers, out)
-            if worker is None:
-                if names and not self._could_enter(calls, workers):
-                    self._gangs.dissolve(call.ready)
-                    for other in calls[1:]:
-                        self._enqueue(other)
-                    continue
-                room = self._largest(model)
-                if room is None or _need(call.ready) <= room:
-                    break
-                self._stop_call(call.ready.call, _too_large(call.ready, room), out)
-                continue
-            key, _, _ = heapq.heappop(heap)
-            self._gangs.dissolve(call.ready)
-            for one in calls:
-                self._dispatch(one, worker, key, out)
+            elif not self._send_first(call, heap, now_s, out):
+                break
         for item in passed:
             heapq.heappush(self._waiting[model], item)
+
+    def _send_first(
+        self,
+        call: CallState,
+        heap: list[tuple[float, int, str]],
+        now_s: float,
+        out: list[Command],
+    ) -> bool:
+        """Dispatch the call at the head of `heap`, with its gang; False if it has to wait."""
+        fleet, ready = self._fleet, call.ready
+        names = self._gangs.members(ready) if ready.gang else None
+        calls = [self.calls[name] for name in names] if names else [call]
+        worker = fleet.choose(calls, fleet.of(ready.model), now_s) or fleet.make_room(calls, out)
+        if worker is None:
+            if names and not fleet.could_take(calls):
+                self._gangs.dissolve(ready)
+                for other in calls[1:]:
+                    self._enqueue(other)
+                return True
+            room = fleet.largest(ready.model)
+            if room is None or need(ready) <= room:
+                return False
+            self._stop_call(ready.call, _too_large(ready, room), out)
+            return True
+        key, _, _ = heapq.heappop(heap)
+        if names:
+            self._gangs.dissolve(ready)
+        for one in calls:
+            fleet.take(one, worker)
+            if one.ready.session is not None:
+                self.kept.use(one.ready.session, one, worker, out)
+            out.append(Dispatch(call=one.ready.call, worker=worker.name, priority=key))
+        return True
+
+    def _waits_for_home(self, call: CallState, now_s: float) -> bool:
+        """Whether a call waits for the worker of its session, though another one has room.
+
+        No longer than it would take to compute the session again: whichever turns out dearer, at
+        most twice the better choice is paid.
+        """
+        if not self.chooses(call.ready.model):
+            return False
+        rebuild_s = self._fleet.full_home(call, now_s)
+        if rebuild_s is None:
+            return False
+        if not call.home_until_s:
+            call.home_until_s = now_s + rebuild_s
+            self._timers.add(call.home_until_s, "home", call.ready.call, len(self.calls))
+        return now_s < call.home_until_s
 
     def first_waiting(self, model: str) -> CallState | None:
         """The call of `model` whose turn is next, if any waits."""
@@ -261,37 +288,11 @@ class Core:
             heapq.heappop(heap)  # dropped, or dispatched since
         return None
 
-    def _dispatch(
-        self, call: CallState, worker: WorkerState, key: float, out: list[Command]
-    ) -> None:
-        ready = call.ready
-        if len(self._by_model[ready.model]) > 1:
-            held = self._held(call, worker)
-            call.matched_tokens = held
-            output = min(ready.max_tokens, self._outputs.get(ready.model, ready.max_tokens))
-            call.work_tokens = int(ready.prompt_tokens - held + OUTPUT_WEIGHT * output)
-            worker.work_tokens += call.work_tokens
-            worker.holds.add(ready.blocks)
-        call.demand_tokens = _demand(call, worker)
-        call.worker = worker.name
-        worker.running.add(ready.call)
-        worker.kv_reserved += call.demand_tokens
-        if ready.session is not None:
-            self.kept.use(ready.session, call, worker, out)
-        out.append(Dispatch(call=ready.call, worker=worker.name, priority=key))
-
     def _call_ended(self, event: CallEnded, now_s: float, out: list[Command]) -> None:
         call = self.calls.get(event.call)
         if call is None:
             return
-        worker = self.workers.get(call.worker) if call.worker is not None else None
-        answered = event.finish in ("stop", "length")
-        if worker is not None:
-            worker.computed_tokens += event.prompt_tokens - event.cached_tokens
-            worker.prefill_s += event.prefill_s
-            if answered:
-                worker.broken = 0
-                self._learn(call, worker, event)
+        self._fleet.learn(call, event)
         self._forget_call(event.call)
         program = self.programs.get(event.program)
         if program is not None:
@@ -300,15 +301,6 @@ class Core:
             )
             if call.ready.session is not None:
                 self.kept.grow(call, event, out)
-
-    def _learn(self, call: CallState, worker: WorkerState, event: CallEnded) -> None:
-        """What an answer tells about lengths, and about what its worker really holds."""
-        model = call.ready.model
-        mean = self._outputs.get(model, float(event.output_tokens))
-        self._outputs[model] = mean + (event.output_tokens - mean) / 16
-        missing = call.matched_tokens - event.cached_tokens
-        if missing > FINE_TOKENS:
-            worker.holds.missed(call.ready.blocks, missing)
 
     def _call_broke(self, event: CallBroke, now_s: float, out: list[Command]) -> None:
         """Another attempt, after a while; a worker that fails call after call is given up."""
@@ -320,7 +312,7 @@ class Core:
                 worker.rest_until_s = max(worker.rest_until_s, now_s + event.after_s)
                 self._timers.add(worker.rest_until_s, "rest", worker.name, len(self.calls))
         if call is not None and call.worker == event.worker:
-            self._leave_worker(call)
+            self._fleet.leave(call)
             self._changed.append(call.ready.model)
             call.breaks += 1
             if call.aborting or call.breaks >= MAX_ATTEMPTS:
@@ -342,22 +334,13 @@ class Core:
         if program is not None:
             program.calls.discard(name)
         if call.worker is not None:
-            self._leave_worker(call)
+            self._fleet.leave(call)
         elif call.ready.gang > 1:
             leader = self._gangs.leave(call.ready)
             if leader is not None and program is not None:
                 self._enqueue(self.calls[leader])
         self._changed.append(call.ready.model)
         return call
-
-    def _leave_worker(self, call: CallState) -> None:
-        worker = self.workers.get(call.worker) if call.worker is not None else None
-        if worker is not None:
-            worker.running.discard(call.ready.call)
-            worker.kv_reserved -= call.demand_tokens
-            worker.work_tokens -= call.work_tokens
-        call.work_tokens = 0
-        call.worker = None
 
     def _stop_call(self, name: str, reason: str, out: list[Command]) -> None:
         """Abort a running call (its end will be reported), drop a waiting one."""
@@ -368,89 +351,6 @@ class Core:
         elif not call.aborting:
             call.aborting = True
             out.append(Abort(call=name, worker=call.worker))
-
-    # ---- which worker -------------------------------------------------------------------------
-
-    def _choose(
-        self, calls: Sequence[CallState], workers: Sequence[WorkerState], now_s: float
-    ) -> WorkerState | None:
-        """Of the workers that may take all of `calls` now, the one with the least to do."""
-        first = calls[0]
-        best: WorkerState | None = None
-        best_tokens = 0
-        for worker in workers:
-            if not worker.open(now_s):
-                continue
-            demand = sum(_demand(call, worker) for call in calls)
-            room = self._room(first, worker)
-            running = len(worker.running)
-            if not may_enter(running, worker.slots, worker.kv_reserved, room, demand, len(calls)):
-                continue
-            if len(workers) == 1:
-                return worker
-            tokens = worker.work_tokens - self._held(first, worker)
-            if best is None or tokens < best_tokens:
-                best, best_tokens = worker, tokens
-        return best
-
-    def _room(self, call: CallState, worker: WorkerState) -> int:
-        """KV tokens of `worker` that no pin holds, the pin of the call's own session aside."""
-        room = worker.kv_tokens - worker.kv_pinned
-        state = self.kept.of(call)
-        if state is not None and state.retained and state.worker == worker.name:
-            room += state.tokens
-        return room
-
-    def _held(self, call: CallState, worker: WorkerState) -> int:
-        """Tokens of the call's prompt that `worker` is believed to hold."""
-        held = worker.holds.matched_tokens(call.ready.blocks)
-        state = self.kept.of(call)
-        if state is not None and state.worker == worker.name:
-            held = max(held, min(state.tokens, call.ready.prompt_tokens))
-        return held
-
-    def _waits_for_home(self, call: CallState, now_s: float) -> bool:
-        """Whether a call waits for the worker of its session, though another one has room.
-
-        No longer than it would take to compute the session again: whichever turns out dearer, at
-        most twice the better choice is paid.
-        """
-        state = self.kept.of(call)
-        home = self.workers.get(state.worker) if state is not None else None
-        if state is None or home is None or self._choose([call], [home], now_s) is not None:
-            return False
-        if not call.home_until_s:
-            rebuild_s = home.rebuild_s(state.tokens)
-            if rebuild_s is None:
-                rebuild_s = state.tokens / PREFILL_TOKENS_PER_S
-            call.home_until_s = now_s + rebuild_s
-            self._timers.add(call.home_until_s, "home", call.ready.call, len(self.calls))
-        return now_s < call.home_until_s
-
-    def _could_enter(self, calls: Sequence[CallState], workers: Sequence[WorkerState]) -> bool:
-        """Whether some worker could take all of `calls` if it were empty."""
-        return any(
-            len(calls) <= worker.max_running
-            and sum(_demand(call, worker) for call in calls) <= worker.kv_tokens
-            for worker in workers
-        )
-
-    def _make_room(
-        self, calls: Sequence[CallState], workers: Sequence[WorkerState], out: list[Command]
-    ) -> WorkerState | None:
-        """Give up pins on an idle worker that nothing but pins keeps from taking `calls`."""
-        for worker in workers:
-            demand = sum(_demand(call, worker) for call in calls)
-            if worker.running or demand > worker.kv_tokens or len(calls) > worker.slots:
-                continue
-            if worker.kv_pinned and self.kept.give_way(demand, worker, out):
-                return worker
-        return None
-
-    def _largest(self, model: str) -> int | None:
-        """The KV capacity of the largest worker of `model`; None while there is none."""
-        workers = self._by_model.get(model)
-        return max(worker.kv_tokens for worker in workers) if workers else None
 
     # ---- tools and prefixes -------------------------------------------------------------------
 
@@ -466,17 +366,13 @@ class Core:
 
     def _prefix_known(self, event: PrefixKnown, now_s: float, out: list[Command]) -> None:
         self.kept.prefixes[event.session] = event
-        for worker in self._by_model.get(event.model, ()):
+        for worker in self._fleet.of(event.model):
             self.kept.pin_prefix(event, worker, out)
 
     # ---- workers ------------------------------------------------------------------------------
 
     def _worker_up(self, event: WorkerUp, now_s: float, out: list[Command]) -> None:
-        worker = WorkerState(
-            event.worker, event.model, event.max_running, event.kv_tokens, event.page_tokens
-        )
-        self.workers[event.worker] = worker
-        self._by_model.setdefault(event.model, []).append(worker)
+        worker = self._fleet.add(event)
         for gone in (self._lost, self._absent):
             gone.pop(event.model, None)
         self._away.pop(event.worker, None)
@@ -487,7 +383,7 @@ class Core:
 
     def _worker_down(self, event: WorkerDown, now_s: float, out: list[Command]) -> None:
         """Its calls wait again, for another worker or for its return."""
-        worker = self.workers.pop(event.worker, None)
+        worker = self._fleet.remove(event.worker)
         model = worker.model if worker is not None else self._away.get(event.worker, event.model)
         if not model:
             return
@@ -497,10 +393,9 @@ class Core:
         if event.returns:
             self._away[event.worker] = model
         if worker is not None:
-            self._by_model[model].remove(worker)
             self.kept.lost(event.worker)
             self._take_back(worker, f"worker {event.worker} died: {event.error}", out)
-        if self._by_model.get(model):
+        if self._fleet.of(model):
             return
         reason = f"{NO_WORKER}: worker {event.worker} died: {event.error}"
         if model not in self._away.values():
@@ -531,14 +426,9 @@ class Core:
                 self._stop_call(name, reason, out)
 
     def _worker_load(self, event: WorkerLoad, now_s: float, out: list[Command]) -> None:
-        """Make room for what others run there; a report may be a second old."""
-        worker = self.workers.get(event.worker)
-        if worker is None:
-            return
-        foreign = max(0, event.running + event.waiting - len(worker.running))
-        worker.foreign, worker.foreign_before = min(foreign, worker.foreign_before), foreign
-        worker.crowded = event.waiting > LINE
-        self._changed.append(worker.model)
+        worker = self._fleet.report(event)
+        if worker is not None:
+            self._changed.append(worker.model)
 
     def _blocks_gone(self, event: BlocksGone, now_s: float, out: list[Command]) -> None:
         worker = self.workers.get(event.worker)
@@ -578,37 +468,14 @@ class Core:
 
     def check(self) -> None:
         """Raise AssertionError where the state contradicts itself."""
-        running: dict[str, int] = {}
-        work: dict[str, int] = {}
         for name, call in self.calls.items():
             program = self.programs.get(call.ready.program)
             assert call.aborting if program is None else name in program.calls, name
-            if call.worker is not None:
-                assert name in self.workers[call.worker].running, name
-                running[call.worker] = running.get(call.worker, 0) + call.demand_tokens
-                work[call.worker] = work.get(call.worker, 0) + call.work_tokens
-        for name, worker in self.workers.items():
-            assert len(worker.running) <= worker.max_running, name
-            assert worker.kv_reserved == running.get(name, 0), name
-            assert worker.work_tokens == work.get(name, 0), name
-            assert worker.running <= self.calls.keys(), name
-            assert name not in self._away, name
+        assert not self.workers.keys() & self._away.keys()
+        self._fleet.check(self.calls)
         self.kept.check()
         live = sum(1 for program in self.programs.values() if program.started)
         assert live == self._live <= self._max_programs or self._max_programs == 0
-
-
-def _need(call: CallReady) -> int:
-    """KV tokens that a call's context may come to hold, shared ones too."""
-    return call.prompt_tokens + call.max_tokens
-
-
-def _demand(call: CallState, worker: WorkerState) -> int:
-    """KV tokens that it may come to hold on `worker` of its own: a pinned prefix counts once."""
-    ready = call.ready
-    if ready.group is None or ready.group in worker.prefixes:
-        return _need(ready) - ready.shared_tokens
-    return _need(ready)
 
 
 def _too_large(call: CallReady, room: int) -> str:

@@ -34,7 +34,7 @@ class Sessions:
         self.by_name: dict[str, SessionState] = {}
         self.durations = Durations()
         self.prefixes: dict[str, PrefixKnown] = {}
-        self._ends: list[tuple[float, str]] = []  # heap: when a session's pin is over
+        self.ends: list[tuple[float, str]] = []  # heap: when a session's pin is over
 
     def of(self, call: CallState) -> SessionState | None:
         """The session that a call goes on with, if it lies anywhere."""
@@ -105,18 +105,14 @@ class Sessions:
         worker.kv_pinned += state.tokens
         state.until_s = until_s = None if hold_s is None else now_s + hold_s
         if until_s is not None:
-            heapq.heappush(self._ends, (until_s, event.session))
+            heapq.heappush(self.ends, (until_s, event.session))
         out.append(Retain(session=event.session, worker=state.worker, until_s=until_s))
-
-    def pins_end_by(self, now_s: float) -> bool:
-        """Whether the time of some pin is over."""
-        return bool(self._ends) and self._ends[0][0] <= now_s
 
     def expire(self, now_s: float) -> list[str]:
         """Count no longer what workers have let go of by themselves; the models they serve."""
         changed: list[str] = []
-        while self._ends and self._ends[0][0] <= now_s:
-            until_s, session = heapq.heappop(self._ends)
+        while self.ends and self.ends[0][0] <= now_s:
+            until_s, session = heapq.heappop(self.ends)
             state = self.by_name.get(session)
             if state is None or not state.retained or state.until_s != until_s:
                 continue  # given up, or renewed, since

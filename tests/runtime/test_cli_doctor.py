@@ -21,7 +21,14 @@ def test_a_missing_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
 def test_without_the_engine_the_rest_is_still_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     found = _quick(monkeypatch)
 
-    assert [finding.name for finding in found] == ["python", "embedded", "tables", "home", "disk"]
+    assert [finding.name for finding in found] == [
+        "python",
+        "embedded",
+        "tables",
+        "sglang",
+        "home",
+        "disk",
+    ]
 
 
 def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,212 @@
+"""The core's workers: which serve a model, what each holds and does, and which takes a call."""
+
+from collections.abc import Sequence
+
+from ...kvpolicy.state import PREFILL_TOKENS_PER_S
+from ..blocks import FINE_TOKENS
+from .admission import may_enter
+from .events import CallEnded, CallReady, Command, WorkerLoad, WorkerUp
+from .placement import OUTPUT_WEIGHT
+from .sessions import Sessions
+from .state import CallState, WorkerState
+
+LINE = 2  # calls in a worker's own waiting line; with more it is given none
+
+
+class Fleet:
+    """Workers by name and by model; a part of the core's state."""
+
+    def __init__(self, workers: dict[str, WorkerState], kept: Sessions) -> None:
+        self._workers = workers
+        self._kept = kept
+        self._by_model: dict[str, list[WorkerState]] = {}
+        self._outputs: dict[str, float] = {}  # model -> mean length of its late answers
+
+    def of(self, model: str) -> Sequence[WorkerState]:
+        """The workers that serve `model`."""
+        return self._by_model.get(model, ())
+
+    def add(self, event: WorkerUp) -> WorkerState:
+        """A worker may be used."""
+        worker = WorkerState(
+            event.worker, event.model, event.max_running, event.kv_tokens, event.page_tokens
+        )
+        self._workers[worker.name] = worker
+        self._by_model.setdefault(worker.model, []).append(worker)
+        return worker
+
+    def remove(self, name: str) -> WorkerState | None:
+        """A worker is gone; None if it was not there."""
+        worker = self._workers.pop(name, None)
+        if worker is not None:
+            self._by_model[worker.model].remove(worker)
+        return worker
+
+    def largest(self, model: str) -> int | None:
+        """The KV capacity of the largest worker of `model`; None while there is none."""
+        workers = self._by_model.get(model)
+        if not workers:
+            return None
+        return max([worker.kv_tokens for worker in workers])
+
+    def any_open(self, model: str, now_s: float) -> bool:
+        """Whether a worker of `model` may be given one more call, memory aside."""
+        workers = self._by_model.get(model)
+        if not workers:
+            return False
+        return workers[0].open(now_s) or any(worker.open(now_s) for worker in workers[1:])
+
+    # ---- a call and its worker ------------------------------------------------------------------
+
+    def take(self, call: CallState, worker: WorkerState) -> None:
+        """`call` goes to `worker`."""
+        ready = call.ready
+        if len(self._by_model[ready.model]) > 1:
+            held = self._held(call, worker)
+            output = min(ready.max_tokens, self._outputs.get(ready.model, ready.max_tokens))
+            call.matched_tokens = held
+            call.work_tokens = int(ready.prompt_tokens - held + OUTPUT_WEIGHT * output)
+            worker.work_tokens += call.work_tokens
+            worker.holds.add(ready.blocks)
+        call.demand_tokens = _demand(call, worker)
+        call.worker = worker.name
+        worker.running.add(ready.call)
+        worker.kv_reserved += call.demand_tokens
+
+    def leave(self, call: CallState) -> None:
+        """`call` runs on no worker any more."""
+        worker = self._workers.get(call.worker) if call.worker is not None else None
+        if worker is not None:
+            worker.running.discard(call.ready.call)
+            worker.kv_reserved -= call.demand_tokens
+            worker.work_tokens -= call.work_tokens
+        call.work_tokens = 0
+        call.worker = None
+
+    def learn(self, call: CallState, event: CallEnded) -> None:
+        """What the end of a call tells of its worker's speed, of lengths, and of what it holds."""
+        worker = self._workers.get(call.worker) if call.worker is not None else None
+        if worker is None:
+            return
+        worker.computed_tokens += event.prompt_tokens - event.cached_tokens
+        worker.prefill_s += event.prefill_s
+        if event.finish not in ("stop", "length"):
+            return
+        worker.broken = 0
+        model = call.ready.model
+        mean = self._outputs.get(model, float(event.output_tokens))
+        self._outputs[model] = mean + (event.output_tokens - mean) / 16
+        missing = call.matched_tokens - event.cached_tokens
+        if missing > FINE_TOKENS:
+            worker.holds.missed(call.ready.blocks, missing)
+
+    def report(self, event: WorkerLoad) -> WorkerState | None:
+        """Make room for what others run there; a report may be a second old."""
+        worker = self._workers.get(event.worker)
+        if worker is not None:
+            foreign = max(0, event.running + event.waiting - len(worker.running))
+            worker.foreign, worker.foreign_before = min(foreign, worker.foreign_before), foreign
+            worker.crowded = event.waiting > LINE
+        return worker
+
+    # ---- which worker ---------------------------------------------------------------------------
+
+    def choose(
+        self, calls: Sequence[CallState], workers: Sequence[WorkerState], now_s: float
+    ) -> WorkerState | None:
+        """Of `workers`, those that may take all of `calls` now: the one with the least to do."""
+        first = calls[0]
+        best: WorkerState | None = None
+        best_tokens = 0
+        for worker in workers:
+            if not worker.open(now_s):
+                continue
+            demand = _demands(calls, worker)
+            room = self._room(first, worker)
+            running, slots = len(worker.running), worker.slots
+            if not may_enter(running, slots, worker.kv_reserved, room, demand, len(calls)):
+                continue
+            if len(workers) == 1:
+                return worker
+            tokens = worker.work_tokens - self._held(first, worker)
+            if best is None or tokens < best_tokens:
+                best, best_tokens = worker, tokens
+        return best
+
+    def full_home(self, call: CallState, now_s: float) -> float | None:
+        """Seconds that computing the call's session elsewhere takes, if its worker has no room."""
+        state = self._kept.of(call)
+        home = self._workers.get(state.worker) if state is not None else None
+        if state is None or home is None or self.choose([call], [home], now_s) is not None:
+            return None
+        rebuild_s = home.rebuild_s(state.tokens)
+        return state.tokens / PREFILL_TOKENS_PER_S if rebuild_s is None else rebuild_s
+
+    def make_room(self, calls: Sequence[CallState], out: list[Command]) -> WorkerState | None:
+        """Give up pins on an idle worker that nothing but pins keeps from taking `calls`."""
+        for worker in self.of(calls[0].ready.model):
+            demand = _demands(calls, worker)
+            if worker.running or demand > worker.kv_tokens or len(calls) > worker.slots:
+                continue
+            if worker.kv_pinned and self._kept.give_way(demand, worker, out):
+                return worker
+        return None
+
+    def could_take(self, calls: Sequence[CallState]) -> bool:
+        """Whether some worker could take all of `calls` if it were empty."""
+        return any(
+            len(calls) <= worker.max_running and _demands(calls, worker) <= worker.kv_tokens
+            for worker in self.of(calls[0].ready.model)
+        )
+
+    def _room(self, call: CallState, worker: WorkerState) -> int:
+        """KV tokens of `worker` that no pin holds, the pin of the call's own session aside."""
+        room = worker.kv_tokens - worker.kv_pinned
+        if call.ready.session is None:
+            return room
+        state = self._kept.of(call)
+        if state is not None and state.retained and state.worker == worker.name:
+            room += state.tokens
+        return room
+
+    def _held(self, call: CallState, worker: WorkerState) -> int:
+        """Tokens of the call's prompt that `worker` is believed to hold."""
+        held = worker.holds.matched_tokens(call.ready.blocks)
+        state = self._kept.of(call)
+        if state is not None and state.worker == worker.name:
+            held = max(held, min(state.tokens, call.ready.prompt_tokens))
+        return held
+
+    def check(self, calls: dict[str, CallState]) -> None:
+        """Raise AssertionError where the state contradicts itself."""
+        running: dict[str, list[CallState]] = {}
+        for name, call in calls.items():
+            if call.worker is not None:
+                assert name in self._workers[call.worker].running, name
+                running.setdefault(call.worker, []).append(call)
+        for name, worker in self._workers.items():
+            mine = running.get(name, [])
+            assert len(worker.running) <= worker.max_running, name
+            assert worker.kv_reserved == sum(call.demand_tokens for call in mine), name
+            assert worker.work_tokens == sum(call.work_tokens for call in mine), name
+            assert worker.running == {call.ready.call for call in mine}, name
+
+
+def need(call: CallReady) -> int:
+    """KV tokens that a call's context may come to hold, shared ones too."""
+    return call.prompt_tokens + call.max_tokens
+
+
+def _demand(call: CallState, worker: WorkerState) -> int:
+    """KV tokens that it may come to hold on `worker` of its own: a pinned prefix counts once."""
+    ready = call.ready
+    if ready.group is None or ready.group in worker.prefixes:
+        return need(ready) - ready.shared_tokens
+    return need(ready)
+
+
+def _demands(calls: Sequence[CallState], worker: WorkerState) -> int:
+    """What all of them may come to hold on `worker`."""
+    if len(calls) == 1:
+        return _demand(calls[0], worker)
+    return sum(_demand(call, worker) for call in calls)
