@@ -74,7 +74,7 @@ def report_servers(urls: tuple[str, ...], api_key: str | None, json: bool) -> in
 
 async def _ask_server(url: str, api_key: str | None) -> list[Finding]:
     """What the server says of itself; one that is no SGLang is asked for its models."""
-    from .backends.http import key_from
+    from .backends.http_text import key_from
     from .backends.openai import OpenAIBackend
     from .backends.sglang import ask_server, findings
 

@@ -35,13 +35,28 @@ def _fake(latency_s: float = 0.0, max_running: int = 64, reply: str = "ok") -> B
 def _openai(url: str, **options: Any) -> Backend:
     from .openai import OpenAIBackend
 
+    _check_url(url)
     return OpenAIBackend(url, **options)
 
 
 def _sglang(url: str | list[str], **options: Any) -> AbstractAsyncContextManager[Sequence[Backend]]:
     from .sglang import connect
 
-    return connect([url] if isinstance(url, str) else url, **options)
+    urls = [url] if isinstance(url, str) else url
+    for each in urls:
+        _check_url(each)
+    return connect(urls, **options)
+
+
+def _check_url(url: object) -> None:
+    """A run's settings are written down, so they must hold no secret."""
+    if not isinstance(url, str):
+        raise InvalidConfig(f"url must be text, such as http://127.0.0.1:30000; not {url!r}")
+    if "@" in url.partition("//")[2].partition("/")[0]:
+        raise InvalidConfig(
+            "a url must not hold credentials, since runs remember their settings; put the key in "
+            "an environment variable and name it: api_key=MY_KEY"
+        )
 
 
 BACKENDS: dict[str, Factory] = {

@@ -24,6 +24,7 @@ from .events import (
     DropCall,
     Event,
     PrefixKnown,
+    Probe,
     ProgramArrived,
     ProgramEnded,
     Quit,
@@ -33,6 +34,7 @@ from .events import (
     ToolEnded,
     ToolStarted,
     WorkerDown,
+    WorkerFine,
     WorkerLoad,
     WorkerUp,
 )
@@ -98,6 +100,7 @@ class Core:
             Drain: self._drain,
             WorkerUp: self._worker_up,
             WorkerDown: self._worker_down,
+            WorkerFine: self._worker_fine,
             WorkerLoad: self._worker_load,
             BlocksGone: self._blocks_gone,
             TimerFired: self._timer_fired,
@@ -303,7 +306,7 @@ class Core:
                 self.kept.grow(call, event, out)
 
     def _call_broke(self, event: CallBroke, now_s: float, out: list[Command]) -> None:
-        """Another attempt, after a while; a worker that fails call after call is given up."""
+        """Another attempt, after a while; a worker that fails call after call is probed first."""
         call = self.calls.get(event.call)
         worker = self.workers.get(event.worker)
         if worker is not None:
@@ -321,10 +324,10 @@ class Core:
                 call.resting = True
                 wait_s = max(event.after_s or 0.0, backoff_s(event.call, call.breaks))
                 self._timers.add(now_s + wait_s, "retry", event.call, len(self.calls))
-        if worker is not None and worker.broken >= BREAKS:
-            error = f"{worker.broken} calls in a row came to nothing; the last: {event.error}"
-            down = WorkerDown(worker=worker.name, error=error, returns=True)
-            self._worker_down(down, now_s, out)
+        if worker is not None and worker.broken >= BREAKS and not worker.suspect:
+            worker.suspect = True
+            out.append(Probe(worker=worker.name))
+            self._timers.add(now_s + self._patience_s, "suspect", worker.name, len(self.calls))
 
     def _forget_call(self, name: str) -> CallState | None:
         call = self.calls.pop(name, None)
@@ -425,6 +428,12 @@ class Core:
             if name in self.calls:
                 self._stop_call(name, reason, out)
 
+    def _worker_fine(self, event: WorkerFine, now_s: float, out: list[Command]) -> None:
+        worker = self.workers.get(event.worker)
+        if worker is not None:
+            worker.suspect, worker.broken = False, 0
+            self._changed.append(worker.model)
+
     def _worker_load(self, event: WorkerLoad, now_s: float, out: list[Command]) -> None:
         worker = self._fleet.report(event)
         if worker is not None:
@@ -441,7 +450,7 @@ class Core:
 
     def _matters(self, kind: Kind, name: str) -> bool:
         """Whether a timer still stands for something."""
-        if kind == "rest":
+        if kind in ("rest", "suspect"):
             return name in self.workers
         if kind == "patience":
             return name in self._absent
@@ -461,6 +470,11 @@ class Core:
                     self._changed.append(self.calls[name].ready.model)
                 case "rest":
                     self._changed.append(self.workers[name].model)
+                case "suspect":
+                    if self.workers[name].suspect:
+                        error = f"call after call came to nothing for {self._patience_s:g} s"
+                        down = WorkerDown(worker=name, error=error, returns=True)
+                        self._worker_down(down, now_s, out)
                 case "patience":
                     self._give_up(name, self._absent[name], out)
 

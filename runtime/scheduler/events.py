@@ -141,6 +141,12 @@ class WorkerDown(Record, frozen=True):
     model: str = ""  # of a worker that was never up
 
 
+class WorkerFine(Record, frozen=True):
+    """A worker that was probed answers."""
+
+    worker: str
+
+
 class WorkerLoad(Record, frozen=True):
     """A worker's own report: all that it runs and all that waits there, whoever sent it."""
 
@@ -173,6 +179,7 @@ Event = (
     | Drain
     | WorkerUp
     | WorkerDown
+    | WorkerFine
     | WorkerLoad
     | BlocksGone
     | TimerFired
@@ -238,6 +245,12 @@ class Quit(Record, frozen=True):
     recover: bool
 
 
+class Probe(Record, frozen=True):
+    """Ask a worker whether it still answers: too many calls in a row came to nothing there."""
+
+    worker: str
+
+
 class PinJudged(Record, frozen=True):
     """How a pin turned out: of `promised_tokens`, the next turn found `cached_tokens`."""
 
@@ -263,6 +276,7 @@ Command = (
     | Retain
     | Release
     | Quit
+    | Probe
     | PinJudged
     | SetTimer
 )

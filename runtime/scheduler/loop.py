@@ -17,7 +17,7 @@ import msgspec
 from ..backends.base import Backend
 from ..blocks import blocks_of
 from ..calls import CallId, Chunk, FinishReason, Request, SessionId, Usage
-from ..errors import BackendUnavailable, TryAgain
+from ..errors import BackendUnavailable, InvalidInput, TryAgain
 from ..trace import NoTrace, Trace
 from .core import Core
 from .events import (
@@ -32,6 +32,7 @@ from .events import (
     Event,
     PinJudged,
     PrefixKnown,
+    Probe,
     ProgramArrived,
     Quit,
     Release,
@@ -41,6 +42,7 @@ from .events import (
     TimerFired,
     Warm,
     WorkerDown,
+    WorkerFine,
     WorkerLoad,
     WorkerUp,
 )
@@ -133,6 +135,7 @@ class Scheduler:
             Retain: self._retain,
             Release: self._release,
             Quit: self._quit,
+            Probe: self._probe,
             PinJudged: self._note,
             SetTimer: self._set_timer,
         }
@@ -253,9 +256,9 @@ class Scheduler:
         finally:
             self._busy = False
 
-    def lose(self, worker: str, error: str) -> None:
+    def lose(self, worker: str, error: str, returns: bool = True) -> None:
         """A worker is gone: its calls go to another one, wait for its return, or end."""
-        returns = self._backends[worker].capabilities.remote
+        returns = returns and self._backends[worker].capabilities.remote
         model = self._models[worker]
         self.send(WorkerDown(worker=worker, error=error, returns=returns, model=model))
 
@@ -289,9 +292,9 @@ class Scheduler:
             if running is not None and running[0] is asyncio.current_task():
                 self._closing = True
             raise
-        except BackendUnavailable as failure:
+        except (BackendUnavailable, InvalidInput) as failure:
             if name in self._running:  # else others were faster to tell
-                self.lose(worker, str(failure))
+                self.lose(worker, str(failure), returns=isinstance(failure, BackendUnavailable))
             return
         except TryAgain as failure:
             if self._running.pop(name, None) is not None:
@@ -345,10 +348,15 @@ class Scheduler:
                 del self._running[call]
                 self._calls[call].lost()
                 task.cancel()
-        if command.recover and not self._closing:
-            log.warning("worker %s is out of use until it answers again", command.worker)
-            task = self._tasks.create_task(self._recover(command.worker))
-            self._recoveries[command.worker] = task
+        if command.recover:
+            self._probe(Probe(worker=command.worker))
+
+    def _probe(self, command: Probe) -> None:
+        """Ask a worker again and again until it answers; it gets no calls meanwhile."""
+        worker = command.worker
+        if worker not in self._recoveries and not self._closing:
+            log.warning("worker %s is out of use until it answers again", worker)
+            self._recoveries[worker] = self._tasks.create_task(self._recover(worker))
 
     async def _recover(self, worker: str) -> None:
         try:
@@ -359,7 +367,8 @@ class Scheduler:
             self.send(WorkerDown(worker=worker, error=error, model=self._models[worker]))
         else:
             log.warning("worker %s answers again", worker)
-            self.send(self._up(worker))
+            there = worker in self.core.workers
+            self.send(WorkerFine(worker=worker) if there else self._up(worker))
         finally:
             self._recoveries.pop(worker, None)
 

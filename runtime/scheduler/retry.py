@@ -4,7 +4,7 @@ from zlib import crc32
 
 MAX_ATTEMPTS = 4  # of a call whose answers come to nothing
 MAX_LOSSES = 5  # workers that may die under a call before it is thought to kill them
-BREAKS = 5  # attempts in a row without an answer: the worker is given up until it recovers
+BREAKS = 5  # attempts in a row without an answer: the worker is probed before it gets another
 FIRST_S, LONGEST_S = 0.25, 20.0
 
 

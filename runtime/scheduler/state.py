@@ -59,6 +59,7 @@ class WorkerState:
     foreign_before: int = 0  # and the time before
     crowded: bool = False  # calls wait in its own line, by its last report
     broken: int = 0  # attempts in a row that came to nothing
+    suspect: bool = False  # it is being probed; what runs there goes on
     rest_until_s: float = 0.0  # it asked to be left alone until then
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class WorkerState:
     def open(self, now_s: float) -> bool:
         """Whether it may be given one more call, memory aside."""
         running = len(self.running)
-        if running >= self.slots or now_s < self.rest_until_s:
+        if self.suspect or running >= self.slots or now_s < self.rest_until_s:
             return False
         return not (self.crowded and running)
 

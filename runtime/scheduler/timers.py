@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-Kind = Literal["deadline", "retry", "rest", "patience", "home"]
+Kind = Literal["deadline", "retry", "rest", "suspect", "patience", "home"]
 SPARE = 64  # entries that nobody waits for any more, beside a few for each that is alive
 
 

@@ -22,6 +22,7 @@ from tenter.runtime.scheduler.events import (
     DropCall,
     PinJudged,
     PrefixKnown,
+    Probe,
     ProgramArrived,
     ProgramEnded,
     Quit,
@@ -34,6 +35,7 @@ from tenter.runtime.scheduler.events import (
     ToolStarted,
     Warm,
     WorkerDown,
+    WorkerFine,
     WorkerLoad,
     WorkerUp,
 )
@@ -269,7 +271,7 @@ def test_a_worker_that_asks_for_rest_gets_it_and_another_takes_its_calls(core: C
     assert "p/1" in dispatched(core.handle(TimerFired(), 10.0))
 
 
-def test_a_worker_that_fails_call_after_call_is_given_up_until_it_recovers(core: Core) -> None:
+def test_a_worker_that_fails_call_after_call_is_probed_and_keeps_what_it_runs(core: Core) -> None:
     core.handle(up(slots=BREAKS + 1), 0)
     core.handle(arrived("p"), 0)
     for index in range(BREAKS + 1):
@@ -277,10 +279,13 @@ def test_a_worker_that_fails_call_after_call_is_given_up_until_it_recovers(core:
     for index in range(BREAKS - 1):
         core.handle(broke(f"p/{index}"), 1)
     commands = core.handle(broke(f"p/{BREAKS - 1}"), 1)
-    assert Quit(worker="m/0", recover=True) in commands
-    assert not core.workers and len(core.calls) == BREAKS + 1
-    core.handle(TimerFired(), 20)
-    assert len(dispatched(core.handle(up(slots=9), 20))) == BREAKS + 1
+    assert Probe(worker="m/0") in commands
+    assert core.workers["m/0"].running == {f"p/{BREAKS}"}
+    assert dispatched(core.handle(TimerFired(), 20)) == []
+    assert len(dispatched(core.handle(WorkerFine(worker="m/0"), 21))) == BREAKS
+    for index in range(BREAKS):
+        core.handle(broke(f"p/{index}"), 22)
+    assert Quit(worker="m/0", recover=True) in core.handle(TimerFired(), 90)
 
 
 def test_calls_wait_for_workers_that_may_return_and_not_for_ever(core: Core) -> None:
@@ -517,6 +522,11 @@ class CoreMachine(RuleBasedStateMachine):
         self.away.discard(name)
         self.workers.add(name)
         self.tell(up(name, 2, 600))
+
+    @precondition(lambda self: bool(self.workers))
+    @rule(data=st.data())
+    def fine(self, data: st.DataObject) -> None:
+        self.tell(WorkerFine(worker=data.draw(st.sampled_from(sorted(self.workers)))))
 
     @precondition(lambda self: bool(self.workers))
     @rule(data=st.data(), running=st.integers(0, 5), waiting=st.integers(0, 5))
