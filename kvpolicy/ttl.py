@@ -1,24 +1,19 @@
-"""How long to keep a session while its tool runs: policies of one shape, by name.
-
-`hold_s(pause)` returns the seconds from now for which the KV is to be kept; None: until it is
-released; 0: not at all.
-"""
+"""Continuum's time to live (2511.02230) and the terms of its benefit."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping
-from math import isfinite, log, sqrt
+from collections.abc import Iterable, Sequence
+from math import log, sqrt
 
 from .durations import Durations
-from .state import Hold, Pause
 
 ENOUGH = 100  # Continuum: with as many samples or fewer, a distribution is not trusted
-DEFAULT_FIXED_S = 10.0
+_BLOCK = 64
 
 
 def continuum_ttl(
     durations: Durations, tool: str, prefill_s: float, queue_delay_s: float, eta: float
 ) -> float:
-    """Continuum's time to live (2511.02230, section 4): argmax of P(tau, f) * (T * eta + R) - tau.
+    """Continuum's time to live (section 4): argmax of P(tau, f) * (T * eta + R) - tau.
 
     Candidates are 0 and the durations seen; of equals the shortest is taken. With at most 100
     samples in all, durations are taken as Exp(1) and eta as 1, which gives ln(T + R); with at most
@@ -29,54 +24,28 @@ def continuum_ttl(
         return log(benefit) if benefit > 1 else 0.0
     benefit = queue_delay_s * eta + prefill_s
     seen = durations.samples(tool if durations.count(tool) > ENOUGH else None)
+    return _best(seen, benefit)
+
+
+def _best(seen: Sequence[float], benefit: float) -> float:
+    """The time with the highest worth, which is P(time) * benefit - time; 0 where none is above 0.
+
+    Blocks of times that cannot hold it are passed over: their first is the cheapest, their last
+    the most likely. Of equal times the last has the share of all of them.
+    """
+    each = benefit / len(seen)
+    ends = [min(start + _BLOCK, len(seen)) for start in range(0, len(seen), _BLOCK)]
     best_s, best = 0.0, 0.0
-    for index, tau in enumerate(seen):
-        if index + 1 < len(seen) and seen[index + 1] == tau:
-            continue  # the share counts all durations up to tau, repeats included
-        worth = (index + 1) / len(seen) * benefit - tau
-        if worth > best:
-            best_s, best = tau, worth
+    floor = max(end * each - seen[end - 1] for end in ends)
+    for start, end in zip(range(0, len(seen), _BLOCK), ends, strict=True):
+        bound = end * each - seen[start]
+        if bound <= best or bound < floor:
+            continue
+        for at in range(start, end):
+            worth = (at + 1) * each - seen[at]
+            if worth > best:
+                best_s, best = seen[at], worth
     return best_s
-
-
-def fixed_ttl(seconds: float) -> Hold:
-    """Holds every session for the same time, counted from the start of its tool."""
-    if not isfinite(seconds) or seconds < 0:
-        raise ValueError(f"a time to live must be 0 s or more, not {seconds}")
-    return lambda pause: max(0.0, seconds - pause.elapsed_s)
-
-
-def _continuum(pause: Pause) -> float:
-    """Continuum's rule. Asked again while the tool runs, it says what is left of the time."""
-    found = continuum_ttl(
-        pause.durations, pause.tool, pause.rebuild_s, pause.queue_delay_s, pause.eta
-    )
-    return max(0.0, found - pause.elapsed_s)
-
-
-POLICIES: Mapping[str, Hold] = {
-    "continuum": _continuum,
-    "fixed": fixed_ttl(DEFAULT_FIXED_S),
-    "never": lambda pause: 0.0,
-    "forever": lambda pause: None,
-}
-
-
-def named(name: str) -> Hold:
-    """The policy of that name; "fixed:30" holds for 30 s."""
-    head, _, seconds = name.partition(":")
-    if head == "fixed" and seconds:
-        try:
-            return fixed_ttl(float(seconds))
-        except ValueError as error:
-            raise ValueError(f"policy {name!r}: {error}") from None
-    if name not in POLICIES:
-        known = ", ".join(POLICIES)
-        raise ValueError(f"there is no retention policy {name!r}; known: {known}, fixed:SECONDS")
-    return POLICIES[name]
-
-
-# ---- the terms of Continuum's benefit -----------------------------------------------------------
 
 
 class QueueDelay:

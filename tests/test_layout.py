@@ -25,6 +25,7 @@ FLOORS = (
     {"load"},
     {"api", "spec", "schema", "tables", "report.tally", "report.summary"},
     {"run"},
+    {"replay"},
     {"scheduler"},
     {"reasoning"},
     {"backends", "engine", "tokenizer", "models"},

@@ -113,7 +113,8 @@ class ChatSession:
         prompt = self._prompt(specs)
         if record is not None and not is_draft(record):
             host.note(CallShared(program=owner.name, step="turn", how="journal"))
-            said = msgspec.json.decode(record.value, type=_Said)
+            found = msgspec.json.decode(record.value, type=_Said | str)
+            said = _Said(found) if isinstance(found, str) else found  # 0.1.0 kept the text alone
         else:
             answer = await self._generate(path, prompt, specs, sampling)
             said = _Said(answer.text, answer.token_ids)
