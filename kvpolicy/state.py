@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import inf
 
 from .durations import Durations
 from .price import FREE, Price
@@ -102,15 +103,18 @@ def cheapest_first(pins: Iterable[Pin]) -> list[Pin]:
     return sorted(pins, key=lambda pin: (pin.worth, -pin.tokens, pin.session))
 
 
-def to_release(pins: Iterable[Pin], tokens: int) -> tuple[Pin, ...]:
+def to_release(pins: Iterable[Pin], tokens: int, price: float = inf) -> tuple[Pin, ...]:
     """The pins to give up for `tokens` of room, cheapest first; all, where all are too few.
 
-    One that the dearer ones after it have made needless is kept after all.
+    Pins worth `price` or more are kept. One that the dearer ones after it have made needless is
+    kept after all. The price is that of the next token, so what is given up must be no more than
+    what the call at the head of the queue lacks: a rise in price that let go of every pin below it
+    would make all of those sessions recompute for one call's room.
     """
     chosen: list[Pin] = []
     freed = 0
     for pin in cheapest_first(pins):
-        if freed >= tokens:
+        if freed >= tokens or pin.worth >= price:
             break
         chosen.append(pin)
         freed += pin.tokens
