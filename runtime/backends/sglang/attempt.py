@@ -1,0 +1,97 @@
+"""One attempt at a call: what was asked, and the chunks of the answer on their way to the caller."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from ...calls import Chunk, Request, Usage
+from ...errors import TenterError
+from .wire import Answer, Reply
+
+
+class Attempt:
+    """Chunks from whoever reads the server's answer to whoever iterates over it.
+
+    `rids` are the ids of its requests on the server. Ends once: with a last chunk or an error.
+    """
+
+    def __init__(self, request: Request, room: int, rids: tuple[str, ...], answer: Answer) -> None:
+        self.request = request
+        self.room = room  # tokens that it may draw
+        self.rids = rids
+        self.answer = answer
+        self.task: asyncio.Task[None] | None = None  # reads its answer, or that of its batch
+        self.batch: Sequence[Attempt] = ()  # those that `task` reads
+        self.halt: asyncio.Task[None] | None = None  # sees to its end, once it is to be aborted
+        self.aborting = False
+        self.ended = False
+        self.early = False  # it ended here while the server was still drawing
+        self.whole = False  # it ended with an answer
+        self._chunks: deque[Chunk] = deque()
+        self._failure: TenterError | None = None
+        self._news = asyncio.Event()
+        self._end = asyncio.Event()
+
+    # -- for the reader
+
+    def take(self, reply: Reply) -> None:
+        """Hand out what `reply` sets free. Raises where the server gave up by itself."""
+        reason = reply.meta_info.finish_reason
+        if self.ended:
+            return
+        if self.aborting and reason is not None and reason.get("type") == "abort":
+            self.put(self.answer.abort(reply))
+            return
+        chunk = self.answer.read(reply)
+        if chunk is not None:
+            self.early = chunk.finish is not None and reason is None
+            self.put(chunk)
+
+    def put(self, chunk: Chunk) -> None:
+        """Hand out `chunk`; the last one ends it."""
+        if self.ended:
+            return
+        self._chunks.append(chunk)
+        self._news.set()
+        if chunk.finish is not None:
+            self.whole = chunk.finish in ("stop", "length")
+            self._finish()
+
+    def fail(self, error: TenterError) -> None:
+        """There will be no answer; one that is being aborted just ends."""
+        if self.ended:
+            return
+        if self.aborting:
+            self.give_up()
+            return
+        self._failure = error
+        self._finish()
+
+    def give_up(self) -> None:
+        """End it as aborted, whatever the server does."""
+        self.put(Chunk(finish="abort", usage=Usage(prompt_tokens=len(self.request.token_ids))))
+
+    def _finish(self) -> None:
+        self.ended = True
+        self._news.set()
+        self._end.set()
+
+    # -- for the caller
+
+    async def next(self) -> Chunk:
+        """The next chunk, or raises why there is none."""
+        while not self._chunks:
+            if self._failure is not None:
+                raise self._failure
+            self._news.clear()
+            await self._news.wait()
+        return self._chunks.popleft()
+
+    async def ends_within(self, seconds: float) -> bool:
+        """Whether it has ended by then."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._end.wait()
+        except TimeoutError:
+            return self.ended
+        return True

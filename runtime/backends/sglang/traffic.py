@@ -1,0 +1,194 @@
+"""The calls on their way to one server: sent alone or in batches, aborted, and lost together."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
+
+from ...calls import CallId, Request
+from ...clock import now
+from ...errors import BackendUnavailable, CallFailed, TenterError, TryAgain
+from ..http import Client
+from .attempt import Attempt
+from .exchange import Exchange
+from .health import Patience, lives
+from .wire import server_priority
+
+log = logging.getLogger(__name__)
+POST_S = 2.0  # for what has no answer
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class Traffic:
+    """Attempts by their call. `spawn` runs a task for as long as the backend is in use, `lost`
+    is told why the server cannot be used any more."""
+
+    def __init__(
+        self,
+        client: Client,
+        exchange: Exchange,
+        patience: Patience,
+        spawn: Spawn,
+        lost: Callable[[str], None],
+    ) -> None:
+        self.exchange = exchange
+        self.attempts: dict[CallId, Attempt] = {}
+        self._client = client
+        self._patience = patience
+        self._spawn = spawn
+        self._lost = lost
+        self._groups: dict[tuple[str, int], list[Attempt]] = {}  # of this turn of the loop
+        self._halts: set[asyncio.Task[None]] = set()  # aborts that are not confirmed yet
+        self._watching = False
+
+    def add(self, attempt: Attempt) -> None:
+        """Send it, and watch the server while there is anything to wait for."""
+        if not self.attempts:
+            self.exchange.heard_s = now()
+        self.attempts[attempt.request.call] = attempt
+        self._send(attempt)
+        if not self._watching:
+            self._watching = True
+            self._spawn(self._watch())
+
+    def remove(self, attempt: Attempt) -> None:
+        """Nobody waits for it any more: it is aborted, if it has not ended."""
+        del self.attempts[attempt.request.call]
+        if self._halt(attempt) is None:
+            attempt.batch = ()  # a cycle less for the garbage collector
+
+    async def abort(self, attempt: Attempt) -> None:
+        """Returns once it has ended; a caller who does not wait for that changes nothing."""
+        halt = self._halt(attempt)
+        if halt is not None:
+            await asyncio.shield(halt)
+
+    async def abort_all(self) -> None:
+        """Returns once all have ended."""
+        for attempt in self.attempts.values():
+            self._halt(attempt)
+        if self._halts:
+            await asyncio.wait(tuple(self._halts))
+
+    # -- sending
+
+    def _send(self, attempt: Attempt) -> None:
+        """At once, or together with the others of its group at the end of this turn of the loop."""
+        request = attempt.request
+        apart = request.session is not None and not self.exchange.retention.batches
+        if request.group is None or request.choices is not None or apart:
+            self._start([attempt])
+            return
+        key = (request.group, server_priority(request.priority, self.exchange.info))
+        group = self._groups.setdefault(key, [])
+        group.append(attempt)
+        if len(group) == 1:
+            asyncio.get_running_loop().call_soon(self._send_group, key)
+
+    def _send_group(self, key: tuple[str, int]) -> None:
+        waiting = [attempt for attempt in self._groups.pop(key) if not attempt.ended]
+        if waiting:
+            self._start(waiting)
+
+    def _start(self, attempts: Sequence[Attempt]) -> None:
+        task = self._spawn(self._drive(attempts))
+        for attempt in attempts:
+            attempt.task, attempt.batch = task, attempts
+
+    async def _drive(self, attempts: Sequence[Attempt]) -> None:
+        """Read the answers of `attempts` to their ends, however they end."""
+        try:
+            await self._ask(attempts)
+        except TenterError as error:
+            self._broke(attempts, error)
+        except Exception as error:
+            log.exception("%s: reading an answer failed", self._client.url)
+            for attempt in attempts:
+                attempt.fail(CallFailed(f"{self._client.url}: {type(error).__name__}: {error}"))
+        finally:
+            early = [rid for attempt in attempts if attempt.early for rid in attempt.rids]
+            if early:
+                self._spawn(self._post_aborts(early))
+
+    async def _ask(self, attempts: Sequence[Attempt]) -> None:
+        if len(attempts) > 1:
+            await self.exchange.run_group(attempts)
+        elif attempts[0].request.choices is not None:
+            await self.exchange.score(attempts[0])
+        else:
+            await self.exchange.run(attempts[0])
+
+    def _broke(self, attempts: Sequence[Attempt], error: TenterError) -> None:
+        """Calls of a batch that was refused as a whole are asked for one by one."""
+        refused = isinstance(error, CallFailed) and not isinstance(error, TryAgain)
+        if refused and len(attempts) > 1:
+            for attempt in attempts:
+                if not attempt.ended:
+                    self._start([attempt])
+            return
+        if isinstance(error, BackendUnavailable):
+            self._lost(str(error))
+        late = [each for each in attempts if not each.ended and _is_late(each.request)]
+        if late:  # the server would notice only some seconds after we have gone
+            self._spawn(self._post_aborts([rid for attempt in late for rid in attempt.rids]))
+        for attempt in attempts:
+            attempt.fail(error)
+
+    # -- aborts
+
+    def _halt(self, attempt: Attempt) -> asyncio.Task[None] | None:
+        """The task that sees to the end of `attempt`; None if it has ended."""
+        attempt.aborting = True
+        if attempt.task is None:  # not sent yet
+            attempt.give_up()
+        if attempt.halt is None and not attempt.ended:
+            attempt.halt = self._spawn(self._stop(attempt))
+            self._halts.add(attempt.halt)
+            attempt.halt.add_done_callback(self._halts.discard)
+        return attempt.halt
+
+    async def _stop(self, attempt: Attempt) -> None:
+        """Abort until the server confirms it: an abort that overtakes its request has no effect."""
+        for pause_s in self._patience.abort_s:
+            await self._post_aborts(attempt.rids)
+            if await attempt.ends_within(pause_s):
+                return
+        attempt.give_up()
+        if attempt.task is not None and all(each.ended for each in attempt.batch):
+            attempt.task.cancel()
+
+    async def _post_aborts(self, rids: Iterable[str]) -> None:
+        posts = (self._client.post("/abort_request", {"rid": rid}, POST_S) for rid in rids)
+        await asyncio.gather(*posts, return_exceptions=True)
+
+    # -- a server that says nothing
+
+    async def _watch(self) -> None:
+        """While calls run: a server that has fallen silent must answer something else."""
+        try:
+            while self.attempts:
+                silent_s = now() - self.exchange.heard_s
+                if silent_s < self._patience.quiet_s:
+                    await asyncio.sleep(self._patience.quiet_s - silent_s)
+                elif await lives(self._client, self._patience):
+                    await asyncio.sleep(self._patience.quiet_s)
+                else:
+                    self._lose()
+        finally:
+            self._watching = False
+
+    def _lose(self) -> None:
+        patience = self._patience
+        failure = (
+            f"{self._client.url}: the server hangs: no answer to a call, and none to {patience.misses} "
+            f"questions of {patience.answer_s:g} s each; restart it"
+        )
+        self._lost(failure)
+        for attempt in tuple(self.attempts.values()):
+            attempt.fail(BackendUnavailable(failure))
+            if attempt.task is not None:
+                attempt.task.cancel()
+
+
+def _is_late(request: Request) -> bool:
+    return request.deadline_s is not None and now() >= request.deadline_s
