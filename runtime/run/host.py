@@ -303,11 +303,16 @@ class Host:
         signature: bytes | None,
         done: Settled,
     ) -> None:
-        send, session = self.scheduler.send, owner.session
+        send, session, word = self.scheduler.send, owner.session, _first_word(values)
         started_s = now()
         send(
             ToolStarted(
-                program=owner.name, step=step, tool=tool.name, session=session, eta_s=tool.eta_s
+                program=owner.name,
+                step=step,
+                tool=tool.name,
+                session=session,
+                eta_s=tool.eta_s,
+                word=word,
             )
         )
         error: Exception | None = None
@@ -329,6 +334,7 @@ class Host:
                 ok=error is None,
                 session=session,
                 error=str(error) if error else None,
+                word=word,
             )
         )
         if owner.ended:
@@ -370,3 +376,10 @@ class Host:
     def note(self, record: Record) -> None:
         """Write down what is no event of the scheduler: work saved, rows refused."""
         self._trace.write(now(), record)
+
+
+def _first_word(values: Mapping[str, Any]) -> str:
+    """A hash of the first word of a tool's first argument: traces hold no text of arguments."""
+    first = next(iter(values.values()), None)
+    words = first.split(maxsplit=1) if isinstance(first, str) else ()
+    return blake2b(words[0].encode("utf-8", "replace"), digest_size=4).hexdigest() if words else ""

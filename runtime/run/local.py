@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from ...kvpolicy import POLICIES
+from ...kvpolicy import DEFAULT_POLICY, named
 from ...planner.graph import LLM, Each, Step
 from ..backends.base import Backend
 from ..backends.registry import open_replicas
@@ -98,7 +98,7 @@ async def open_host(
     journal: Journal | None = None,
     trace: Trace | None = None,
     order: str = "fcfs",
-    retention: str = "continuum",
+    retention: str = DEFAULT_POLICY,
     max_programs: int = 1024,
     share: bool = True,
     seed: int = 0,
@@ -107,7 +107,7 @@ async def open_host(
 ) -> AsyncGenerator[Host]:
     """What programs run on: a scheduler over `backends` (model name -> its replicas, entered)."""
     trace = trace or NoTrace()
-    core = Core(ORDERS[order], POLICIES[retention], max_programs)
+    core = Core(ORDERS[order], named(retention), max_programs)
     fleet = _Fleet(backends)
     failure: BaseException | None = None
     try:

@@ -1,6 +1,15 @@
 """Who may enter: a pure test of a worker's room for one more call."""
 
+from math import ceil
+
 HEADROOM = 0.95  # share of the KV capacity that calls may reserve (Past-Future, 2507.10150)
+
+
+def lacks(running: int, reserved: int, room: int, demand: int) -> int:
+    """How much room is lacking for `demand` KV tokens beside what runs; 0 or less: none."""
+    if running == 0:
+        return demand - room
+    return ceil((reserved + demand) / HEADROOM) - room
 
 
 def may_enter(

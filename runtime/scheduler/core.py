@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ...kvpolicy.state import Hold
+from ...kvpolicy import Hold, Policy
 from .events import (
     Abort,
     BlocksGone,
@@ -43,7 +43,7 @@ from .gangs import Gangs
 from .policies import Order, program_fcfs
 from .retry import BREAKS, MAX_ATTEMPTS, MAX_LOSSES, backoff_s
 from .sessions import Sessions
-from .state import CallState, CallView, ProgramState, SessionState, WorkerState
+from .state import CallState, CallView, Line, ProgramState, SessionState, WorkerState
 from .timers import Kind, Timers
 
 DRAINED = "the run drains"  # the reason why a call was dropped
@@ -55,7 +55,8 @@ LOOK_PAST = 32  # calls that wait for their own worker, while those behind them 
 class Core:
     """State and decisions of one scheduler. Feed it with `handle`; nothing else changes it.
 
-    `order` ranks waiting calls, `hold` says how long a session is kept while a tool runs,
+    `order` ranks waiting calls, `hold` says how long a session is kept while a tool runs, and what
+    that is worth under pressure,
     `max_programs` bounds the programs that are live at once, and `patience_s` says how long calls
     wait where no worker is left but one may come back.
     """
@@ -63,7 +64,7 @@ class Core:
     def __init__(
         self,
         order: Order = program_fcfs,
-        hold: Hold | None = None,
+        hold: Hold | Policy | None = None,
         max_programs: int = 1024,
         patience_s: float = PATIENCE_S,
     ) -> None:
@@ -75,7 +76,7 @@ class Core:
         self.workers: dict[str, WorkerState] = {}
         self.kept = Sessions(self.workers, self.programs, hold)
         self._fleet = Fleet(self.workers, self.kept)
-        self._waiting: dict[str, list[tuple[float, int, str]]] = {}  # model -> heap of calls
+        self._lines: dict[str, Line] = {}  # model -> its calls that wait
         self._gangs = Gangs()
         self._arrived: deque[str] = deque()  # programs that wait to be started
         self._away: dict[str, str] = {}  # workers that may come back, and their models
@@ -156,6 +157,7 @@ class Core:
         for session in sorted(program.sessions):
             self.kept.forget(session, out)
         self._gangs.forget_program(event.program)
+        self.kept.program_ended(program)
         if program.started:
             self._live -= 1
             self._start_programs(out)
@@ -213,13 +215,34 @@ class Core:
             max_tokens=ready.max_tokens,
             ready_at_s=call.ready_at_s,
         )
-        heap = self._waiting.setdefault(ready.model, [])
-        heapq.heappush(heap, (self._order(view), call.sequence, ready.call))
+        line = self._line(ready.model)
+        if not call.queued:
+            call.queued = True
+            line.calls += 1
+            line.tokens += need(ready)
+        heapq.heappush(line.heap, (self._order(view), call.sequence, ready.call))
         self._changed.append(ready.model)
+
+    def _line(self, model: str) -> Line:
+        line = self._lines.get(model)
+        if line is None:
+            line = self._lines[model] = Line()
+        return line
+
+    def _leave_line(self, call: CallState) -> None:
+        """The call is dispatched, or gone; its place in the heap is passed over."""
+        if call.queued:
+            call.queued = False
+            line = self._lines[call.ready.model]
+            line.calls -= 1
+            line.tokens -= need(call.ready)
 
     def _fill(self, model: str, now_s: float, out: list[Command]) -> None:
         """Dispatch waiting calls of `model` in order, while the first one fits somewhere."""
-        heap = self._waiting.get(model)
+        line = self._lines.get(model)
+        if line is None:
+            return
+        heap = line.heap
         passed: list[tuple[float, int, str]] = []
         while heap and len(passed) <= LOOK_PAST and self._fleet.any_open(model, now_s):
             call = self.first_waiting(model)
@@ -227,23 +250,19 @@ class Core:
                 break
             if call.ready.session is not None and self._waits_for_home(call, now_s):
                 passed.append(heapq.heappop(heap))
-            elif not self._send_first(call, heap, now_s, out):
+            elif not self._send_first(call, line, now_s, out):
                 break
         for item in passed:
-            heapq.heappush(self._waiting[model], item)
+            heapq.heappush(heap, item)
 
-    def _send_first(
-        self,
-        call: CallState,
-        heap: list[tuple[float, int, str]],
-        now_s: float,
-        out: list[Command],
-    ) -> bool:
-        """Dispatch the call at the head of `heap`, with its gang; False if it has to wait."""
+    def _send_first(self, call: CallState, line: Line, now_s: float, out: list[Command]) -> bool:
+        """Dispatch the call at the head of `line`, with its gang; False if it has to wait."""
         fleet, ready = self._fleet, call.ready
         names = self._gangs.members(ready) if ready.gang else None
         calls = [self.calls[name] for name in names] if names else [call]
-        worker = fleet.choose(calls, fleet.of(ready.model), now_s) or fleet.make_room(calls, out)
+        worker = fleet.choose(calls, fleet.of(ready.model), now_s)
+        if worker is None:
+            worker = fleet.make_room(calls, line, now_s, out)
         if worker is None:
             if names and not fleet.could_take(calls):
                 self._gangs.dissolve(ready)
@@ -255,13 +274,14 @@ class Core:
                 return False
             self._stop_call(ready.call, _too_large(ready, room), out)
             return True
-        key, _, _ = heapq.heappop(heap)
+        key, _, _ = heapq.heappop(line.heap)
         if names:
             self._gangs.dissolve(ready)
         for one in calls:
+            self._leave_line(one)
             fleet.take(one, worker)
             if one.ready.session is not None:
-                self.kept.use(one.ready.session, one, worker, out)
+                self.kept.use(one.ready.session, one, worker, now_s, out)
             out.append(Dispatch(call=one.ready.call, worker=worker.name, priority=key))
         return True
 
@@ -283,7 +303,7 @@ class Core:
 
     def first_waiting(self, model: str) -> CallState | None:
         """The call of `model` whose turn is next, if any waits."""
-        heap = self._waiting.get(model, [])
+        heap = self._line(model).heap
         while heap:
             call = self.calls.get(heap[0][2])
             if call is not None and call.worker is None and not call.resting:
@@ -333,6 +353,7 @@ class Core:
         call = self.calls.pop(name, None)
         if call is None:
             return None
+        self._leave_line(call)
         program = self.programs.get(call.ready.program)
         if program is not None:
             program.calls.discard(name)
@@ -360,12 +381,11 @@ class Core:
     def _tool_started(self, event: ToolStarted, now_s: float, out: list[Command]) -> None:
         state = self.kept.by_name.get(event.session) if event.session else None
         if state is not None:
-            waiting = len(self._waiting.get(self.workers[state.worker].model, ()))
-            self.kept.pause(event, now_s, waiting, out)
+            line = self._line(self.workers[state.worker].model)
+            self.kept.pause(event, now_s, line, out)
 
     def _tool_ended(self, event: ToolEnded, now_s: float, out: list[Command]) -> None:
-        if event.ok:
-            self.kept.durations.observe(event.tool, event.seconds)
+        self.kept.tool_ended(event)
 
     def _prefix_known(self, event: PrefixKnown, now_s: float, out: list[Command]) -> None:
         self.kept.prefixes[event.session] = event
@@ -423,7 +443,6 @@ class Core:
         """Nobody will answer calls of `model` any more."""
         self._absent.pop(model, None)
         self._lost[model] = reason
-        self._waiting.pop(model, None)
         for name in [name for name, call in self.calls.items() if call.ready.model == model]:
             if name in self.calls:
                 self._stop_call(name, reason, out)
@@ -487,6 +506,11 @@ class Core:
             assert call.aborting if program is None else name in program.calls, name
         assert not self.workers.keys() & self._away.keys()
         self._fleet.check(self.calls)
+        for model, line in self._lines.items():
+            mine = [c for c in self.calls.values() if c.ready.model == model and c.queued]
+            assert line.calls == len(mine), model
+            assert line.tokens == sum(need(c.ready) for c in mine), model
+            assert all(c.worker is None for c in mine), model
         self.kept.check()
         live = sum(1 for program in self.programs.values() if program.started)
         assert live == self._live <= self._max_programs or self._max_programs == 0

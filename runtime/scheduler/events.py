@@ -83,13 +83,17 @@ class CallShared(Record, frozen=True):
 
 
 class ToolStarted(Record, frozen=True):
-    """A tool runs; `session` is the KV context that waits for it, if any."""
+    """A tool runs; `session` is the KV context that waits for it, if any.
+
+    `word` is a hash of the first word of its first argument: calls that begin alike take alike.
+    """
 
     program: str
     step: str
     tool: str
     session: str | None = None
     eta_s: float | None = None
+    word: str = ""
 
 
 class ToolEnded(Record, frozen=True):
@@ -102,6 +106,7 @@ class ToolEnded(Record, frozen=True):
     ok: bool
     session: str | None = None
     error: str | None = None
+    word: str = ""
 
 
 class CancelProgram(Record, frozen=True):

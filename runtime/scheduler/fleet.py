@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from ...kvpolicy.state import PREFILL_TOKENS_PER_S
 from ..blocks import FINE_TOKENS
-from .admission import may_enter
+from .admission import lacks, may_enter
 from .events import CallEnded, CallReady, Command, WorkerLoad, WorkerUp
 from .placement import OUTPUT_WEIGHT
 from .sessions import Sessions
-from .state import CallState, WorkerState
+from .state import CallState, Line, WorkerState
 
+WEIGH_EVERY_S = 0.05  # how often the pins of a busy worker are weighed against the queue
 LINE = 2  # calls in a worker's own waiting line; with more it is given none
 
 
@@ -142,13 +143,26 @@ class Fleet:
         rebuild_s = home.rebuild_s(state.tokens)
         return state.tokens / PREFILL_TOKENS_PER_S if rebuild_s is None else rebuild_s
 
-    def make_room(self, calls: Sequence[CallState], out: list[Command]) -> WorkerState | None:
-        """Give up pins on an idle worker that nothing but pins keeps from taking `calls`."""
-        for worker in self.of(calls[0].ready.model):
-            demand = _demands(calls, worker)
-            if worker.running or demand > worker.kv_tokens or len(calls) > worker.slots:
+    def make_room(
+        self, calls: Sequence[CallState], line: Line, now_s: float, out: list[Command]
+    ) -> WorkerState | None:
+        """Give up pins on a worker that nothing but pins keeps from taking `calls`.
+
+        What a busy worker holds is weighed against the queue, and not at every event.
+        """
+        first = calls[0]
+        for worker in self.of(first.ready.model):
+            demand, running = _demands(calls, worker), len(worker.running)
+            fits = demand <= worker.kv_tokens and running + len(calls) <= worker.slots
+            if not fits or not worker.kv_pinned or not worker.open(now_s):
                 continue
-            if worker.kv_pinned and self._kept.give_way(demand, worker, out):
+            if running:
+                if now_s < worker.weighed_s + WEIGH_EVERY_S:
+                    continue
+                worker.weighed_s = now_s
+            lack = lacks(running, worker.kv_reserved, self._room(first, worker), demand)
+            spare = first.ready.session
+            if self._kept.give_way(lack, worker, line, now_s, out, spare):
                 return worker
         return None
 

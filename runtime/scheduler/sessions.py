@@ -1,9 +1,22 @@
 """The core's sessions and pins: whose KV lies where, for how long it was promised, and how it went."""
 
 import heapq
+from collections import deque
+from math import inf
 
-from ...kvpolicy.durations import Durations
-from ...kvpolicy.state import Hold, Pause
+from ...kvpolicy import (
+    Decision,
+    Durations,
+    Hold,
+    Memory,
+    Pause,
+    Pin,
+    Policy,
+    QueueDelay,
+    memory_price,
+    to_release,
+    turns_eta,
+)
 from .events import (
     CallEnded,
     Command,
@@ -11,12 +24,15 @@ from .events import (
     PrefixKnown,
     Release,
     Retain,
+    ToolEnded,
     ToolStarted,
     Warm,
 )
-from .state import CallState, ProgramState, SessionState, WorkerState
+from .state import CallState, Line, ProgramState, SessionState, WorkerState
 
-PIN_SHARE = 0.5  # of a worker's KV capacity that pins may hold, so that they cannot wedge it
+PIN_SHARE = 0.8  # of a worker's KV capacity that pins may hold; the rest is for what runs
+PREFIX_SHARE = 0.5  # of it that shared prefixes may hold, which are not weighed against the queue
+ENDED = 200  # programs whose numbers of turns are remembered
 
 
 class Sessions:
@@ -26,11 +42,14 @@ class Sessions:
         self,
         workers: dict[str, WorkerState],
         programs: dict[str, ProgramState],
-        hold: Hold | None,
+        policy: Hold | Policy | None,
     ) -> None:
         self._workers = workers
         self._programs = programs
-        self._hold = hold
+        self._policy = _as_policy(policy)
+        self._delay = QueueDelay()  # of sessions that came back without their KV
+        self._turns: deque[int] = deque(maxlen=ENDED)
+        self._eta = 1.0
         self.by_name: dict[str, SessionState] = {}
         self.durations = Durations()
         self.prefixes: dict[str, PrefixKnown] = {}
@@ -43,9 +62,15 @@ class Sessions:
 
     # ---- the life of a session ------------------------------------------------------------------
 
-    def use(self, name: str, call: CallState, worker: WorkerState, out: list[Command]) -> None:
+    def use(
+        self, name: str, call: CallState, worker: WorkerState, now_s: float, out: list[Command]
+    ) -> None:
         """The call's session now lies on `worker`; its pin is used up by the call itself."""
         state = self.by_name.get(name)
+        if state is not None:
+            state.tool = ""
+            if not state.retained:
+                self._delay.add(now_s - call.ready_at_s)
         if state is not None and state.worker != worker.name:
             self.forget(name, out)
             state = None
@@ -67,6 +92,7 @@ class Sessions:
         if worker is not None and state.retained:
             worker.kv_pinned += tokens - state.tokens
         state.tokens = tokens
+        self._programs[state.program].turns += 1
         if worker is None or not call.promised_tokens or not event.prompt_tokens:
             return
         # The last token drawn has no KV yet, and the cache knows whole pages only.
@@ -81,25 +107,19 @@ class Sessions:
             )
         )
 
-    def pause(self, event: ToolStarted, now_s: float, waiting: int, out: list[Command]) -> None:
+    def pause(self, event: ToolStarted, now_s: float, line: Line, out: list[Command]) -> None:
         """A tool runs: keep its session's KV for as long as the policy finds it worth."""
         state = self.by_name.get(event.session) if event.session else None
-        if state is None or self._hold is None or event.session is None:
+        if state is None or self._policy is None or event.session is None:
             return
+        if not state.tool:  # of several tools at once, the first one counts
+            state.tool, state.paused_s = tool_key(event), now_s
+            state.eta_s = event.eta_s
         worker = self._workers[state.worker]
         if state.retained or worker.kv_pinned + state.tokens > PIN_SHARE * worker.kv_tokens:
             return
-        hold_s = self._hold(
-            Pause(
-                tool=event.tool,
-                tokens=state.tokens,
-                durations=self.durations,
-                eta_s=event.eta_s,
-                waiting=waiting,
-                prefill_s=worker.rebuild_s(state.tokens),
-            )
-        )
-        if hold_s == 0:
+        hold_s = self._decide(state, worker, line, now_s).hold_s
+        if hold_s is not None and hold_s <= 0:
             return
         state.retained = True
         worker.kv_pinned += state.tokens
@@ -107,6 +127,39 @@ class Sessions:
         if until_s is not None:
             heapq.heappush(self.ends, (until_s, event.session))
         out.append(Retain(session=event.session, worker=state.worker, until_s=until_s))
+
+    def tool_ended(self, event: ToolEnded) -> None:
+        """Its duration teaches; the session waits on until its next call, or for other tools."""
+        if event.ok:
+            self.durations.observe(tool_key(event), event.seconds)
+
+    def program_ended(self, program: ProgramState) -> None:
+        """Its number of turns teaches what the age of a program tells."""
+        if program.turns:
+            self._turns.append(program.turns)
+            if len(self._turns) % 8 == 0:
+                self._eta = turns_eta(self._turns)
+
+    def _decide(
+        self, state: SessionState, worker: WorkerState, line: Line, now_s: float
+    ) -> Decision:
+        assert self._policy is not None
+        return self._policy.decide(
+            Pause(
+                tool=state.tool,
+                tokens=state.tokens,
+                durations=self.durations,
+                elapsed_s=now_s - state.paused_s,
+                eta_s=state.eta_s,
+                waiting=line.calls,
+                prefill_s=worker.rebuild_s(state.tokens),
+                queue_delay_s=self._delay.mean_s,
+                eta=self._eta,
+                price=memory_price(_memory(worker, line)),
+                running_tokens=worker.kv_reserved,
+                arrival=self._programs[state.program].arrival,
+            )
+        )
 
     def expire(self, now_s: float) -> list[str]:
         """Count no longer what workers have let go of by themselves; the models they serve."""
@@ -152,7 +205,8 @@ class Sessions:
 
     def pin_prefix(self, prefix: PrefixKnown, worker: WorkerState, out: list[Command]) -> None:
         """Compute a shared prefix on `worker`, and keep it, if pins may take so much."""
-        if worker.kv_pinned + prefix.tokens > PIN_SHARE * worker.kv_tokens:
+        held = sum(self.prefixes[name].tokens for name in worker.prefixes)
+        if held + prefix.tokens > PREFIX_SHARE * worker.kv_tokens:
             return
         worker.kv_pinned += prefix.tokens
         worker.prefixes.add(prefix.session)
@@ -167,25 +221,45 @@ class Sessions:
 
     # ---- room -----------------------------------------------------------------------------------
 
-    def give_way(self, demand_tokens: int, worker: WorkerState, out: list[Command]) -> bool:
-        """Give up pins on an idle worker until a call of `demand_tokens` fits; whether it does.
+    def give_way(
+        self,
+        lack_tokens: int,
+        worker: WorkerState,
+        line: Line,
+        now_s: float,
+        out: list[Command],
+        spare: str | None = None,
+    ) -> bool:
+        """Give up pins on `worker` that are worth less than `lack_tokens` of room; whether it did.
 
-        The program that arrived last loses its pin first (Continuum, 2511.02230, section 4.3).
+        Those worth the least go first, and none if all that may go are too few. On an idle worker
+        nothing can be worth more than the call that would run there; shared prefixes go last. The
+        session `spare` is that of the call itself.
         """
-        pinned = [
-            (self._programs[state.program].arrival, session)
-            for session, state in self.by_name.items()
-            if state.retained and state.worker == worker.name
+        idle = not worker.running
+        price = inf if idle else memory_price(_memory(worker, line)).per_token_s
+        pins = [
+            Pin(name, state.until_s, state.tokens, self._worth(state, worker, line, now_s))
+            for name, state in self.by_name.items()
+            if state.retained and state.worker == worker.name and name != spare
         ]
-        for _, session in sorted(pinned, reverse=True):
-            self.release(session, out)
-            if demand_tokens <= worker.kv_tokens - worker.kv_pinned:
-                return True
-        for prefix in sorted(self.prefixes):
+        chosen = to_release(pins, lack_tokens, price)
+        lack_tokens -= sum(pin.tokens for pin in chosen)
+        if lack_tokens > 0 and not idle:
+            return False
+        for pin in chosen:
+            self.release(pin.session, out)
+        for prefix in sorted(worker.prefixes):
+            if lack_tokens <= 0:
+                break
+            lack_tokens -= self.prefixes[prefix].tokens
             self._unpin_prefix(prefix, worker, out)
-            if demand_tokens <= worker.kv_tokens - worker.kv_pinned:
-                return True
-        return False
+        return lack_tokens <= 0
+
+    def _worth(self, state: SessionState, worker: WorkerState, line: Line, now_s: float) -> float:
+        if self._policy is None or not state.tool:
+            return 0.0
+        return self._decide(state, worker, line, now_s).worth
 
     def check(self) -> None:
         """Raise AssertionError where the state contradicts itself."""
@@ -199,3 +273,27 @@ class Sessions:
             assert worker.kv_pinned == pinned + prefixes, name
         for name, session in self.by_name.items():
             assert name in self._programs[session.program].sessions, name
+
+
+def tool_key(event: ToolStarted | ToolEnded) -> str:
+    """What its duration is remembered under: the tool, and the first word of its argument."""
+    return f"{event.tool} {event.word}" if event.word else event.tool
+
+
+def _memory(worker: WorkerState, line: Line) -> Memory:
+    """What waits for the memory of `worker`; calls that wait for its slots do not."""
+    starved = len(worker.running) < worker.slots
+    return Memory(
+        capacity_tokens=worker.kv_tokens,
+        running_tokens=worker.kv_reserved,
+        pinned_tokens=worker.kv_pinned,
+        waiting_tokens=line.tokens if starved else 0,
+        waiting_calls=line.calls if starved else 0,
+        running_calls=len(worker.running),
+    )
+
+
+def _as_policy(policy: Hold | Policy | None) -> Policy | None:
+    if policy is None or isinstance(policy, Policy):
+        return policy
+    return Policy(lambda pause: Decision(policy(pause)))

@@ -18,6 +18,7 @@ class ProgramState:
     calls: set[str] = field(default_factory=set[str])
     sessions: set[str] = field(default_factory=set[str])
     attained_tokens: int = 0  # prompt tokens computed and output tokens of its finished calls
+    turns: int = 0  # finished calls of its sessions
 
 
 class CallState(msgspec.Struct, gc=False):
@@ -36,6 +37,7 @@ class CallState(msgspec.Struct, gc=False):
     work_tokens: int = 0  # what it adds to its worker's
     home_until_s: float = 0.0  # until then it waits for the worker of its session
     resting: bool = False  # between two attempts
+    queued: bool = False  # counted in its model's line
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class WorkerState:
     broken: int = 0  # attempts in a row that came to nothing
     suspect: bool = False  # it is being probed; what runs there goes on
     rest_until_s: float = 0.0  # it asked to be left alone until then
+    weighed_s: float = -1.0  # when its pins were last weighed against what waits
 
     def __post_init__(self) -> None:
         self.holds = Residency(self.kv_tokens)
@@ -86,13 +89,30 @@ class WorkerState:
 
 @dataclass(slots=True)
 class SessionState:
-    """A session whose KV lies on `worker`; `retained` while a pin is promised."""
+    """A session whose KV lies on `worker`; `retained` while a pin is promised.
+
+    While a tool of its program runs, `tool` is its key and `paused_s` when it began.
+    """
 
     program: str
     worker: str
     tokens: int
     retained: bool = False
     until_s: float | None = None  # when the worker ends the pin by itself
+    tool: str = ""
+    paused_s: float = 0.0
+    eta_s: float | None = None  # that the tool gave
+
+
+@dataclass(slots=True)
+class Line:
+    """The calls of one model that wait: a heap, and what they would come to hold together."""
+
+    heap: list[tuple[float, int, str]] = field(
+        default_factory=list[tuple[float, int, str]]
+    )  # (key, sequence, call); some are gone
+    calls: int = 0
+    tokens: int = 0
 
 
 class CallView(msgspec.Struct, frozen=True, gc=False):

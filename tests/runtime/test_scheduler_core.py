@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
+from tenter.kvpolicy import DEFAULT_POLICY, POLICIES, Decision, Policy
 from tenter.runtime.blocks import blocks_of
 from tenter.runtime.scheduler.core import Core
 from tenter.runtime.scheduler.events import (
@@ -169,12 +170,13 @@ def test_pins_take_no_more_than_their_share_of_the_cache(core: Core) -> None:
     core.handle(up(kv=1000), 0)
     core.handle(arrived("p"), 0)
     core.handle(ready("p/1", "p", session="s"), 0)
-    core.handle(done("p/1", "p", prompt_tokens=600), 1)
+    core.handle(done("p/1", "p", prompt_tokens=850), 1)
     assert core.handle(ToolStarted(program="p", step="t", tool="x", session="s"), 2) == []
 
 
-def test_pins_never_wedge_admission(core: Core) -> None:
-    """A call that fits only without the pins gets their room, the latest program's first."""
+def test_pins_never_wedge_admission() -> None:
+    """A call that fits only without the pins gets their room; what is worth least goes first."""
+    core = Core(hold=Policy(lambda pause: Decision(None, 1 / (1 + pause.arrival))))
     core.handle(up(slots=2, kv=1000), 0)
     for program in ("a", "b"):
         core.handle(arrived(program), 0)
@@ -184,6 +186,30 @@ def test_pins_never_wedge_admission(core: Core) -> None:
     commands = core.handle(ready("a/2", "a", prompt_tokens=700), 3)
     assert commands[0] == Release(session="b", worker="m/0")
     assert dispatched(commands) == ["a/2"]
+    core.check()
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(0.1, True), (3000.0, False)], ids=["short", "long"])
+def test_a_pin_gives_way_where_the_queue_is_worth_more(seconds: float, kept: bool) -> None:
+    core = Core(hold=POLICIES[DEFAULT_POLICY])
+    core.handle(up(slots=8, kv=1000), 0)
+    for program in ("a", "b", "c"):
+        core.handle(arrived(program), 0)
+    for _ in range(200):
+        told = ToolEnded(program="a", step="t", tool="x", seconds=seconds, ok=True)
+        core.handle(told, 0)
+    core.handle(ready("a/1", "a", session="a", prompt_tokens=400), 0)
+    core.handle(done("a/1", "a", prompt_tokens=400, prefill_s=0.2), 1)
+    commands = core.handle(ToolStarted(program="a", step="t", tool="x", session="a"), 1)
+    assert commands == [Retain(session="a", worker="m/0", until_s=None)]  # memory is free
+    core.handle(ready("b/1", "b", prompt_tokens=400), 1.01)
+    commands = core.handle(ready("c/1", "c", prompt_tokens=400), 1.02)
+    if kept:
+        assert commands == []
+    else:
+        assert commands[0] == Release(session="a", worker="m/0")
+        assert dispatched(commands) == ["c/1"]
+    core.check()
 
 
 def test_a_known_prefix_is_warmed_and_pinned_on_every_worker(core: Core) -> None:
@@ -437,6 +463,7 @@ class CoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.core = Core(hold=lambda pause: 1.0, max_programs=4)
         self.now_s = 0.0
+        self.alarm_s: float | None = None
         self.count = 0
         self.waiting: dict[str, str] = {}  # call -> program
         self.running: dict[str, str] = {}
@@ -447,8 +474,17 @@ class CoreMachine(RuleBasedStateMachine):
 
     def tell(self, event: object) -> None:
         self.now_s += 0.25
+        if self.alarm_s is not None and self.alarm_s <= self.now_s:
+            self.handle(TimerFired())
+        self.handle(event)
+
+    def handle(self, event: object) -> None:
+        if isinstance(event, TimerFired):
+            self.alarm_s = None
         for command in self.core.handle(event, self.now_s):  # type: ignore[arg-type]
             match command:
+                case SetTimer(at_s=at_s):
+                    self.alarm_s = at_s
                 case Dispatch(call=call, worker=worker):
                     assert worker in self.workers
                     self.running[call] = self.waiting.pop(call)
