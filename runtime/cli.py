@@ -95,6 +95,16 @@ def map(
     max_errors: Annotated[
         int | None, Parameter(help="Give up when more rows than this have failed. Default: never.")
     ] = None,
+    order: Annotated[
+        str, Parameter(help="Whose turn it is: `fcfs` (by program), `call-fcfs`, `least-attained`.")
+    ] = "fcfs",
+    retention: Annotated[
+        str,
+        Parameter(
+            help="How long an agent's KV is kept while its tool runs: `shadow-price`, `continuum`, "
+            "`fixed:SECONDS`, `never`, `forever`, `min-waste`."
+        ),
+    ] = "shadow-price",
     show: Annotated[int, Parameter(help="Print this many answers at the end.")] = 0,
     force: Annotated[bool, Parameter(help="Replace the output if it exists.", negative=())] = False,
     no_journal: Annotated[
@@ -131,6 +141,8 @@ def map(
         journal=not no_journal,
         consolidate=not no_consolidate,
         max_errors=max_errors,
+        order=order,
+        retention=retention,
     )
     return map_rows(spec, show, force, json)
 

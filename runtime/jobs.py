@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from ..kvpolicy import DEFAULT_POLICY, named
 from ..planner.explain import explain as explain_plan
 from ..planner.explain import explain_rules
 from ..planner.lint import lint
@@ -44,6 +45,7 @@ from .run.local import (
 from .run.program import Programs
 from .run.rows import Limits, Row, RowRun, Status
 from .scheduler.events import RunEnded, RunStarted
+from .scheduler.policies import ORDERS
 from .tables import BadRow, Table, TableOutput, coerce, open_output, open_table
 from .trace import TRACE_VERSION, Fanout, Trace, TraceWriter
 from .workflow import ModelSpec, Workflow
@@ -68,7 +70,8 @@ class MapSpec:
 
     `columns` are the input columns copied to the output (none: all). `models` overrides a
     workflow's models, as in {"default": "embedded:path=DIR,dtype=bfloat16"}. `home` is where runs
-    are kept; without `journal` nothing is, and the run cannot be resumed.
+    are kept; without `journal` nothing is, and the run cannot be resumed. `order` is a name in
+    `scheduler.policies.ORDERS`, `retention` one that `kvpolicy.named` knows.
     """
 
     workflow: str
@@ -82,6 +85,8 @@ class MapSpec:
     journal: bool = True
     consolidate: bool = True
     max_errors: int | None = None
+    order: str = "fcfs"
+    retention: str = DEFAULT_POLICY
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ class _Job:
 
     def __init__(self, spec: MapSpec) -> None:
         self.spec = spec
-        _check_numbers(spec)
+        _check_options(spec)
         if spec.out:
             _check_output(Path(spec.out))
         self.workflow = load_workflow(spec.workflow)
@@ -246,6 +251,8 @@ async def _run(
             backends,
             journal=journal,
             trace=trace,
+            order=spec.order,
+            retention=spec.retention,
             max_programs=concurrency,
             share=spec.consolidate,
             resumed=finished is not None,
@@ -351,14 +358,20 @@ def _check_output(out: Path) -> None:
         raise InvalidInput(f"--out {out}: there is no folder {out.parent}")
 
 
-def _check_numbers(spec: MapSpec) -> None:
-    """Refuse numbers of rows that mean nothing."""
+def _check_options(spec: MapSpec) -> None:
+    """Refuse numbers of rows that mean nothing, and policies that do not exist."""
     least = {"limit": 1, "concurrency": 1, "max_errors": 0}
     for name, lowest in least.items():
         value = getattr(spec, name)
         if value is not None and value < lowest:
             option = name.replace("_", "-")
             raise InvalidInput(f"--{option} {value}: it must be at least {lowest}")
+    if spec.order not in ORDERS:
+        raise InvalidInput(f"--order {spec.order}: there is {', '.join(ORDERS)}")
+    try:
+        named(spec.retention)
+    except ValueError as error:
+        raise InvalidInput(f"--retention: {error}") from None
 
 
 def _check_rows(table: Table, path: str) -> None:

@@ -273,6 +273,20 @@ def test_map_with_limit_and_columns(project: Project) -> None:
     assert "text" not in project.rows()[0]
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--order", "lifo", "fcfs, call-fcfs, least-attained"),
+        ("--retention", "sometimes", "shadow-price"),
+        ("--retention", "fixed:soon", "fixed:soon"),
+    ],
+)
+def test_policies_are_chosen_by_name(project: Project, option: str, value: str, told: str) -> None:
+    code, _, err = project.map(option, value)
+    assert code == 2 and told in err
+    assert project.map("--order", "least-attained", "--retention", "fixed:3")[0] == 0
+
+
 def test_map_replaces_an_output_only_if_told(project: Project) -> None:
     assert project.map()[0] == 0
     assert project.map()[0] == 2
