@@ -95,6 +95,9 @@ def map(
     max_errors: Annotated[
         int | None, Parameter(help="Give up when more rows than this have failed. Default: never.")
     ] = None,
+    call_timeout: Annotated[
+        float, Parameter(help="Seconds for an attempt at a call on a server; then it is repeated.")
+    ] = 600.0,
     order: Annotated[
         str, Parameter(help="Whose turn it is: `fcfs` (by program), `call-fcfs`, `least-attained`.")
     ] = "fcfs",
@@ -141,6 +144,7 @@ def map(
         journal=not no_journal,
         consolidate=not no_consolidate,
         max_errors=max_errors,
+        call_timeout_s=call_timeout,
         order=order,
         retention=retention,
     )
@@ -232,6 +236,81 @@ def graph(workflow: Workflow, /) -> int:
     from .cli_look import print_graph
 
     return print_graph(workflow)
+
+
+@app.command(help_epilogue="", group=READING, sort_key=8)
+def simulate(
+    workload: Annotated[
+        str,
+        Parameter(
+            help="A JSONL workload, the folder of a run in `.tenter`, "
+            "or programs drawn from a seed: `swe-bench:200`, `bfcl-web:200`."
+        ),
+    ],
+    /,
+    *,
+    hardware: Annotated[
+        str, Parameter(help="`h100`, `h200`, `a100`, `l40s`; `4xh100`: four per replica.")
+    ] = "h100",
+    model: Annotated[str, Parameter(help="A preset; a wrong name lists them.")] = "llama-3.1-8b",
+    replicas: Annotated[int, Parameter(help="Copies of the model.")] = 1,
+    rate: Annotated[
+        float | None, Parameter(help="Programs that arrive per second. Default: as recorded.")
+    ] = None,
+    policy: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="How long KV is kept while tools run: `shadow-price,continuum,fixed:30`; `stock`: "
+            "a server without a scheduler in front. Default: `stock,shadow-price`.",
+            negative=(),
+        ),
+    ] = (),
+    order: Annotated[
+        tuple[str, ...],
+        Parameter(help="Whose turn it is: `fcfs,least-attained`. Default: `fcfs`.", negative=()),
+    ] = (),
+    slower_tools: Annotated[float, Parameter(help="What if tools took 2 times as long?")] = 1.0,
+    kv_share: Annotated[float, Parameter(help="What if there were .5 of the KV memory?")] = 1.0,
+    host_gb: Annotated[
+        float, Parameter(help="Host memory per replica for KV that was evicted.")
+    ] = 0.0,
+    programs: Annotated[int | None, Parameter(help="A sample of so many of the programs.")] = None,
+    page_tokens: Annotated[
+        int | None,
+        Parameter(help="Granularity of prefix reuse; coarser is faster. Default: by the prompts."),
+    ] = None,
+    seed: Annotated[int, Parameter(help="Of whatever is drawn.")] = 0,
+    json: Json = False,
+) -> int:
+    """Run a workload on engines that are not there; nothing is asked of any model.
+
+    The scheduler is the real one; the engines are a batch, a cache and a roofline in virtual time.
+    Prints, for every policy and order, how long programs take, what is computed, and what it costs.
+
+    ```
+    tenter simulate swe-bench:200 --rate 0.06
+    tenter simulate agents.jsonl --rate 0.1 --policy stock,continuum,shadow-price --kv-share 0.5
+    tenter simulate .tenter/runs/triage-1 --hardware 4xh100 --model llama-3.1-70b --replicas 2
+    ```
+    """
+    from .cli_simulate import simulate_workload
+    from .simulate import Setup
+
+    setup = Setup(
+        hardware=hardware, model=model, replicas=replicas, kv_share=kv_share, host_gb=host_gb
+    )
+    return simulate_workload(
+        workload,
+        setup,
+        _listed(policy),
+        _listed(order),
+        rate=rate,
+        programs=programs,
+        slower_tools=slower_tools,
+        page_tokens=page_tokens,
+        seed=seed,
+        json=json,
+    )
 
 
 @app.command(name="ls", help_epilogue="", group=AFTERWARDS, sort_key=8)

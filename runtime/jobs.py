@@ -45,6 +45,7 @@ from .run.local import (
 from .run.program import Programs
 from .run.rows import Limits, Row, RowRun, Status
 from .scheduler.events import RunEnded, RunStarted
+from .scheduler.loop import ATTEMPT_TIMEOUT_S
 from .scheduler.policies import ORDERS
 from .tables import BadRow, Table, TableOutput, coerce, open_output, open_table
 from .trace import TRACE_VERSION, Fanout, Trace, TraceWriter
@@ -71,7 +72,8 @@ class MapSpec:
     `columns` are the input columns copied to the output (none: all). `models` overrides a
     workflow's models, as in {"default": "embedded:path=DIR,dtype=bfloat16"}. `home` is where runs
     are kept; without `journal` nothing is, and the run cannot be resumed. `order` is a name in
-    `scheduler.policies.ORDERS`, `retention` one that `kvpolicy.named` knows.
+    `scheduler.policies.ORDERS`, `retention` one that `kvpolicy.named` knows. An attempt at a call
+    on a server that takes longer than `call_timeout_s` is broken off, and tried again.
     """
 
     workflow: str
@@ -87,6 +89,7 @@ class MapSpec:
     max_errors: int | None = None
     order: str = "fcfs"
     retention: str = DEFAULT_POLICY
+    call_timeout_s: float = ATTEMPT_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +256,7 @@ async def _run(
             trace=trace,
             order=spec.order,
             retention=spec.retention,
+            attempt_timeout_s=spec.call_timeout_s,
             max_programs=concurrency,
             share=spec.consolidate,
             resumed=finished is not None,
@@ -366,6 +370,8 @@ def _check_options(spec: MapSpec) -> None:
         if value is not None and value < lowest:
             option = name.replace("_", "-")
             raise InvalidInput(f"--{option} {value}: it must be at least {lowest}")
+    if not spec.call_timeout_s > 0:
+        raise InvalidInput(f"--call-timeout {spec.call_timeout_s}: it must be more than 0 s")
     if spec.order not in ORDERS:
         raise InvalidInput(f"--order {spec.order}: there is {', '.join(ORDERS)}")
     try:

@@ -5,10 +5,12 @@ server, the path and the cure in its message, and without credentials.
 """
 
 import asyncio
+import socket
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
-from types import SimpleNamespace, TracebackType
+from contextvars import ContextVar
+from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from ..errors import BackendUnavailable, CallFailed, InvalidConfig, InvalidInput, TryAgain
@@ -39,6 +41,7 @@ _STALE_S = 1.0  # a connection that the server had closed already fails at once
 _DRAIN_S = 1.0  # for the last bytes behind [DONE]
 _CLOSED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError)
 _FAILURES = (aiohttp.ClientError, OSError)  # TimeoutError is an OSError
+_current: ContextVar[Exchange] = ContextVar("exchange")  # the last one of this task
 
 
 class Client:
@@ -90,16 +93,15 @@ class Client:
         }
         if self._authorization:
             headers["Authorization"] = self._authorization
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=_IDLE_S),
+            connector=aiohttp.TCPConnector(
+                limit=_CONNECTIONS, keepalive_timeout=_IDLE_S, socket_factory=_open_socket
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
             skip_auto_headers=("User-Agent",),
             auto_decompress=False,
             trust_env=self._trust_env,
-            trace_configs=[trace],
         )
         return self
 
@@ -115,13 +117,13 @@ class Client:
 
     # -- what callers ask
 
-    async def get(self, path: str, timeout_s: float | None) -> Any:
+    def get(self, path: str, timeout_s: float | None) -> Awaitable[Any]:
         """The JSON value that the server has at `path`; None for an empty body."""
-        return await self._whole("GET", path, None, timeout_s)
+        return self._whole("GET", path, None, timeout_s)
 
-    async def post(self, path: str, body: object, timeout_s: float | None) -> Any:
+    def post(self, path: str, body: object, timeout_s: float | None) -> Awaitable[Any]:
         """The JSON value that the server answers `body` with; None for an empty body."""
-        return await self._whole("POST", path, encoded(body, self.url + path), timeout_s)
+        return self._whole("POST", path, encoded(body, self.url + path), timeout_s)
 
     async def stream(
         self, path: str, body: object, timeout_s: float | None
@@ -191,8 +193,9 @@ class Client:
             sock_read=exchange.silence_s,
         )
         clock = asyncio.get_running_loop().time
+        _current.set(exchange)
         while True:
-            sent_s, exchange.reused = clock(), False
+            sent_s, exchange.reused = clock(), True
             try:
                 response = await self._session.request(
                     exchange.method,
@@ -200,7 +203,6 @@ class Client:
                     data=payload(body),
                     timeout=timeout,
                     allow_redirects=False,
-                    trace_request_ctx=exchange,
                 )
                 break
             except _CLOSED as error:
@@ -250,7 +252,7 @@ class Client:
                 return TryAgain(f"{where}: the server stalled: nothing came for {silence_s:g} s")
             case TimeoutError():
                 return TryAgain(
-                    f"{where}: the answer took longer than {exchange.timeout_s or 0:g} s"
+                    f"{where}: the answer took longer than {exchange.timeout_s or 0:.3g} s"
                 )
             case aiohttp.ClientConnectorCertificateError() | aiohttp.ServerFingerprintMismatch():
                 return InvalidConfig(f"{where}: its certificate is not trusted: {error}")
@@ -276,12 +278,10 @@ class Client:
         return True
 
 
-async def _note_reuse(
-    session: aiohttp.ClientSession,
-    context: SimpleNamespace,
-    params: aiohttp.TraceConnectionReuseconnParams,
-) -> None:
-    context.trace_request_ctx.reused = True
+def _open_socket(address: tuple[Any, ...]) -> socket.socket:
+    """A socket for a new connection, noted in the exchange that opens it."""
+    _current.get().reused = False
+    return socket.socket(*address[:3])
 
 
 async def _drain(exchange: Exchange, response: aiohttp.ClientResponse) -> None:

@@ -14,7 +14,7 @@ from ..errors import InvalidInput
 from ..journal.base import Journal
 from ..journal.memory import NoJournal
 from ..scheduler.core import Core
-from ..scheduler.loop import Scheduler
+from ..scheduler.loop import ATTEMPT_TIMEOUT_S, Scheduler
 from ..scheduler.policies import ORDERS
 from ..trace import NoTrace, Trace
 from ..workflow import ModelSpec, Workflow
@@ -104,6 +104,7 @@ async def open_host(
     seed: int = 0,
     resumed: bool = False,
     call_timeout_s: float | None = None,
+    attempt_timeout_s: float | None = ATTEMPT_TIMEOUT_S,
 ) -> AsyncGenerator[Host]:
     """What programs run on: a scheduler over `backends` (model name -> its replicas, entered)."""
     trace = trace or NoTrace()
@@ -112,7 +113,7 @@ async def open_host(
     failure: BaseException | None = None
     try:
         async with (
-            Scheduler(core, fleet.workers, fleet.serves, trace) as scheduler,
+            Scheduler(core, fleet.workers, fleet.serves, trace, attempt_timeout_s) as scheduler,
             asyncio.TaskGroup() as tasks,
         ):
             host = Host(

@@ -8,6 +8,7 @@ The live runtime, the simulator and the tests drive the same core; a trace repla
 import heapq
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from ...kvpolicy import Hold, Policy
@@ -47,8 +48,10 @@ from .state import CallState, CallView, Line, ProgramState, SessionState, Worker
 from .timers import Kind, Timers
 
 DRAINED = "the run drains"  # the reason why a call was dropped
+LATE = "its deadline has passed"
 NO_WORKER = "no worker is left"  # begins the reason where nobody can answer any more
-PATIENCE_S = 60.0  # for how long calls wait for a worker to come back
+PATIENCE_S = 180.0  # for how long calls wait for a worker to come back
+SOON_S = 0.05  # a server's own clock for a deadline and ours may differ by so much
 LOOK_PAST = 32  # calls that wait for their own worker, while those behind them go first
 
 
@@ -80,7 +83,7 @@ class Core:
         self._gangs = Gangs()
         self._arrived: deque[str] = deque()  # programs that wait to be started
         self._away: dict[str, str] = {}  # workers that may come back, and their models
-        self._absent: dict[str, str] = {}  # models whose workers are all away, and why
+        self._absent: dict[str, tuple[str, float]] = {}  # models without a worker: why, until when
         self._lost: dict[str, str] = {}  # models whose last worker died, and why
         self._timers = Timers(self._matters)
         self._live = 0
@@ -329,12 +332,17 @@ class Core:
         """Another attempt, after a while; a worker that fails call after call is probed first."""
         call = self.calls.get(event.call)
         worker = self.workers.get(event.worker)
+        mine = call is not None and call.worker == event.worker
+        if call is not None and mine and now_s + SOON_S >= (call.ready.deadline_s or inf):
+            self._fleet.leave(call)  # no fault of the worker's
+            self._stop_call(event.call, LATE, out)
+            return
         if worker is not None:
             worker.broken += 1
             if event.after_s:
                 worker.rest_until_s = max(worker.rest_until_s, now_s + event.after_s)
                 self._timers.add(worker.rest_until_s, "rest", worker.name, len(self.calls))
-        if call is not None and call.worker == event.worker:
+        if call is not None and mine:
             self._fleet.leave(call)
             self._changed.append(call.ready.model)
             call.breaks += 1
@@ -345,9 +353,9 @@ class Core:
                 wait_s = max(event.after_s or 0.0, backoff_s(event.call, call.breaks))
                 self._timers.add(now_s + wait_s, "retry", event.call, len(self.calls))
         if worker is not None and worker.broken >= BREAKS and not worker.suspect:
-            worker.suspect = True
+            worker.suspect_until_s = now_s + self._patience_s
             out.append(Probe(worker=worker.name))
-            self._timers.add(now_s + self._patience_s, "suspect", worker.name, len(self.calls))
+            self._timers.add(worker.suspect_until_s, "suspect", worker.name, len(self.calls))
 
     def _forget_call(self, name: str) -> CallState | None:
         call = self.calls.pop(name, None)
@@ -374,7 +382,7 @@ class Core:
             out.append(DropCall(call=name, reason=reason))
         elif not call.aborting:
             call.aborting = True
-            out.append(Abort(call=name, worker=call.worker))
+            out.append(Abort(call=name, worker=call.worker, reason=reason))
 
     # ---- tools and prefixes -------------------------------------------------------------------
 
@@ -424,8 +432,9 @@ class Core:
         if model not in self._away.values():
             self._give_up(model, reason, out)
         elif model not in self._absent:
-            self._absent[model] = reason
-            self._timers.add(now_s + self._patience_s, "patience", model, len(self.calls))
+            until_s = now_s + self._patience_s
+            self._absent[model] = (reason, until_s)
+            self._timers.add(until_s, "patience", model, len(self.calls))
 
     def _take_back(self, worker: WorkerState, reason: str, out: list[Command]) -> None:
         """The calls of a dead worker become ready again, unless they outlived too many."""
@@ -450,7 +459,7 @@ class Core:
     def _worker_fine(self, event: WorkerFine, now_s: float, out: list[Command]) -> None:
         worker = self.workers.get(event.worker)
         if worker is not None:
-            worker.suspect, worker.broken = False, 0
+            worker.suspect_until_s, worker.broken = None, 0
             self._changed.append(worker.model)
 
     def _worker_load(self, event: WorkerLoad, now_s: float, out: list[Command]) -> None:
@@ -479,7 +488,7 @@ class Core:
         for kind, name in self._timers.due(now_s):
             match kind:
                 case "deadline":
-                    self._stop_call(name, "its deadline has passed", out)
+                    self._stop_call(name, LATE, out)
                 case "retry":
                     call = self.calls[name]
                     if call.resting:
@@ -490,12 +499,15 @@ class Core:
                 case "rest":
                     self._changed.append(self.workers[name].model)
                 case "suspect":
-                    if self.workers[name].suspect:
+                    worker = self.workers[name]
+                    if worker.suspect_until_s is not None and worker.suspect_until_s <= now_s:
                         error = f"call after call came to nothing for {self._patience_s:g} s"
                         down = WorkerDown(worker=name, error=error, returns=True)
                         self._worker_down(down, now_s, out)
                 case "patience":
-                    self._give_up(name, self._absent[name], out)
+                    reason, until_s = self._absent[name]
+                    if until_s <= now_s:  # else it was back meanwhile
+                        self._give_up(name, reason, out)
 
     # ---- for tests ----------------------------------------------------------------------------
 

@@ -212,6 +212,7 @@ class Abort(Record, frozen=True):
 
     call: str
     worker: str
+    reason: str = ""
 
 
 class DropCall(Record, frozen=True):

@@ -48,6 +48,7 @@ from .events import (
 )
 
 NO_USAGE = Usage()
+ATTEMPT_TIMEOUT_S = 600.0  # longest wait for a server's whole answer to one attempt
 LOAD_EVERY_S = 1.0  # how often a worker that others may use is asked what it does
 log = logging.getLogger(__name__)
 Action = Callable[[], Awaitable[None]]
@@ -100,7 +101,8 @@ class Scheduler:
     """Owns a core and performs its commands on `backends` (worker name -> backend).
 
     Use as an asynchronous context manager; leaving aborts what still runs. `models` says which
-    model name each worker serves.
+    model name each worker serves. An attempt at a remote worker that takes longer than
+    `attempt_timeout_s` is broken off, and tried again.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Scheduler:
         backends: Mapping[str, Backend],
         models: Mapping[str, str],
         trace: Trace | None = None,
+        attempt_timeout_s: float | None = ATTEMPT_TIMEOUT_S,
     ) -> None:
         self.core = core
         self._backends = backends
@@ -122,6 +125,8 @@ class Scheduler:
         self._controls: dict[str, asyncio.Queue[Action | None]] = {}  # worker -> in order
         self._watches: list[asyncio.Task[None]] = []
         self._recoveries: dict[str, asyncio.Task[None]] = {}
+        self._reasons: dict[str, str] = {}  # why calls that still run are aborted
+        self._attempt_timeout_s = attempt_timeout_s
         self._closing = False
         self._starts: dict[str, Callable[[], None]] = {}
         self._prefixes: dict[str, tuple[int, ...]] = {}
@@ -272,10 +277,20 @@ class Scheduler:
             return
         call = command.call
         request = self._calls[call].request
-        if self._backends[command.worker].capabilities.priorities:
-            request = msgspec.structs.replace(request, priority=command.priority)
+        able = self._backends[command.worker].capabilities
+        if able.remote:
+            deadline_s = self._deadline_s(request)
+            replace = msgspec.structs.replace
+            request = replace(request, priority=command.priority, deadline_s=deadline_s)
         running = self._run_call(self._calls[call], request, command.worker)
         self._running[call] = (self._tasks.create_task(running), command.worker)
+
+    def _deadline_s(self, request: Request) -> float | None:
+        """When an attempt that begins now must have ended."""
+        limits = [request.deadline_s] if request.deadline_s is not None else []
+        if self._attempt_timeout_s is not None:
+            limits.append(self._loop.time() + self._attempt_timeout_s)
+        return min(limits, default=None)
 
     async def _run_call(self, call: Submission, request: Request, worker: str) -> None:
         """Read one call's answer to its end; whatever happens, the core hears of it once."""
@@ -310,6 +325,9 @@ class Scheduler:
 
     def _finish(self, call: Submission, answer: Answer) -> None:
         del self._calls[call.request.call]
+        reason = self._reasons.pop(call.request.call, None)
+        if reason and answer.finish == "abort":
+            answer = msgspec.structs.replace(answer, error=reason)
         usage = answer.usage
         self.send(
             CallEnded(
@@ -329,12 +347,14 @@ class Scheduler:
         call.done(answer)
 
     def _drop(self, command: DropCall) -> None:
+        self._reasons.pop(command.call, None)
         call = self._calls.pop(command.call, None)
         if call is not None:
             call.done(Answer(finish="abort", error=command.reason))
 
     def _abort(self, command: Abort) -> None:
         # Not in the worker's queue: an abort must not wait behind a warm-up.
+        self._reasons[command.call] = command.reason
         backend = self._backends[command.worker]
         self._tasks.create_task(self._guard(partial(backend.abort, CallId(command.call))))
 

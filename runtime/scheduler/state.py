@@ -61,7 +61,7 @@ class WorkerState:
     foreign_before: int = 0  # and the time before
     crowded: bool = False  # calls wait in its own line, by its last report
     broken: int = 0  # attempts in a row that came to nothing
-    suspect: bool = False  # it is being probed; what runs there goes on
+    suspect_until_s: float | None = None  # it is being probed until then; what runs there goes on
     rest_until_s: float = 0.0  # it asked to be left alone until then
     weighed_s: float = -1.0  # when its pins were last weighed against what waits
 
@@ -73,10 +73,15 @@ class WorkerState:
         """How many calls of ours it may run beside those of others."""
         return max(1, self.max_running - self.foreign)
 
+    @property
+    def suspect(self) -> bool:
+        """Whether it is being probed."""
+        return self.suspect_until_s is not None
+
     def open(self, now_s: float) -> bool:
         """Whether it may be given one more call, memory aside."""
         running = len(self.running)
-        if self.suspect or running >= self.slots or now_s < self.rest_until_s:
+        if self.suspect_until_s is not None or running >= self.slots or now_s < self.rest_until_s:
             return False
         return not (self.crowded and running)
 

@@ -71,7 +71,7 @@ def dispatched(commands: list[Command]) -> list[str]:
 
 @pytest.fixture
 def core() -> Iterator[Core]:
-    core = Core(hold=lambda pause: 5.0)
+    core = Core(hold=lambda pause: 5.0, patience_s=60.0)
     yield core
     core.check()
 
@@ -228,7 +228,7 @@ def test_cancelling_drops_what_waits_and_aborts_what_runs(core: Core) -> None:
     core.handle(ready("p/2", "p"), 0)
     commands = core.handle(CancelProgram(program="p"), 1)
     assert commands == [
-        Abort(call="p/1", worker="m/0"),
+        Abort(call="p/1", worker="m/0", reason="its program was cancelled"),
         DropCall(call="p/2", reason="its program was cancelled"),
     ]
     assert core.handle(CancelProgram(program="p"), 1) == []
@@ -263,7 +263,10 @@ def test_a_call_ends_at_its_deadline(core: Core) -> None:
     commands = core.handle(ready("p/1", "p", deadline_s=5.0), 0)
     assert SetTimer(at_s=5.0) in commands
     assert core.handle(ready("p/2", "p", deadline_s=9.0), 0) == []
-    assert core.handle(TimerFired(), 5.0) == [Abort(call="p/1", worker="m/0"), SetTimer(at_s=9.0)]
+    assert core.handle(TimerFired(), 5.0) == [
+        Abort(call="p/1", worker="m/0", reason="its deadline has passed"),
+        SetTimer(at_s=9.0),
+    ]
     assert isinstance(core.handle(TimerFired(), 9.0)[0], DropCall)
 
 

@@ -29,7 +29,8 @@ from bad_server import (
     status,
 )
 
-from tenter.runtime.backends.sglang import Patience, SGLangBackend, connect
+from tenter.runtime.backends.registry import open_replicas
+from tenter.runtime.backends.sglang import Patience, SGLangBackend, connect, open_backends
 from tenter.runtime.calls import CallId, Chunk, Request, Sampling, SessionId
 from tenter.runtime.clock import now
 from tenter.runtime.errors import (
@@ -41,6 +42,7 @@ from tenter.runtime.errors import (
 )
 from tenter.runtime.models import tiny_path
 from tenter.runtime.tokenizer import HFTokenizer
+from tenter.runtime.workflow import ModelSpec
 
 PROMPT = tuple(range(100, 140))
 QUICK = Patience(
@@ -64,7 +66,7 @@ async def server() -> AsyncIterator[BadServer]:
 
 @pytest.fixture
 async def backend(server: BadServer) -> AsyncIterator[SGLangBackend]:
-    async with connect([server.url], patience=QUICK, random=Random(1)) as (opened,):
+    async with open_backends([server.url], patience=QUICK, random=Random(1)) as (opened,):
         yield opened
 
 
@@ -173,7 +175,7 @@ async def test_choices_are_one_prompt_then_one_batch(
 
 async def test_priority_is_sent_where_the_server_orders_by_it(server: BadServer) -> None:
     server.server_info |= {"enable_priority_scheduling": True, "disable_priority_preemption": True}
-    async with connect([server.url], patience=QUICK) as (backend,):
+    async with open_backends([server.url], patience=QUICK) as (backend,):
         assert backend.capabilities.priorities
         await ask(backend, request(priority=1.0))
         await ask(backend, request(priority=2.0))
@@ -274,7 +276,7 @@ async def test_a_call_ends_soon_after_its_deadline(server: BadServer) -> None:
 
 
 async def test_a_server_that_hangs_is_lost_with_all_its_calls(server: BadServer) -> None:
-    async with connect([server.url], patience=QUICK, random=Random(1)) as (backend,):
+    async with open_backends([server.url], patience=QUICK, random=Random(1)) as (backend,):
         server.choose = lambda path, body: hang()
         answers = await asyncio.gather(
             *(ask(backend, request(str(n))) for n in range(3)), return_exceptions=True
@@ -379,7 +381,7 @@ async def test_our_own_stop_ends_the_servers_work(
 
 async def test_leaving_the_backend_aborts_what_runs(server: BadServer) -> None:
     server.token_s = 0.05
-    async with connect([server.url], patience=QUICK) as (backend,):
+    async with open_backends([server.url], patience=QUICK) as (backend,):
         tasks = [asyncio.create_task(ask(backend, request(str(n)))) for n in range(5)]
         await until(lambda: len(server.running) == 5)
     assert [(await task)[-1].finish for task in tasks] == ["abort"] * 5
@@ -406,7 +408,7 @@ async def test_cancels_at_any_moment_leave_nothing(
     gc.collect()
 
     def ours() -> set[Any]:
-        return {task for task in asyncio.all_tasks() - before if "SGLang" in repr(task)}
+        return {task for task in asyncio.all_tasks() - before if "backends/sglang" in repr(task)}
 
     await until(lambda: len(ours()) <= 1)  # the watch
 
@@ -457,7 +459,7 @@ async def test_a_session_is_named_and_closed_in_the_end(server: BadServer) -> No
     server.server_info |= {"enable_session_radix_cache": True}
     session = SessionId("agent")
     server.next(*[answer(b"")] * 5, path="/close_session")
-    async with connect([server.url], patience=QUICK) as (backend,):
+    async with open_backends([server.url], patience=QUICK) as (backend,):
         assert backend.capabilities.retention == "sessions"
         await ask(backend, request(session=session))
         await backend.retain(session, None)
@@ -474,7 +476,7 @@ async def test_a_session_is_named_and_closed_in_the_end(server: BadServer) -> No
 async def test_pins_travel_with_the_requests(server: BadServer) -> None:
     server.server_info |= {"radix_cache_backend": "tenter"}
     session = SessionId("agent")
-    async with connect([server.url], patience=QUICK) as (backend,):
+    async with open_backends([server.url], patience=QUICK) as (backend,):
         assert backend.capabilities.retention == "pins"
         calls = (request("a", session=session, group="g"), request("b", group="g"))
         await asyncio.gather(*(ask(backend, each) for each in calls))
@@ -499,7 +501,7 @@ async def test_a_failed_hint_is_logged_and_no_more(
     server: BadServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.server_info |= {"radix_cache_backend": "tenter"}
-    async with connect([server.url], patience=QUICK) as (backend,):
+    async with open_backends([server.url], patience=QUICK) as (backend,):
         await ask(backend, request(session=SessionId("agent")))
         server.next(status(503))
         with caplog.at_level(logging.WARNING):
@@ -513,7 +515,7 @@ async def test_a_failed_hint_is_logged_and_no_more(
 async def test_a_replica_that_is_away_may_come_back(server: BadServer) -> None:
     async with BadServer(server.model) as other:
         other.server_info, other.eos_id = server.server_info, 2
-    async with connect([other.url, server.url], patience=QUICK, random=Random(1)) as backends:
+    async with open_backends([other.url, server.url], patience=QUICK, random=Random(1)) as backends:
         away, there = backends
         assert there.failure is None
         assert other.url in (away.failure or "")
@@ -541,11 +543,81 @@ async def test_replicas_must_serve_one_model(server: BadServer) -> None:
 
 async def test_each_data_parallel_rank_is_a_backend(server: BadServer) -> None:
     server.server_info |= {"dp_size": 2}
-    async with connect([server.url], patience=QUICK) as backends:
+    async with open_backends([server.url], patience=QUICK) as backends:
         assert len(backends) == 2
         for backend in backends:
             await ask(backend, request())
     assert [body["routed_dp_rank"] for body in sent(server)] == [0, 1]
+
+
+async def test_decisions_about_pins_go_to_the_rank_that_holds_them(server: BadServer) -> None:
+    server.server_info |= {"dp_size": 2, "radix_cache_backend": "tenter"}
+    agent = SessionId("agent")
+    async with open_backends([server.url], patience=QUICK) as (_, second):
+        await ask(second, request(session=agent))
+        for decide in (second.retain(agent, None), second.release(agent)):
+            before = len(sent(server))
+            await decide
+            await until(lambda before=before: len(sent(server)) > before)
+    kinds = [[a["action_type"] for a in body["kv_hints"]["actions"]][-1] for body in sent(server)]
+    assert kinds == ["kv.retain", "tenter.extend", "kv.deref"]
+    assert [body["routed_dp_rank"] for body in sent(server)] == [1, 1, 1]
+
+
+async def test_every_call_of_a_batch_has_its_own_envelope(server: BadServer) -> None:
+    server.server_info |= {"dp_size": 2, "radix_cache_backend": "tenter"}
+    async with open_backends([server.url], patience=QUICK) as (_, second):
+        sessions = (SessionId("a"), None, SessionId("b"))
+        asked = [
+            request(str(n), (*PROMPT, n), group="g", session=session)
+            for n, session in enumerate(sessions)
+        ]
+        await asyncio.gather(*(ask(second, one) for one in asked))
+    batch = sent(server)[0]
+    kinds = [
+        [action["action_type"] for action in envelope["actions"]] for envelope in batch["kv_hints"]
+    ]
+    pinned = ["tenter.clock", "kv.retain"]
+    assert kinds == [pinned, ["tenter.clock"], pinned]
+    assert len({envelope["message_id"] for envelope in batch["kv_hints"]}) == 3
+    assert batch["routed_dp_rank"] == 1
+
+
+EVENTS: dict[str, Any] = {
+    "publisher": "zmq",
+    "endpoint_host": "*",
+    "endpoint_port_base": 5557,
+    "topic": "kv",
+    "block_size": 16,
+}
+
+
+async def test_what_the_server_evicts_is_heard_where_it_is_published(
+    server: BadServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[str, str]] = []
+
+    async def evictions(endpoint: str, topic: str) -> AsyncIterator[tuple[int, ...]]:
+        heard.append((endpoint, topic))
+        yield (1, 2)
+
+    monkeypatch.setattr("tenter.runtime.backends.sglang.backend.evictions", evictions)
+    server.server_info |= {"dp_size": 2, "kv_events": EVENTS}
+    async with open_backends([server.url], patience=QUICK) as backends:
+        for backend in backends:
+            gone = backend.evictions()
+            assert gone is not None
+            assert [blocks async for blocks in gone] == [(1, 2)]
+    assert heard == [("tcp://127.0.0.1:5557", "kv"), ("tcp://127.0.0.1:5558", "kv")]
+
+
+@pytest.mark.parametrize("events", [None, EVENTS | {"block_size": 1}, {"publisher": "zmq"}])
+async def test_a_server_whose_evictions_cannot_be_followed_tells_none(
+    server: BadServer, events: Any
+) -> None:
+    server.server_info |= {"kv_events": events}
+    async with open_backends([server.url], patience=QUICK) as (backend,):
+        assert backend.evictions() is None
 
 
 async def test_settings_that_do_not_fit_are_told(server: BadServer) -> None:
@@ -557,6 +629,14 @@ async def test_settings_that_do_not_fit_are_told(server: BadServer) -> None:
             pass
     with pytest.raises(InvalidConfig, match="url"):
         async with connect([]):
+            pass
+
+
+async def test_the_options_of_a_model_are_those_that_a_user_sets() -> None:
+    options = "url, tokenizer, retention, api_key, max_running, kv_tokens"
+    spec = ModelSpec(backend="sglang", options={"url": "http://127.0.0.1:9", "patience": 1})
+    with pytest.raises(InvalidConfig, match=f"no option 'patience'; it has {options}$"):
+        async with open_replicas(spec):
             pass
 
 
@@ -591,12 +671,19 @@ async def test_another_models_tokenizer_is_refused(server: BadServer) -> None:
             pass
 
 
-async def test_a_key_is_sent_and_never_told(server: BadServer) -> None:
+async def test_a_key_is_named_sent_and_never_told(
+    server: BadServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.api_key = "sk-secret-123"
+    monkeypatch.setenv("WRONG_KEY", "sk-wrong-456")
     with pytest.raises(InvalidConfig, match="api_key") as caught:
-        async with connect([server.url], api_key="sk-wrong-456"):
+        async with connect([server.url], api_key="WRONG_KEY"):
             pass
     assert "sk-wrong-456" not in str(caught.value)
-    async with connect([server.url], api_key="sk-secret-123") as (backend,):
+    monkeypatch.setenv("SERVER_KEY", "sk-secret-123")
+    async with connect([server.url], api_key="SERVER_KEY") as (backend,):
         assert (await ask(backend, request()))[-1].finish == "stop"
         assert "sk-secret" not in repr(backend.info)
+    with pytest.raises(InvalidConfig, match="environment variable") as caught:
+        connect([server.url], api_key="sk-secret-123")
+    assert "sk-secret" not in str(caught.value)

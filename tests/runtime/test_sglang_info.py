@@ -143,6 +143,45 @@ def test_replicas_and_tiers_are_told() -> None:
     assert {"replicas", "host cache", "kv events", "queue"} <= topics
 
 
+@pytest.mark.parametrize(
+    ("host", "url", "rank", "endpoint"),
+    [
+        ("*", "http://10.0.0.7:30000", None, "tcp://10.0.0.7:5557"),
+        ("0.0.0.0", "https://gpu.example/sgl", 3, "tcp://gpu.example:5560"),
+        ("::", "http://[fd00::7]:30000", 0, "tcp://[fd00::7]:5557"),
+        ("10.0.0.8", "http://10.0.0.7:30000", 1, "tcp://10.0.0.8:5558"),
+    ],
+)
+def test_a_wildcard_stands_for_the_servers_own_host(
+    host: str, url: str, rank: int | None, endpoint: str
+) -> None:
+    events = EVENTS | {"endpoint_host": host}
+    known = info(kv_events=events).kv_events
+    assert known is not None
+    assert known.endpoint(url, rank) == endpoint
+
+
+def test_events_in_small_blocks_are_not_read_and_the_cure_is_told() -> None:
+    found = {
+        size: one
+        for size in (1, 16)
+        for one in findings(info(kv_events=EVENTS | {"block_size": size}))
+        if one.topic == "kv events"
+    }
+    assert "--page-size 16" in found[1].flag
+    assert "not read" in found[1].means
+    assert not found[16].flag
+    (nowhere,) = (one for one in findings(info(kv_events_config="{}")) if one.topic == "kv events")
+    assert "--kv-events-config" in nowhere.flag
+
+
+EVENTS: dict[str, Any] = {
+    "publisher": "zmq",
+    "endpoint_host": "*",
+    "endpoint_port_base": 5557,
+    "topic": "",
+    "block_size": 16,
+}
 VALUES = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers())
 
 

@@ -96,7 +96,7 @@ async def test_every_request_tells_the_time_and_every_turn_pins_itself() -> None
         assert retain["scope"] == "scope of a"
         (directive,) = retain["directives"]
         assert directive["covers_output"]
-        assert directive["duration"] == 2.0
+        assert (directive["duration"], directive["priority"]) == (30.0, 1)
 
 
 async def test_a_decision_rides_on_the_next_request() -> None:
@@ -156,6 +156,15 @@ async def test_after_the_grace_the_whole_context_is_sent_again() -> None:
         assert len(server.prefills) == 1
 
 
+async def test_a_pin_that_nobody_asked_for_is_given_back_with_its_session() -> None:
+    async with told() as server:
+        pins = Pins(server)
+        turn(pins, server, A)
+        await asyncio.sleep(20.0)
+        await pins.release(A)
+        assert actions(pins.fields(None), "kv.deref")[0]["scope"] == "scope of a"
+
+
 async def test_a_pin_asked_for_during_a_turn_holds_what_the_turn_leaves() -> None:
     async with told() as server:
         pins = Pins(server)
@@ -181,12 +190,13 @@ async def test_a_shared_prefix_is_dearer() -> None:
     async with told() as server:
         pins = Pins(server)
         pins.begin(A)
-        (retain,) = actions(pins.fields(A, shared=True), "kv.retain")
+        pins.fields(A, shared=True)
         pins.end(A, whole=True)
-        await pins.retain(A, None)
-        (extend,) = actions(pins.fields(None), "tenter.extend")
-        own = actions(turn(pins, server, B), "kv.retain")[0]["directives"][0]["priority"]
-        assert retain["directives"][0]["priority"] == extend["priority"] > own
+        turn(pins, server, B)
+        for session in (A, B):
+            await pins.retain(session, None)
+        prefix, own = actions(pins.fields(None), "tenter.extend")
+        assert prefix["priority"] > own["priority"] > 1
 
 
 async def test_closing_gives_all_pins_back() -> None:

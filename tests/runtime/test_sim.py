@@ -44,7 +44,7 @@ async def test_a_call_takes_its_roofline_time() -> None:
     async with SimulatedBackend(output_tokens=whole) as backend:
         chunk = await last(backend, request("a", prompt=1000, output=3))
     shape = HARDWARE["h100"], MODELS["llama-3.1-8b"]
-    steps = [(1000, 0), (1, 1000), (1, 1001)]
+    steps = [(1000, 0, 500_000.0), (1, 1000, 1000.5), (1, 1001, 1001.5)]
     assert now() == pytest.approx(sum(step_seconds(*shape, *step) for step in steps))
     assert chunk.usage is not None and chunk.usage.output_tokens == 3
     assert chunk.finish == "stop" and len(chunk.token_ids) == 3
@@ -99,7 +99,7 @@ async def test_choices_cost_one_prefill_and_no_decoding() -> None:
     async with SimulatedBackend() as backend:
         chunk = await last(backend, request("a", choices=((1,), (2, 3))))
         assert chunk.choice_logprobs is not None and len(chunk.choice_logprobs) == 2
-        assert backend.steps == 1
+        assert backend.replica.steps == 1
 
 
 async def test_the_same_seed_gives_the_same_times() -> None:
@@ -156,6 +156,6 @@ def test_the_roofline_is_bound_by_arithmetic_or_by_reading() -> None:
     gpu, model = HARDWARE["h100"], MODELS["llama-3.1-8b"]
     gpu = replace(gpu, overhead_s=0.0)
     decode, prefill = step_seconds(gpu, model, 1, 1000), step_seconds(gpu, model, 8192, 0)
-    assert decode == pytest.approx((16.06e9 + 131_072 * 1000) / (3.35e12 * 0.30))
-    assert prefill == pytest.approx(2 * 8.03e9 * 8192 / (989.5e12 * 0.45))
+    assert decode == pytest.approx((16.06e9 + 131_072 * 1000) / (3.35e12 * 0.72))
+    assert prefill == pytest.approx(2 * 8.03e9 * 8192 / (989.5e12 * 0.65))
     assert 300_000 < kv_capacity_tokens(gpu, model) < 500_000

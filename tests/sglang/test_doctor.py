@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+from tenter.runtime.backends.registry import open_replicas
+from tenter.runtime.errors import InvalidConfig
 from tenter.runtime.models import tiny_path
+from tenter.runtime.workflow import ModelSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))  # for the fake server
 
 from bad_server import BadServer, status
 
 if TYPE_CHECKING:
-    from servers import Server
-
     from bad_server import Fault
+    from servers import Server
 
 NOBODY = 5  # the exit code where no server answers
 
@@ -124,3 +126,21 @@ async def test_where_nobody_answers_it_says_so_and_asks_the_others(other: BadSer
     assert said.startswith("no  server") and nobody in said
     assert "OpenAI-compatible" in said
     assert json.loads(told.stdout)["ok"] is False
+
+
+@pytest.mark.parametrize("backend", ["sglang", "openai"])
+async def test_a_model_s_key_is_named_and_never_written_down(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", "canary-1234")
+    async with BadServer(str(tiny_path())) as server:
+        server.server_info = {"tokenizer_path": str(tiny_path())}
+        server.api_key = "canary-1234"
+        options = {"url": server.url, "api_key": "A_KEY"}
+        async with open_replicas(ModelSpec(backend=backend, options=options)) as (opened,):
+            assert opened.failure is None
+        with pytest.raises(InvalidConfig, match="set api_key to a key") as refused:
+            monkeypatch.setenv("A_KEY", "canary-9876")
+            async with open_replicas(ModelSpec(backend=backend, options=options)):
+                pass
+    assert "canary" not in str(refused.value)

@@ -292,12 +292,12 @@ async def test_pins_for_more_than_the_pool_block_nothing(plugin: Client) -> None
     before = await plugin.metrics()
     await plugin.hold(*(f"endless {n}" for n in range(8)))
     now = await plugin.metrics()
-    assert (now["pins"], now["pinned_tokens"]) == (2, 2 * PREFIX)
-    assert now["pins_refused"] - before["pins_refused"] == 6
+    assert (now["pins"], now["pinned_tokens"]) == (3, 3 * PREFIX)
+    assert now["pins_refused"] - before["pins_refused"] == 5
 
     await plugin.ask(tokens("large", 3500), new=4)
     now = await plugin.metrics()
-    assert now["pins_released_under_pressure"] - before["pins_released_under_pressure"] == 2
+    assert now["pins_released_under_pressure"] - before["pins_released_under_pressure"] == 3
 
     await plugin.hold(*(f"endless {n}" for n in range(8)))
     burst = [plugin.ask(tokens(f"burst {n}", 700), new=40) for n in range(24)]
@@ -315,13 +315,30 @@ async def test_the_cheapest_pin_gives_way_first(plugin: Client) -> None:
 
 
 async def test_a_dearer_pin_takes_the_place_of_a_cheaper_one(plugin: Client) -> None:
-    await plugin.hold("cheap", "cheap too", priority=10)
+    await plugin.hold("cheap", "cheap too", "as cheap", priority=10)
     await plugin.hold("dear", priority=90)
     now = await plugin.metrics()
-    assert (now["pins"], now["pinned_tokens"]) == (2, 2 * PREFIX)
+    assert (now["pins"], now["pinned_tokens"]) == (3, 3 * PREFIX)
     await plugin.fill("others")
 
     assert await plugin.cached([*tokens("dear"), 5]) == PREFIX
+
+
+async def test_what_nobody_has_promised_gives_way_to_newer_turns_and_to_promises(
+    plugin: Client,
+) -> None:
+    for second in range(6):
+        name = f"turn {second}"
+        await plugin.ask(tokens(name), retain(name, 30, priority=1, now_s=NOW_S + second))
+    assert (await plugin.metrics())["pins"] == 3
+    await plugin.say(extend("turn 5", 60, now_s=NOW_S + 6))
+    await plugin.hold("dear", "dearer")
+    await plugin.ask(tokens("turn 6"), retain("turn 6", 30, priority=1, now_s=NOW_S + 7))
+    assert (await plugin.metrics())["pins"] == 3
+    await plugin.fill("others", times=1)
+
+    for kept in ("turn 5", "dear", "dearer"):
+        assert await plugin.cached([*tokens(kept), 5]) == PREFIX
 
 
 async def test_pins_outlive_a_burst_that_fits_beside_them_in_turns(plugin: Client) -> None:
