@@ -3,8 +3,9 @@
 Kernels: the four matrix products of a layer, as Vidur measured them on an A100 (Llama-3-8B) and an
 H100 (Llama-2-7B). End to end: five runs of vLLM from inference-sim's golden values; each is
 simulated with the engine's own batching and cache over the roofline, with requests drawn from the
-run's length distributions. No constant is fitted to these files. `card`: HARDWARE's constants, where
-the MFU of decoding is read as a share of the bandwidth; `preset`: those of `planner.hardware.preset`.
+run's length distributions. No constant is fitted to these files. `preset`: the constants of
+`planner.hardware`; `card`: those of inference-sim's hardware configuration, where the MFU of decoding
+is read as a share of the bandwidth.
 Run 4 is labelled as one GPU, on which its model's weights alone take longer to read than its steps
 took; errors are given with and without it.
 
@@ -33,7 +34,6 @@ from _common import Figures
 
 from tenter.planner.graph import Sampling
 from tenter.planner.hardware import (
-    HARDWARE,
     MODELS,
     Hardware,
     ModelShape,
@@ -51,6 +51,7 @@ KERNELS = {  # file, and the layer: hidden, width of keys and values, width of t
     "h100": ("h100_meta-llama_Llama-2-7b-hf_mlp.csv.gz", 4096, 4096, 11008),
 }
 PRODUCTS = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
+CARDS = {"a100": (0.38, 0.18), "h100": (0.45, 0.30)}  # MFU of prefill, of decoding
 FEW, MANY = 128, 1024  # tokens: up to FEW a product reads, from MANY on it computes
 SHAPES = {
     "meta-llama/llama-3.1-8b-instruct": "llama-3.1-8b",
@@ -74,12 +75,17 @@ def measured_kernels(path: Path) -> dict[tuple[int, int], float]:
     return {key: statistics.median(times) for key, times in found.items()}
 
 
+def card(gpu: str) -> Hardware:
+    prefill, decode = CARDS[gpu]
+    return replace(preset(gpu), prefill_share=prefill, decode_share=decode)
+
+
 def report_kernels(figures: Figures, folder: Path, gpu: str) -> None:
     name, hidden, kv, mlp = KERNELS[gpu]
     parameters = hidden * (hidden + 2 * kv) + hidden * hidden + 3 * hidden * mlp
     measured = measured_kernels(folder / name)
     layer = ModelShape("layer", parameters, 2 * parameters, 1, hidden, 1, 1)
-    for label, hardware in (("card", HARDWARE[gpu]), ("preset", preset(gpu))):
+    for label, hardware in (("card", card(gpu)), ("preset", preset(gpu))):
         # The layer alone: no all-reduce, and nothing around the kernels.
         bare = replace(hardware, overhead_s=0.0, link_latency_s=0.0, link_bytes_per_s=float("inf"))
         errors: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -205,7 +211,7 @@ def report_runs(figures: Figures, path: Path, quick: bool) -> None:
         for index, case in enumerate(cases):
             model = MODELS[SHAPES[case["model"]]]
             gpu = case["hardware"].lower()
-            single = HARDWARE[gpu] if label == "card" else preset(gpu)
+            single = card(gpu) if label == "card" else preset(gpu)
             hardware = tensor_parallel(single, case["tp"])
             count = 60 if quick else case["num-requests"]
             found = summary(simulate(hardware, model, case, count, seed=case["seed"]))

@@ -7,10 +7,12 @@ beside that is a constant. `benchmarks/roofline.py` says how far this is from me
 
 Peak rates are those of NVIDIA's data sheets (H100, H200: SXM5; A100: SXM4 80 GB): dense bfloat16,
 bandwidth and size of the memory; links in bytes per second and direction (NVLink 4 and 3; the L40S
-has PCIe only). The shares of the peaks that are reached are published by inference-sim, in two
-places that differ: the MFU of prefill and decoding in its hardware configuration (HARDWARE), and
-the constants of its roofline note (`preset`: .65 of the arithmetic, .72 of the bandwidth, 500 us
-per step, 20 us of all-reduces per layer). Prices are assumptions: a GPU hour on demand in 2026.
+has PCIe only). The shares of the peaks that are reached are those of inference-sim's roofline note:
+.65 of the arithmetic, .72 of the bandwidth, 500 us per step, 20 us of all-reduces per layer. (Its
+hardware configuration has other ones, the MFU of prefill and of decoding; read as a share of the
+bandwidth the latter makes decoding on an H100 2.4 times too slow.) For the L40S the share of the
+arithmetic is lowered as that configuration lowers its MFU beside the H100's. Prices are
+assumptions: a GPU hour on demand in 2026.
 """
 
 import re
@@ -21,17 +23,13 @@ MEMORY_SHARE = 0.9  # of the memory: what an engine takes for weights and KV
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """`gpus` GPUs that serve one copy of a model; rates and sizes are of one GPU.
-
-    `decode_share` is the share of the bandwidth that reading reaches. In HARDWARE it holds the MFU
-    of decoding, which is a share of arithmetic, and makes decoding on an H100 2.4 times too slow.
-    """
+    """`gpus` GPUs that serve one copy of a model; rates and sizes are of one GPU."""
 
     name: str
     flops_per_s: float  # dense bfloat16
     bytes_per_s: float
     memory_bytes: float
-    prefill_share: float = 0.45  # of the peak arithmetic rate
+    prefill_share: float = 0.65  # of the peak arithmetic rate
     decode_share: float = 0.72  # of the memory bandwidth
     overhead_s: float = 0.0005  # per step, whatever it does
     gpus: int = 1
@@ -83,30 +81,26 @@ class ModelShape:
         return self.weight_bytes * (1 - of_experts / self.parameters * (1 - touched))
 
 
-_H100 = Hardware("h100", 989.5e12, 3.35e12, 80e9, 0.45, 0.30, dollars_per_hour=2.80)
+_H100 = Hardware("h100", 989.5e12, 3.35e12, 80e9, dollars_per_hour=2.80)
 HARDWARE = {
     "h100": _H100,
-    # The compute of an H100; its shares are taken to be the H100's.
+    # The compute of an H100.
     "h200": replace(
         _H100, name="h200", bytes_per_s=4.8e12, memory_bytes=141e9, dollars_per_hour=3.60
     ),
     "a100": Hardware(
-        *("a100", 312e12, 2.039e12, 80e9, 0.38, 0.18),
+        *("a100", 312e12, 2.039e12, 80e9),
         link_bytes_per_s=300e9,
         host_bytes_per_s=26e9,
         dollars_per_hour=1.40,
     ),
     "l40s": Hardware(
-        *("l40s", 362.05e12, 0.864e12, 48e9, 0.32, 0.08),
+        *("l40s", 362.05e12, 0.864e12, 48e9, 0.46),
         link_bytes_per_s=26e9,
         host_bytes_per_s=26e9,
         dollars_per_hour=0.90,
     ),
 }
-
-# The shares that `preset` puts in the place of those above: of the arithmetic rate, of the bandwidth.
-# For the L40S the first is lowered as inference-sim's configuration lowers its MFU beside the H100's.
-REACHED = {"h100": (0.65, 0.72), "h200": (0.65, 0.72), "a100": (0.65, 0.72), "l40s": (0.46, 0.72)}
 
 # The shapes are those of the models' published configurations; two bytes per parameter, but for
 # gpt-oss, whose experts are in MXFP4.
@@ -143,9 +137,7 @@ def preset(name: str) -> Hardware:
     if found is None or found[2] not in HARDWARE:
         known = ", ".join(sorted(HARDWARE))
         raise ValueError(f"there is no hardware {name!r}; there is {known}, and 2xh100 and so on")
-    prefill, decode = REACHED[found[2]]
-    single = replace(HARDWARE[found[2]], prefill_share=prefill, decode_share=decode)
-    return tensor_parallel(single, int(found[1])) if found[1] else single
+    return tensor_parallel(HARDWARE[found[2]], int(found[1] or 1))
 
 
 def tensor_parallel(hardware: Hardware, gpus: int) -> Hardware:

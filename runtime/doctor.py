@@ -15,7 +15,7 @@ import anyio
 
 from .backends.registry import open_replicas
 from .calls import CallId, Message, Request
-from .errors import BackendUnavailable, CallFailed, TenterError, TryAgain
+from .errors import CallFailed, TenterError, TryAgain
 from .journal.store import Store
 from .workflow import ModelSpec
 
@@ -64,7 +64,7 @@ def report_servers(urls: tuple[str, ...], api_key: str | None, json: bool) -> in
     for url in urls:
         try:
             found = anyio.run(_ask_server, url, api_key)
-        except BackendUnavailable as error:
+        except TenterError as error:
             found = [Finding("server", False, str(error))]
             code = error.exit_code
         for finding in found:

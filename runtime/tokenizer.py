@@ -7,7 +7,7 @@ Jinja2 in a sandbox; transformers is not needed.
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +32,10 @@ class Detokenizer(Protocol):
 
     def push(self, token: int) -> str:
         """The text that `token` completes; "" while a character is unfinished."""
+        ...
+
+    def extend(self, tokens: Sequence[int]) -> str:
+        """The text that several tokens complete."""
         ...
 
 
@@ -140,12 +144,22 @@ class HFTokenizer:
 class _ByteDetokenizer:
     """For byte-level vocabularies: bytes of each token, decoded as UTF-8 as they come."""
 
+    __slots__ = ("_open", "_pieces")
+
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = pieces
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._open = b""  # of an unfinished character
 
     def push(self, token: int) -> str:
-        return self._decode(self._pieces[token]) if token < len(self._pieces) else ""
+        return self.extend((token,))
+
+    def extend(self, tokens: Sequence[int]) -> str:
+        pieces = self._pieces
+        known = [pieces[token] for token in tokens if token < len(pieces)]
+        data = b"".join((self._open, *known))
+        text, used = codecs.utf_8_decode(data, "replace", False)
+        self._open = data[used:]
+        return text
 
 
 class _WindowDetokenizer:
@@ -165,6 +179,9 @@ class _WindowDetokenizer:
         self._window = self._window[self._told :]
         self._told = len(self._window)
         return text[len(before) :]
+
+    def extend(self, tokens: Sequence[int]) -> str:
+        return "".join(map(self.push, tokens))
 
     def _text(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)

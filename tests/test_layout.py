@@ -21,7 +21,7 @@ ROOMS = {
 FLOORS = (
     {"__main__"},
     {"cli", "progress", "report", "serve", "doctor"},
-    {"jobs"},
+    {"jobs", "simulate"},
     {"load"},
     {"api", "spec", "schema", "tables", "report.tally", "report.summary"},
     {"run"},

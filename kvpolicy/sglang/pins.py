@@ -13,11 +13,12 @@ from typing import Any, Generic, TypeVar
 from .hints import Action, Clock, Deref, Extend, Retain
 
 SHARE = "TENTER_PIN_SHARE"  # of the pool that pins may hold, above 0 and at most 1
-DEFAULT_SHARE = 0.5
+DEFAULT_SHARE = 0.8  # pins give way before they block: room is left for what runs
 MAX_PINS = 4096
 LEAP_S = 3600.0
 AGREEING = 8
 PATIENCE = 8
+GRACE = 1  # the lowest priority: until its client has decided about it
 
 LockT = TypeVar("LockT")
 
@@ -84,8 +85,12 @@ class Pin(Generic[LockT]):
 
 
 def worth(pin: Pin[Any]) -> tuple[int, int, float, int]:
-    """What losing it costs, least first: priority, tokens to compute again, time left, age."""
-    return pin.priority, pin.tokens, pin.until_s, pin.order
+    """What losing it costs, least first: priority, tokens to compute again, time left, age.
+
+    Of those of the lowest priority the one that ends first has waited longest for a decision.
+    """
+    tokens = pin.tokens if pin.priority > GRACE else 0
+    return pin.priority, tokens, pin.until_s, pin.order
 
 
 class PinBook(Generic[LockT]):
@@ -124,6 +129,11 @@ class PinBook(Generic[LockT]):
             self._held_tokens = self._measure([pin.lock for pin in self._pins.values()])
         return self._held_tokens
 
+    @property
+    def undecided(self) -> bool:
+        """Whether a pin has the lowest priority."""
+        return any(pin.priority <= GRACE for pin in self._pins.values())
+
     def hear(self, actions: Sequence[Action]) -> None:
         """A message has come: advance the clock, do what it asks at once, drop what has expired.
 
@@ -147,8 +157,8 @@ class PinBook(Generic[LockT]):
         """Pin what `lock` holds, in place of the scope's older pin, if it fits the budget.
 
         Its time counts from now if that is later than when its request was sent. Only pins of a
-        lower priority give way to it; one that does not fit even then is refused, and leaves
-        everything as it was, the older pin of its scope too.
+        lower priority give way to it, and those of the lowest; one that does not fit even then is
+        refused, and leaves everything as it was, the older pin of its scope too.
         """
         start_s = max(wanted.now_s, self.clock.now_s)
         pin = Pin(
@@ -202,7 +212,7 @@ class PinBook(Generic[LockT]):
     def _in_the_way(self, pin: Pin[LockT]) -> list[Pin[LockT]] | None:
         """Which pins must go, cheapest first, so that `pin` fits; None: it never does."""
         others = sorted((p for p in self._pins.values() if p.scope != pin.scope), key=worth)
-        cheaper = sum(other.priority < pin.priority for other in others)
+        cheaper = sum(p.priority < pin.priority or p.priority <= GRACE for p in others)
         count = bisect_left(
             range(cheaper + 1), True, key=lambda gone: self._fits([pin, *others[gone:]])
         )
@@ -233,10 +243,10 @@ class Admission:
     """Whether pins make room for a request that is not admitted beside them.
 
     They do at once if waiting cannot help it: if nothing runs, or if it needs more than the pool
-    has beside pins. Otherwise it waits, as it would in a smaller pool, until 8 requests have
-    finished; counted so, since all ranks see them finish in the same order. Pins are thus kept
-    while the server turns over, and those of a client that has gone, with whom the clock stands
-    still, keep nobody out for long.
+    has beside pins; and so do those of the lowest priority, which nobody has promised. Otherwise
+    it waits, as it would in a smaller pool, until 8 requests have finished; counted so, since all
+    ranks see them finish in the same order. Pins are thus kept while the server turns over, and
+    those of a client that has gone, with whom the clock stands still, keep nobody out for long.
     """
 
     def __init__(self, book: PinBook[Any], pool_tokens: int) -> None:
@@ -259,6 +269,6 @@ class Admission:
             self._waiting, self._since = request, self._finished
         beside = self._pool_tokens - self._book.held_tokens
         patient = self._finished - self._since < PATIENCE
-        if running and patient and needed_tokens < beside:
+        if running and patient and needed_tokens < beside and not self._book.undecided:
             return False
         return self._book.release_cheapest()

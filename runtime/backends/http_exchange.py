@@ -28,6 +28,8 @@ class Exchange:
 
     def limit_silence(self, response: "aiohttp.ClientResponse", silence_s: float) -> None:
         """From now on nothing may be heard for no longer than `silence_s`."""
+        if silence_s == self.silence_s:
+            return
         self.silence_s = silence_s
         connection = response.connection
         if connection is not None and connection.protocol is not None:  # the end has not come

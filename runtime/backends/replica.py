@@ -2,7 +2,7 @@
 
 A synchronous machine without a clock of its own: `start` plans a step and says when it ends, `end`
 performs it. While nothing can change but that every row decodes, many steps are one: they end with
-the first answer, and `cut` ends them earlier where something happens in between.
+the first answer, or with the step in which something happens from outside.
 """
 
 import heapq
@@ -79,10 +79,8 @@ class Replica:
         host_tokens: int = 0,
     ) -> None:
         self._hardware, self._model, self._draw = hardware, model, draw
-        pages, self._host_pages = kv_tokens // page_tokens + 1, host_tokens // page_tokens
-        self._tiers = (
-            TieredCache(pages, page_tokens, self._host_pages) if self._host_pages else None
-        )
+        pages, host_pages = kv_tokens // page_tokens + 1, host_tokens // page_tokens
+        self._tiers = TieredCache(pages, page_tokens, host_pages) if host_pages else None
         self.cache = self._tiers or PageCache(pages, page_tokens)
         self.batch = Batch(self.cache, max_running, chunk_tokens)
         self.work: list[Work] = []  # of the steps under way
@@ -106,19 +104,38 @@ class Replica:
         """Whether a sequence of `tokens` tokens can ever run."""
         return -(-tokens // self.cache.page_tokens) <= self.cache.capacity
 
-    # ---- sessions -----------------------------------------------------------------------------
+    # ---- what happens from outside --------------------------------------------------------------
 
-    def retain(self, session: str, tokens: list[int], until_s: float | None) -> None:
+    def add(self, sequence: Sequence, now_s: float) -> None:
+        """Let `sequence` wait for its turn."""
+        self._cut(now_s)
+        self.batch.add(sequence)
+
+    def remove(self, sequence: Sequence, now_s: float) -> None:
+        """End `sequence`, in whatever state it is."""
+        self._cut(now_s)
+        self.batch.remove(sequence)
+
+    def retain(self, session: str, tokens: list[int], until_s: float | None, now_s: float) -> None:
         """Keep what the cache holds of `tokens` until a time; None: until it is released."""
+        self._cut(now_s)
         path = self.cache.match(tokens, len(tokens) // self.cache.page_tokens)
         end_s = math.inf if until_s is None else until_s
         self.cache.pin(session, [page for page in path if page.ready], end_s)
         if until_s is not None:
             heapq.heappush(self._deadlines, until_s)
 
-    def release(self, session: str) -> None:
+    def release(self, session: str, now_s: float) -> None:
         """Let go of a session's pages; they may be evicted from now on."""
+        self._cut(now_s)
         self.cache.unpin(session)
+
+    def _cut(self, now_s: float) -> None:
+        """Perform the steps that are over by now; the one under way will be the last."""
+        if self.end_s is not None and self._count > 1:
+            self._count = self._steps_by(now_s)
+            self._pass(self._count - 1)
+            self.end_s = self._begun_s + self._first_s
 
     # ---- steps --------------------------------------------------------------------------------
 
@@ -128,53 +145,54 @@ class Replica:
         Returns when they end; None where there is nothing to do.
         """
         self.cache.expire(now_s)
+        preemptions = self.batch.preemptions
         self.work = self.batch.plan()
         self.end_s = None
         if not self.work:
             return None
-        tokens, context, pairs, steady = 0, 0, 0.0, True
-        for sequence, count in self.work:
-            done = sequence.done
-            tokens, context, pairs = tokens + count, context + done, pairs + count * (
-                done + count / 2
-            )
-            if sequence.started_s is None:
-                sequence.started_s = now_s
-            if not sequence.decoding:
-                self.prefilled_tokens += count
-                steady = False
+        tokens, context, pairs, decoding = self._weigh(now_s)
         self._begun_s, self._count = now_s, 1
-        self._first_s = self._step_s(tokens, context, pairs)
-        if self._tiers is not None and (loaded := self._tiers.take_loaded()):
-            loaded_tokens = loaded * self.cache.page_tokens
-            self.loaded_tokens += loaded_tokens
-            copied_s = swap_seconds(self._hardware, self._model, loaded_tokens)
-            self._first_s, steady = max(self._first_s, copied_s), False
-        if steady and most != 1 and len(self.work) == len(self.batch.running):
+        self._first_s = max(self._step_s(tokens, context, pairs), copied_s := self._copied_s())
+        # After a preemption there is room, perhaps for one who waits.
+        alike = decoding and not copied_s and preemptions == self.batch.preemptions
+        if alike and most != 1 and len(self.work) == len(self.batch.running):
             self._more_s = self._step_s(tokens, context + tokens, pairs + tokens) - self._first_s
             self._count = self._alike(now_s)
         self.end_s = now_s + self._elapsed_s(self._count)
         return self.end_s
 
-    def cut(self, now_s: float) -> float | None:
-        """Something has changed: end with the step that is under way. Returns when that is."""
-        if self.end_s is not None and self._count > 1:
-            self._count = self._steps_by(now_s)
-            self.end_s = self._begun_s + self._elapsed_s(self._count)
-        return self.end_s
+    def _weigh(self, now_s: float) -> tuple[int, int, float, bool]:
+        """The work of a step: tokens, their context and pairs, and whether all rows decode."""
+        tokens, context, pairs, decoding = 0, 0, 0.0, True
+        for sequence, count in self.work:
+            done = sequence.done
+            tokens += count
+            context += done
+            pairs += count * (done + count / 2)
+            if sequence.started_s is None:
+                sequence.started_s = now_s
+            if not sequence.decoding:
+                self.prefilled_tokens += count
+                decoding = False
+        return tokens, context, pairs, decoding
+
+    def _copied_s(self) -> float:
+        """Seconds to bring back from the host what the step has found there."""
+        if self._tiers is None:
+            return 0.0
+        tokens = self._tiers.take_loaded() * self.cache.page_tokens
+        self.loaded_tokens += tokens
+        return swap_seconds(self._hardware, self._model, tokens)
 
     def end(self) -> list[Sequence]:
         """Perform the steps under way; returns the sequences that are answered in full."""
-        now_s, count = self.end_s, self._count
+        now_s = self.end_s
         assert now_s is not None
+        self._pass(self._count - 1)
         self.end_s = None
-        self.steps += count
+        self.steps += 1
         self.busy_s += now_s - self._begun_s
         alive = [item for item in self.work if item.sequence.state == "running"]
-        if count > 1:
-            alive = [Work(sequence, count) for sequence, _ in alive]
-            for sequence, _ in alive:
-                self._lengthen(sequence, count)
         self.batch.advance(alive)
         answered: list[Sequence] = []
         for sequence, _ in alive:
@@ -204,36 +222,42 @@ class Replica:
         return min(found + 1, self._count)
 
     def _alike(self, now_s: float) -> int:
-        """How many steps go by until a row ends, memory runs out, or a pin gives way to who waits.
+        """How many steps go by until a row ends, memory runs out, or a pin ends.
 
-        Without the latter two nobody who waits can enter: what is free only shrinks.
+        Until then nobody who waits can enter: what is free only shrinks.
         """
         self._count = min(row.max_output - row.outputs for row, _ in self.work)
         if self._pages_for(self._count) > self.cache.available:
             counts = range(1, self._count + 1)
-            self._count = max(
-                1, bisect_left(counts, self.cache.available + 1, key=self._pages_for)
-            )
-        if self.batch.waiting:
-            while self._deadlines and self._deadlines[0] <= now_s:
-                heapq.heappop(self._deadlines)
-            if self._deadlines:
-                return self._steps_by(self._deadlines[0])
-        return self._count
+            free = self.cache.available
+            self._count = max(1, bisect_left(counts, free + 1, key=self._pages_for))
+        while self._deadlines and self._deadlines[0] <= now_s:
+            heapq.heappop(self._deadlines)
+        return self._steps_by(self._deadlines[0]) if self._deadlines else self._count
 
     def _pages_for(self, steps: int) -> int:
         """Pages that the rows under way lack for so many steps."""
-        size = self.cache.page_tokens
-        return sum(
-            max(0, -(-(row.done + steps) // size) - len(row.table)) for row, _ in self.work
-        )
+        return sum(max(0, self._missing(row, steps)) for row, _ in self.work)
 
-    def _lengthen(self, sequence: Sequence, steps: int) -> None:
-        """The pages and tokens that all but the last of `steps` steps have brought."""
-        missing = -(-(sequence.done + steps) // self.cache.page_tokens) - len(sequence.table)
-        if missing > 0:
-            own = self.cache.allocate(missing)
-            assert own is not None
-            sequence.pages += own
-            sequence.table += [page.id for page in own]
-        self._draw(sequence, steps - 1)
+    def _missing(self, row: Sequence, steps: int) -> int:
+        return -(-(row.done + steps) // self.cache.page_tokens) - len(row.table)
+
+    def _pass(self, steps: int) -> None:
+        """Perform so many of the steps under way; at least one is left, and has its pages."""
+        if steps == 0:
+            return
+        for row, _ in self.work:
+            missing = self._missing(row, steps + 1)
+            if missing > 0:
+                own = self.cache.allocate(missing)
+                assert own is not None
+                row.pages += own
+                row.table += [page.id for page in own]
+            self._draw(row, steps)
+        self.batch.advance([Work(row, steps) for row, _ in self.work])
+        passed_s = self._elapsed_s(steps)
+        self.steps += steps
+        self.busy_s += passed_s
+        self._begun_s += passed_s
+        self._first_s += steps * self._more_s
+        self._count -= steps

@@ -1,19 +1,25 @@
-"""The simulated backend: the engine's own batching and radix tree, with a roofline for tensors.
+"""The simulated backend: a replica that exists only in time, behind the door of all backends.
 
 Time is the event loop's: on `clock.VirtualLoop` an hour of serving takes a second, and the same
-seed gives the same trace. Answers are made of dummy words; what is simulated is when they come.
+seed gives the same trace. Answers are dummy words unless `answer` says which tokens they are made
+of; what is simulated is when they come.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as Tokens
 from itertools import count
 from random import Random
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
-import anyio
-
-from ...planner.hardware import HARDWARE, MODELS, kv_capacity_tokens, step_seconds
+from ...planner.hardware import (
+    MODELS,
+    Hardware,
+    ModelShape,
+    kv_capacity_tokens,
+    preset,
+)
 from ..calls import (
     CallId,
     Capabilities,
@@ -25,24 +31,26 @@ from ..calls import (
     Tokenizer,
 )
 from ..clock import now
-from ..engine.batch import Batch
-from ..engine.cache import PAGE_TOKENS, PageCache
+from ..engine.cache import PAGE_TOKENS
 from ..engine.state import Sequence
 from ..errors import BackendUnavailable, CallFailed, InvalidConfig
 from .fake import ByteTokenizer
+from .replica import Replica
 
 WORD = 97  # the token that answers are made of
 
-Preset = TypeVar("Preset")
 OutputLength = Callable[[Request], int]
+Answer = Callable[[Request], Tokens[int]]
 
 
 class SimulatedBackend:
     """One engine replica that exists only in time.
 
-    `hardware` and `model` name presets of `planner.hardware`; `kv_tokens` overrides the capacity
-    that follows from them. `output_tokens` says how long an answer is: by default a draw, from
-    `seed`, between one token and the request's `max_tokens`.
+    `hardware` and `model` name presets of `planner.hardware` (`4xh100`: four GPUs with tensor
+    parallelism); `kv_tokens` overrides the capacity that follows from them, and `host_gb` of the
+    host's memory hold KV that was evicted. `output_tokens` says how long an answer is: by default
+    a draw, from `seed`, between one token and the request's `max_tokens`. With `answer` it is
+    those tokens, so that a next turn that quotes them finds their KV.
     """
 
     failure: str | None = None
@@ -56,33 +64,41 @@ class SimulatedBackend:
         chunk_tokens: int = 2048,
         seed: int = 0,
         output_tokens: OutputLength | None = None,
+        answer: Answer | None = None,
+        host_gb: float = 0.0,
     ) -> None:
-        self._hardware = _preset(HARDWARE, "hardware", hardware)
-        self._model = _preset(MODELS, "model", model)
-        capacity = kv_tokens or kv_capacity_tokens(self._hardware, self._model)
+        gpus, shape = named_presets(hardware, model)
+        capacity = kv_tokens or kv_capacity_tokens(gpus, shape)
         if capacity < PAGE_TOKENS:
             raise InvalidConfig(f"{model} leaves no room for KV on {hardware}; give kv_tokens")
-        self.cache = PageCache(capacity // PAGE_TOKENS + 1)
-        self._batch = Batch(self.cache, max_running, chunk_tokens)
+        self.replica = Replica(
+            *(gpus, shape, capacity, self._extend),
+            max_running=max_running,
+            chunk_tokens=chunk_tokens,
+            host_tokens=int(host_gb * 1e9 / shape.kv_bytes_per_token),
+        )
         self._random = Random(seed)
         self._length = output_tokens or self._draw_length
+        self._answer = answer
+        self._answers: dict[CallId, Tokens[int]] = {}  # of the calls that run, where not words
         self._arrivals = count()
         self._streams: dict[CallId, tuple[Sequence, asyncio.Queue[Chunk]]] = {}
         self._sessions: dict[SessionId, list[int]] = {}
-        self._work = asyncio.Event()
+        self._stirred = asyncio.Event()  # something has changed, or the steps under way are over
+        self._over = False
         self._task: asyncio.Task[None] | None = None
-        self.steps = 0
         self.tokenizer: Tokenizer = ByteTokenizer()
         self.capabilities = Capabilities(
             name="sim",
             model=model,
             model_fingerprint=f"sim/{hardware}/{model}",
             context_tokens=1 << 20,
-            kv_tokens=self.cache.capacity * PAGE_TOKENS,
+            kv_tokens=self.replica.kv_tokens,
             page_tokens=PAGE_TOKENS,
             max_running=max_running,
             retention="pins",
             choices=True,
+            priorities=True,
         )
 
     def _draw_length(self, request: Request) -> int:
@@ -91,12 +107,16 @@ class SimulatedBackend:
     async def generate(self, request: Request) -> AsyncIterator[Chunk]:
         if request.schema is not None:
             raise CallFailed("the simulated backend makes no JSON; use choices or text")
-        length = min(self._length(request), request.sampling.max_tokens)
-        sequence = Sequence(request, next(self._arrivals), now(), max(length, 0))
+        sequence = self._sequence(request)
+        if not self.replica.fits(sequence.prompt + sequence.max_output):
+            raise CallFailed(
+                f"a prompt of {sequence.prompt:,} tokens and its answer of {sequence.max_output:,} "
+                f"do not fit into the {self.replica.kv_tokens:,} tokens of KV"
+            )
         stream: asyncio.Queue[Chunk] = asyncio.Queue()
         self._streams[request.call] = (sequence, stream)
-        self._batch.add(sequence)
-        self._work.set()
+        self.replica.add(sequence, now())
+        self._stirred.set()
         try:
             while True:
                 chunk = await stream.get()
@@ -106,18 +126,28 @@ class SimulatedBackend:
         finally:
             await self.abort(request.call)
 
+    def _sequence(self, request: Request) -> Sequence:
+        most = request.sampling.max_tokens
+        if self._answer is not None and request.choices is None:
+            answer = self._answer(request)[:most]
+            self._answers[request.call] = answer
+            length = len(answer)
+        else:
+            length = min(self._length(request), most)
+        return Sequence(request, next(self._arrivals), now(), max(length, 0))
+
     async def abort(self, call: CallId) -> None:
         if call in self._streams:
             self._finish(self._streams[call][0], "abort")
 
     async def retain(self, session: SessionId, until_s: float | None) -> None:
-        tokens = self._sessions.get(session, [])
-        pages = self.cache.match(tokens, len(tokens) // PAGE_TOKENS)
-        self.cache.pin(session, pages, float("inf") if until_s is None else until_s)
+        self.replica.retain(session, self._sessions.get(session, []), until_s, now())
+        self._stirred.set()
 
     async def release(self, session: SessionId) -> None:
         self._sessions.pop(session, None)
-        self.cache.unpin(session)
+        self.replica.release(session, now())
+        self._stirred.set()
 
     async def warm(self, session: SessionId, token_ids: tuple[int, ...]) -> None:
         whole = token_ids[: len(token_ids) // PAGE_TOKENS * PAGE_TOKENS]
@@ -129,12 +159,17 @@ class SimulatedBackend:
         self._sessions[session] = list(whole)
 
     async def load(self) -> Load:
+        replica, cache = self.replica, self.replica.cache
         return Load(
-            running=len(self._batch.running),
-            waiting=len(self._batch.waiting),
-            kv_used_tokens=(self.cache.capacity - self.cache.free_pages) * PAGE_TOKENS,
-            kv_pinned_tokens=self.cache.pinned_pages * PAGE_TOKENS,
-            counters={"steps": self.steps, "preemptions": self._batch.preemptions},
+            running=len(replica.batch.running),
+            waiting=len(replica.batch.waiting),
+            kv_used_tokens=(cache.capacity - cache.free_pages) * PAGE_TOKENS,
+            kv_pinned_tokens=cache.pinned_pages * PAGE_TOKENS,
+            counters={
+                "steps": replica.steps,
+                "preemptions": replica.batch.preemptions,
+                "loaded_tokens": replica.loaded_tokens,
+            },
         )
 
     def evictions(self) -> None:
@@ -164,54 +199,69 @@ class SimulatedBackend:
     # ---- the engine ---------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        """One step after another while there is work; a step takes its roofline time."""
+        """Steps while there is work; those in which nothing can change are one sleep."""
         while True:
-            work = self._batch.plan() if self._streams else []
-            if not work:
-                self._work.clear()
-                await self._work.wait()
+            streams = any(sequence.request.stream for sequence, _ in self._streams.values())
+            self._stirred.clear()
+            if self.replica.start(now(), 1 if streams else None) is None:
+                await self._stirred.wait()
                 continue
-            started_s = now()
-            for sequence, _ in work:
-                if sequence.started_s is None:
-                    sequence.started_s = started_s
-            tokens = sum(count for _, count in work)
-            context = sum(sequence.done for sequence, _ in work)
-            await anyio.sleep(step_seconds(self._hardware, self._model, tokens, context))
-            self.steps += 1
-            alive = [item for item in work if item.sequence.state == "running"]
-            self._batch.advance(alive)
-            for sequence, _ in alive:
-                if sequence.done == len(sequence.tokens):
-                    self._progress(sequence)
+            await self._steps_over()
+            for sequence in self.replica.end():
+                self._finish(sequence, "stop")
+            if streams:
+                for sequence, _ in self.replica.work:
+                    if sequence.request.stream and sequence.request.call in self._streams:
+                        self._streams[sequence.request.call][1].put_nowait(sequence.chunk())
 
-    def _progress(self, sequence: Sequence) -> None:
-        """A sequence whose tokens are all computed draws its next one, or ends."""
-        if sequence.first_s is None:
-            sequence.first_s = now()
-            sequence.cached = max(sequence.prompt - sequence.computed, 0)
-        if not sequence.draws:
-            self._finish(sequence, "stop")
-            return
-        sequence.tokens.append(WORD)
-        if sequence.outputs >= sequence.max_output:
-            self._finish(sequence, "stop")
-        elif sequence.request.stream:
-            self._streams[sequence.request.call][1].put_nowait(sequence.chunk())
+    async def _steps_over(self) -> None:
+        """Until the steps under way are over; what happens meanwhile makes them fewer."""
+        self._over = False
+        loop, end_s = asyncio.get_running_loop(), self.replica.end_s
+        assert end_s is not None
+        alarm = loop.call_at(end_s, self._ring)
+        while not self._over:
+            await self._stirred.wait()
+            self._stirred.clear()
+            sooner_s = self.replica.end_s
+            if not self._over and sooner_s is not None and sooner_s != end_s:
+                alarm.cancel()
+                end_s = sooner_s
+                alarm = loop.call_at(end_s, self._ring)
+
+    def _ring(self) -> None:
+        self._over = True
+        self._stirred.set()
+
+    def _extend(self, sequence: Sequence, tokens: int) -> None:
+        """The next `tokens` tokens of an answer."""
+        answer = self._answers.get(sequence.request.call)
+        if answer is None:
+            sequence.tokens += [WORD] * tokens
+        else:
+            sequence.tokens += answer[sequence.outputs : sequence.outputs + tokens]
 
     def _finish(self, sequence: Sequence, finish: FinishReason) -> None:
+        """End a sequence. Its call has used up the pin of its session."""
         request = sequence.request
         _, stream = self._streams.pop(request.call)
-        self._batch.remove(sequence)
+        self._answers.pop(request.call, None)
+        self.replica.remove(sequence, now())
+        self._stirred.set()
         if request.session is not None and finish != "abort":
             self._sessions[request.session] = sequence.tokens[: sequence.sharable]
+            self.replica.release(request.session, now())
         if request.choices is not None:
             sequence.scores = [-self._random.random() for _ in request.choices]
         sequence.said = "a" * (sequence.outputs - sequence.handed)
         stream.put_nowait(sequence.last_chunk(finish, now()))
 
 
-def _preset(known: Mapping[str, Preset], kind: str, name: str) -> Preset:
-    if name not in known:
-        raise InvalidConfig(f"there is no {kind} {name!r}; there is {', '.join(sorted(known))}")
-    return known[name]
+def named_presets(hardware: str, model: str) -> tuple[Hardware, ModelShape]:
+    """The hardware and the model of these names. Raises InvalidConfig, which lists the known."""
+    if model not in MODELS:
+        raise InvalidConfig(f"there is no model {model!r}; there is {', '.join(sorted(MODELS))}")
+    try:
+        return preset(hardware), MODELS[model]
+    except ValueError as error:
+        raise InvalidConfig(str(error)) from None

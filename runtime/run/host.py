@@ -223,12 +223,13 @@ class Host:
         if owner.recorded and self._answered_before(owner, path, step, done):
             return
         signature = self._tool_signature(tool, values) if tool.effect == "pure" else None
+        session = owner.session  # that spoke last: others of the program may, before this starts
 
         def start() -> None:
             if owner.ended:
                 self.abandon(signature)
                 return
-            work = self._use(owner, path, step, tool, values, signature, done)
+            work = self._use(owner, path, step, tool, values, session, signature, done)
             task = self._tasks.create_task(work)
             self._tool_tasks.setdefault(owner.name, set()).add(task)
             task.add_done_callback(lambda task: self._tool_over(owner.name, task))
@@ -300,10 +301,11 @@ class Host:
         step: str,
         tool: Tool,
         values: Mapping[str, Any],
+        session: str | None,
         signature: bytes | None,
         done: Settled,
     ) -> None:
-        send, session, word = self.scheduler.send, owner.session, _first_word(values)
+        send, word = self.scheduler.send, _first_word(values)
         started_s = now()
         send(
             ToolStarted(

@@ -76,7 +76,8 @@ class Programs:
 
     def refuse(self, row: int, problem: str) -> None:
         """Note a row that no program can be run for."""
-        self._host.note(ProgramEnded(program=f"r{row}", row=row, ok=False, error=problem))
+        ended = ProgramEnded(program=f"r{row}", row=row, ok=False, error=problem)
+        self._host.scheduler.send(ended)
 
     def drain(self) -> None:
         """Let what runs end, and start nothing any more."""

@@ -100,6 +100,7 @@ class ChatSession:
             return f"error: the arguments are not JSON: {error}"
         if not isinstance(values, dict):
             return "error: the arguments must be a JSON object"
+        self._program.owner.session = self._name  # whose KV waits for this tool
         try:
             return await self._program.use(tool, cast("Mapping[str, Any]", values))
         except ToolFailed as error:
@@ -121,7 +122,7 @@ class ChatSession:
             await self._keep(StepRecord(owner.row, path, msgspec.json.encode(said)))
         message = read_turn(said.text)
         self.messages.append(message)
-        self._context = _Context((*prompt, *said.token_ids), len(self.messages), specs)
+        self._context = _Context((*prompt, *said.token_ids), tuple(self.messages), specs)
         if not said.token_ids:  # a backend that hands out text alone
             self._context = None
         return message
@@ -131,11 +132,11 @@ class ChatSession:
 
         The answer's own tokens are kept as they were drawn; rendering the chat anew could spell
         them otherwise, and every later turn would be computed from there. With other tools, or
-        where the author took messages back, the chat is rendered as a whole.
+        where the author changed what was said, the chat is rendered as a whole.
         """
         known, tokenizer = self._context, self._model.tokenizer
-        if known is not None and known.specs == specs and known.said < len(self.messages):
-            rest = tokenizer.follow(self.messages[known.said :], specs)
+        if known is not None and known.specs == specs and known.begins(self.messages):
+            rest = tokenizer.follow(self.messages[len(known.said) :], specs)
             if rest is not None:
                 return known.followed_by(rest, tokenizer.eos_ids)
         return tuple(tokenizer.chat(self.messages, specs))
@@ -194,11 +195,15 @@ class _Said(msgspec.Struct):
 
 
 class _Context(NamedTuple):
-    """The tokens of a chat up to its last answer, made of its first `said` messages."""
+    """The tokens of a chat up to its last answer, and the messages they were made of."""
 
     token_ids: tuple[int, ...]
-    said: int
+    said: tuple[Message, ...]
     specs: tuple[ToolSpec, ...]
+
+    def begins(self, messages: list[Message]) -> bool:
+        """Whether `messages` go on where this ends."""
+        return len(messages) > len(self.said) and tuple(messages[: len(self.said)]) == self.said
 
     def followed_by(self, rest: list[int], eos_ids: frozenset[int]) -> tuple[int, ...]:
         """With `rest` behind it, which begins with the end of the turn: said once, not twice."""

@@ -81,8 +81,9 @@ class Core:
         self._fleet = Fleet(self.workers, self.kept)
         self._lines: dict[str, Line] = {}  # model -> its calls that wait
         self._gangs = Gangs()
+        self._weighing: set[str] = set()  # models whose pins will be weighed when a timer fires
         self._arrived: deque[str] = deque()  # programs that wait to be started
-        self._away: dict[str, str] = {}  # workers that may come back, and their models
+        self._away: dict[str, tuple[str, int]] = {}  # may come back: their model, their KV tokens
         self._absent: dict[str, tuple[str, float]] = {}  # models without a worker: why, until when
         self._lost: dict[str, str] = {}  # models whose last worker died, and why
         self._timers = Timers(self._matters)
@@ -158,6 +159,9 @@ class Core:
         for call in sorted(program.calls):
             self._stop_call(call, "its program has ended", out)
         for session in sorted(program.sessions):
+            state = self.kept.by_name[session]
+            if state.retained:
+                self._changed.append(self.workers[state.worker].model)
             self.kept.forget(session, out)
         self._gangs.forget_program(event.program)
         self.kept.program_ended(program)
@@ -187,12 +191,12 @@ class Core:
             reason = "its program has ended" if ended else DRAINED
             out.append(DropCall(call=event.call, reason=reason))
             return
-        room = self._fleet.largest(event.model)
-        if room is None and event.model in self._lost:
-            out.append(DropCall(call=event.call, reason=self._lost[event.model]))
-            return
-        if room is not None and need(event) > room:
-            out.append(DropCall(call=event.call, reason=_too_large(event, room)))
+        refused = self._refusal(event)
+        if refused is not None:
+            out.append(DropCall(call=event.call, reason=refused))
+            leader = self._gangs.refuse(event) if event.gang > 1 else None
+            if leader is not None:
+                self._enqueue(self.calls[leader])
             return
         call = CallState(event, self._sequence, now_s, 0)
         self._sequence += 1
@@ -206,6 +210,19 @@ class Core:
                 return
             call = self.calls[leader]
         self._enqueue(call)
+
+    def _refusal(self, call: CallReady) -> str | None:
+        """Why nobody will ever answer a call; None: somebody may."""
+        room = self._room(call.model)
+        if room is None:
+            return self._lost.get(call.model)
+        return _too_large(call, room) if need(call) > room else None
+
+    def _room(self, model: str) -> int | None:
+        """The KV capacity of the largest worker of `model`, those included that may come back."""
+        away = [kv_tokens for name, kv_tokens in self._away.values() if name == model]
+        here = self._fleet.largest(model)
+        return max([*away, here or 0]) or None if away else here
 
     def _enqueue(self, call: CallState) -> None:
         ready = call.ready
@@ -251,7 +268,7 @@ class Core:
             call = self.first_waiting(model)
             if call is None:
                 break
-            if call.ready.session is not None and self._waits_for_home(call, now_s):
+            if self._waits_for_one(call, now_s):
                 passed.append(heapq.heappop(heap))
             elif not self._send_first(call, line, now_s, out):
                 break
@@ -272,11 +289,15 @@ class Core:
                 for other in calls[1:]:
                     self._enqueue(other)
                 return True
-            room = fleet.largest(ready.model)
-            if room is None or need(ready) <= room:
-                return False
-            self._stop_call(ready.call, _too_large(ready, room), out)
-            return True
+            reason = self._refusal(ready)
+            if reason is not None:
+                self._stop_call(ready.call, reason, out)
+                return True
+            again_s = fleet.weigh_again_s
+            if again_s is not None and ready.model not in self._weighing:
+                self._weighing.add(ready.model)
+                self._timers.add(again_s, "weigh", ready.model, len(self.calls))
+            return False
         key, _, _ = heapq.heappop(line.heap)
         if names:
             self._gangs.dissolve(ready)
@@ -288,13 +309,16 @@ class Core:
             out.append(Dispatch(call=one.ready.call, worker=worker.name, priority=key))
         return True
 
-    def _waits_for_home(self, call: CallState, now_s: float) -> bool:
-        """Whether a call waits for the worker of its session, though another one has room.
+    def _waits_for_one(self, call: CallState, now_s: float) -> bool:
+        """Whether a call waits for one worker alone, so that those behind it may go first.
 
-        No longer than it would take to compute the session again: whichever turns out dearer, at
-        most twice the better choice is paid.
+        For a larger one that is away; or for that of its session, though another one has room. For
+        that no longer than it would take to compute the session again: whichever turns out dearer,
+        at most twice the better choice is paid.
         """
-        if not self.chooses(call.ready.model):
+        if self._away and need(call.ready) > (self._fleet.largest(call.ready.model) or 0):
+            return self._refusal(call.ready) is None
+        if call.ready.session is None or not self.chooses(call.ready.model):
             return False
         rebuild_s = self._fleet.full_home(call, now_s)
         if rebuild_s is None:
@@ -319,7 +343,6 @@ class Core:
         if call is None:
             return
         self._fleet.learn(call, event)
-        self._forget_call(event.call)
         program = self.programs.get(event.program)
         if program is not None:
             program.attained_tokens += (
@@ -327,6 +350,7 @@ class Core:
             )
             if call.ready.session is not None:
                 self.kept.grow(call, event, out)
+        self._forget_call(event.call)
 
     def _call_broke(self, event: CallBroke, now_s: float, out: list[Command]) -> None:
         """Another attempt, after a while; a worker that fails call after call is probed first."""
@@ -338,8 +362,9 @@ class Core:
             self._stop_call(event.call, LATE, out)
             return
         if worker is not None:
-            worker.broken += 1
-            if event.after_s:
+            if not event.after_s:
+                worker.broken += 1
+            else:  # overloaded, and well enough to say so
                 worker.rest_until_s = max(worker.rest_until_s, now_s + event.after_s)
                 self._timers.add(worker.rest_until_s, "rest", worker.name, len(self.calls))
         if call is not None and mine:
@@ -388,9 +413,15 @@ class Core:
 
     def _tool_started(self, event: ToolStarted, now_s: float, out: list[Command]) -> None:
         state = self.kept.by_name.get(event.session) if event.session else None
-        if state is not None:
-            line = self._line(self.workers[state.worker].model)
-            self.kept.pause(event, now_s, line, out)
+        program = self.programs.get(event.program)
+        if state is None or program is None or event.session is None:
+            return
+        if any(self.calls[name].ready.session == event.session for name in program.calls):
+            return  # it does not wait for this tool: its next turn is on its way
+        line = self._line(self.workers[state.worker].model)
+        until_s = self.kept.pause(event, now_s, line, out)
+        if until_s is not None:
+            self._timers.add(until_s, "pin", event.session, len(self.calls))
 
     def _tool_ended(self, event: ToolEnded, now_s: float, out: list[Command]) -> None:
         self.kept.tool_ended(event)
@@ -415,21 +446,22 @@ class Core:
     def _worker_down(self, event: WorkerDown, now_s: float, out: list[Command]) -> None:
         """Its calls wait again, for another worker or for its return."""
         worker = self._fleet.remove(event.worker)
-        model = worker.model if worker is not None else self._away.get(event.worker, event.model)
+        model, kv_tokens = self._away.pop(event.worker, (event.model, 0))
+        if worker is not None:
+            model, kv_tokens = worker.model, worker.kv_tokens
         if not model:
             return
         if worker is not None or event.returns:
             out.append(Quit(worker=event.worker, recover=event.returns))
-        self._away.pop(event.worker, None)
         if event.returns:
-            self._away[event.worker] = model
+            self._away[event.worker] = (model, kv_tokens)
         if worker is not None:
             self.kept.lost(event.worker)
             self._take_back(worker, f"worker {event.worker} died: {event.error}", out)
         if self._fleet.of(model):
             return
         reason = f"{NO_WORKER}: worker {event.worker} died: {event.error}"
-        if model not in self._away.values():
+        if all(name != model for name, _ in self._away.values()):
             self._give_up(model, reason, out)
         elif model not in self._absent:
             until_s = now_s + self._patience_s
@@ -440,8 +472,7 @@ class Core:
         """The calls of a dead worker become ready again, unless they outlived too many."""
         for name in sorted(worker.running, key=lambda name: self.calls[name].sequence):
             call = self.calls[name]
-            call.worker = None
-            call.work_tokens = 0
+            self._fleet.leave(call)
             call.losses += 1
             if call.aborting or call.losses >= MAX_LOSSES:
                 self._stop_call(name, reason, out)
@@ -482,6 +513,11 @@ class Core:
             return name in self.workers
         if kind == "patience":
             return name in self._absent
+        if kind == "pin":
+            state = self.kept.by_name.get(name)
+            return state is not None and state.retained
+        if kind == "weigh":
+            return True
         return name in self.calls
 
     def _timer_fired(self, event: TimerFired, now_s: float, out: list[Command]) -> None:
@@ -496,6 +532,11 @@ class Core:
                         self._enqueue(call)
                 case "home":
                     self._changed.append(self.calls[name].ready.model)
+                case "pin":
+                    pass  # `handle` has counted it out before the event
+                case "weigh":
+                    self._weighing.discard(name)
+                    self._changed.append(name)
                 case "rest":
                     self._changed.append(self.workers[name].model)
                 case "suspect":

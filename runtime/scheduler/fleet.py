@@ -21,6 +21,7 @@ class Fleet:
         self._workers = workers
         self._kept = kept
         self._by_model: dict[str, list[WorkerState]] = {}
+        self.weigh_again_s: float | None = None
         self._outputs: dict[str, float] = {}  # model -> mean length of its late answers
 
     def of(self, model: str) -> Sequence[WorkerState]:
@@ -81,7 +82,7 @@ class Fleet:
             worker.running.discard(call.ready.call)
             worker.kv_reserved -= call.demand_tokens
             worker.work_tokens -= call.work_tokens
-        call.work_tokens = 0
+        call.work_tokens = call.matched_tokens = call.promised_tokens = 0
         call.worker = None
 
     def learn(self, call: CallState, event: CallEnded) -> None:
@@ -148,8 +149,10 @@ class Fleet:
     ) -> WorkerState | None:
         """Give up pins on a worker that nothing but pins keeps from taking `calls`.
 
-        What a busy worker holds is weighed against the queue, and not at every event.
+        What a busy worker holds is weighed against the queue, and not at every event: where it
+        was weighed just now, `weigh_again_s` says when it may be again.
         """
+        self.weigh_again_s = None
         first = calls[0]
         for worker in self.of(first.ready.model):
             demand, running = _demands(calls, worker), len(worker.running)
@@ -158,11 +161,11 @@ class Fleet:
                 continue
             if running:
                 if now_s < worker.weighed_s + WEIGH_EVERY_S:
+                    self.weigh_again_s = worker.weighed_s + WEIGH_EVERY_S
                     continue
                 worker.weighed_s = now_s
             lack = lacks(running, worker.kv_reserved, self._room(first, worker), demand)
-            spare = first.ready.session
-            if self._kept.give_way(lack, worker, line, now_s, out, spare):
+            if self._kept.give_way(lack, worker, line, now_s, out, first.ready):
                 return worker
         return None
 

@@ -7,20 +7,19 @@ from .events import CallReady
 
 @dataclass(slots=True)
 class _Gang:
-    program: str
     size: int  # members still to be expected, those that are here included
     calls: list[str] = field(default_factory=list[str])  # ready, and not dispatched
 
 
 class Gangs:
-    """The gangs that are not dispatched yet, by their group's name."""
+    """The gangs that are not dispatched yet, by their program and group."""
 
     def __init__(self) -> None:
-        self._gangs: dict[str, _Gang] = {}
+        self._gangs: dict[tuple[str, str], _Gang] = {}
 
     def join(self, call: CallReady) -> str | None:
         """A member is ready; once all are, the one that stands for them in the queue."""
-        gang = self._gangs.setdefault(_name(call), _Gang(call.program, call.gang))
+        gang = self._gangs.setdefault(_name(call), _Gang(call.gang))
         gang.calls.append(call.call)
         return gang.calls[0] if len(gang.calls) == gang.size else None
 
@@ -30,6 +29,13 @@ class Gangs:
         if gang is None or call.call not in gang.calls:
             return None
         gang.calls.remove(call.call)
+        return self._shrink(call, gang)
+
+    def refuse(self, call: CallReady) -> str | None:
+        """A member will never be ready; returns who stands now for those that are complete."""
+        return self._shrink(call, self._gangs.setdefault(_name(call), _Gang(call.gang)))
+
+    def _shrink(self, call: CallReady, gang: _Gang) -> str | None:
         gang.size -= 1
         if not gang.size:
             del self._gangs[_name(call)]
@@ -47,9 +53,9 @@ class Gangs:
 
     def forget_program(self, program: str) -> None:
         """No more members will come."""
-        for name in [name for name, gang in self._gangs.items() if gang.program == program]:
+        for name in [name for name in self._gangs if name[0] == program]:
             del self._gangs[name]
 
 
-def _name(call: CallReady) -> str:
-    return call.group or call.program
+def _name(call: CallReady) -> tuple[str, str]:
+    return call.program, call.group or ""

@@ -270,7 +270,9 @@ class Scheduler:
     # ---- commands -------------------------------------------------------------------------------
 
     def _start_program(self, command: StartProgram) -> None:
-        self._starts.pop(command.program)()
+        start = self._starts.pop(command.program, None)
+        if start is not None:  # else it was forgotten meanwhile
+            start()
 
     def _dispatch(self, command: Dispatch) -> None:
         if self._closing:
@@ -414,7 +416,11 @@ class Scheduler:
                 log.debug("worker %s did not tell its load", worker, exc_info=True)
                 continue  # the calls that it runs will tell
             report = WorkerLoad(worker=worker, running=load.running, waiting=load.waiting)
-            if load.waiting or load.running > len(state.running) or state.foreign:
+            state = self.core.workers.get(worker)
+            if state is None:
+                continue
+            news = load.waiting or load.running > len(state.running)
+            if news or state.foreign or state.crowded:
                 self.send(report)
 
     def _warm(self, command: Warm) -> None:

@@ -19,6 +19,7 @@ from ...kvpolicy import (
 )
 from .events import (
     CallEnded,
+    CallReady,
     Command,
     PinJudged,
     PrefixKnown,
@@ -85,7 +86,7 @@ class Sessions:
     def grow(self, call: CallState, event: CallEnded, out: list[Command]) -> None:
         """A turn has ended: the session holds its context; a pin that it used is judged."""
         state = self.of(call)
-        if state is None or call.ready.session is None:
+        if state is None or call.ready.session is None or not event.prompt_tokens:
             return
         worker = self._workers.get(state.worker)
         tokens = event.prompt_tokens + event.output_tokens
@@ -93,7 +94,7 @@ class Sessions:
             worker.kv_pinned += tokens - state.tokens
         state.tokens = tokens
         self._programs[state.program].turns += 1
-        if worker is None or not call.promised_tokens or not event.prompt_tokens:
+        if worker is None or not call.promised_tokens:
             return
         # The last token drawn has no KV yet, and the cache knows whole pages only.
         least = call.promised_tokens - 1 - worker.page_tokens
@@ -107,26 +108,32 @@ class Sessions:
             )
         )
 
-    def pause(self, event: ToolStarted, now_s: float, line: Line, out: list[Command]) -> None:
-        """A tool runs: keep its session's KV for as long as the policy finds it worth."""
+    def pause(
+        self, event: ToolStarted, now_s: float, line: Line, out: list[Command]
+    ) -> float | None:
+        """A tool runs: keep its session's KV for as long as the policy finds it worth.
+
+        Returns when the pin is over, if it was taken for a time.
+        """
         state = self.by_name.get(event.session) if event.session else None
         if state is None or self._policy is None or event.session is None:
-            return
+            return None
         if not state.tool:  # of several tools at once, the first one counts
             state.tool, state.paused_s = tool_key(event), now_s
             state.eta_s = event.eta_s
         worker = self._workers[state.worker]
         if state.retained or worker.kv_pinned + state.tokens > PIN_SHARE * worker.kv_tokens:
-            return
+            return None
         hold_s = self._decide(state, worker, line, now_s).hold_s
         if hold_s is not None and hold_s <= 0:
-            return
+            return None
         state.retained = True
         worker.kv_pinned += state.tokens
         state.until_s = until_s = None if hold_s is None else now_s + hold_s
         if until_s is not None:
             heapq.heappush(self.ends, (until_s, event.session))
         out.append(Retain(session=event.session, worker=state.worker, until_s=until_s))
+        return until_s
 
     def tool_ended(self, event: ToolEnded) -> None:
         """Its duration teaches; the session waits on until its next call, or for other tools."""
@@ -228,20 +235,20 @@ class Sessions:
         line: Line,
         now_s: float,
         out: list[Command],
-        spare: str | None = None,
+        call: CallReady,
     ) -> bool:
         """Give up pins on `worker` that are worth less than `lack_tokens` of room; whether it did.
 
         Those worth the least go first, and none if all that may go are too few. On an idle worker
-        nothing can be worth more than the call that would run there; shared prefixes go last. The
-        session `spare` is that of the call itself.
+        nothing can be worth more than the call that would run there; shared prefixes go last. What
+        `call` itself goes on with stays.
         """
         idle = not worker.running
         price = inf if idle else memory_price(_memory(worker, line)).per_token_s
         pins = [
             Pin(name, state.until_s, state.tokens, self._worth(state, worker, line, now_s))
             for name, state in self.by_name.items()
-            if state.retained and state.worker == worker.name and name != spare
+            if state.retained and state.worker == worker.name and name != call.session
         ]
         chosen = to_release(pins, lack_tokens, price)
         lack_tokens -= sum(pin.tokens for pin in chosen)
@@ -252,6 +259,8 @@ class Sessions:
         for prefix in sorted(worker.prefixes):
             if lack_tokens <= 0:
                 break
+            if prefix == call.group:
+                continue
             lack_tokens -= self.prefixes[prefix].tokens
             self._unpin_prefix(prefix, worker, out)
         return lack_tokens <= 0

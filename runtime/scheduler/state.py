@@ -71,7 +71,7 @@ class WorkerState:
     @property
     def slots(self) -> int:
         """How many calls of ours it may run beside those of others."""
-        return max(1, self.max_running - self.foreign)
+        return max(1, self.max_running - self.foreign) if self.running else self.max_running
 
     @property
     def suspect(self) -> bool:

@@ -272,6 +272,32 @@ def test_a_request_that_would_fit_beside_pins_waits_for_others_but_only_so_long(
     assert not admission.make_room("another", 140, running=True), "nothing is left to release"
 
 
+def test_what_nobody_has_promised_keeps_nobody_waiting(book: PinBook[Lock], tree: Tree) -> None:
+    admission = Admission(book, pool_tokens=200)
+    book.take(retain("undecided", 30, priority=1), tree.lock(range(50)))
+    book.take(retain("promised"), tree.lock(range(50, 80)))
+
+    assert admission.make_room("request", 100, running=True)
+    assert "undecided" not in book
+    assert not admission.make_room("request", 100, running=True)
+    assert "promised" in book
+
+
+def test_pins_of_the_lowest_priority_give_way_to_newer_ones_the_oldest_first(
+    book: PinBook[Lock], tree: Tree
+) -> None:
+    for second, (scope, length) in enumerate((("old", 50), ("young", 30), ("new", 60))):
+        book.hear([at(second)])
+        first = 100 * second
+        assert book.take(retain(scope, 30, priority=1), tree.lock(range(first, first + length)))
+    assert "old" not in book
+    assert "young" in book
+    assert book.take(retain("promised"), tree.lock(range(500, 590)))
+
+    assert not book.take(retain("late", 30, priority=1), tree.lock(range(600, 660)))
+    assert "promised" in book
+
+
 @pytest.mark.parametrize(
     ("needed", "running"), [(150, True), (1, False)], ids=["too large", "nothing runs"]
 )
@@ -449,8 +475,8 @@ def test_a_share_that_is_none_is_named(text: str) -> None:
         share({"TENTER_PIN_SHARE": text})
 
 
-def test_the_share_of_the_pool_is_a_half_unless_set() -> None:
-    assert share({}) == share({"TENTER_PIN_SHARE": ""}) == 0.5
+def test_the_share_of_the_pool_is_four_fifths_unless_set() -> None:
+    assert share({}) == share({"TENTER_PIN_SHARE": ""}) == 0.8
     assert share({"TENTER_PIN_SHARE": "1"}) == 1.0
 
 

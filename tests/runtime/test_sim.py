@@ -12,7 +12,7 @@ from tenter.planner.prompt import Prompt
 from tenter.runtime.backends.sim import SimulatedBackend
 from tenter.runtime.calls import CallId, Chunk, Request, SessionId
 from tenter.runtime.clock import VirtualLoop, now
-from tenter.runtime.errors import InvalidConfig
+from tenter.runtime.errors import CallFailed, InvalidConfig
 from tenter.runtime.journal.memory import NoJournal
 from tenter.runtime.run.control import Control
 from tenter.runtime.run.local import open_host
@@ -159,3 +159,67 @@ def test_the_roofline_is_bound_by_arithmetic_or_by_reading() -> None:
     assert decode == pytest.approx((16.06e9 + 131_072 * 1000) / (3.35e12 * 0.72))
     assert prefill == pytest.approx(2 * 8.03e9 * 8192 / (989.5e12 * 0.65))
     assert 300_000 < kv_capacity_tokens(gpu, model) < 500_000
+
+
+async def test_an_answer_is_found_in_the_cache_by_the_turn_that_quotes_it() -> None:
+    def answer(asked: Request) -> range:
+        return range(asked.token_ids[-1] + 1, asked.token_ids[-1] + 1 + 100)
+
+    async with SimulatedBackend(answer=answer) as backend:
+        first = await last(backend, request("a", prompt=200, output=1000))
+        assert first.token_ids == tuple(range(200, 300))
+        usage = (await last(backend, request("b", prompt=400, output=1000))).usage
+        assert usage is not None and usage.cached_tokens >= 299 - 16
+
+
+async def test_a_pin_ends_at_its_time() -> None:
+    async with SimulatedBackend(kv_tokens=1024, output_tokens=whole) as backend:
+        await last(backend, request("a", 256, 1, session=SessionId("s")))
+        await backend.retain(SessionId("s"), now() + 5.0)
+        assert (await backend.load()).kv_pinned_tokens == 256
+        await anyio.sleep(6.0)
+        await last(backend, request("b", 32, 1, first=5000))
+        assert (await backend.load()).kv_pinned_tokens == 0
+
+
+async def test_the_call_that_goes_on_with_a_session_uses_up_its_pin() -> None:
+    async with SimulatedBackend(output_tokens=whole) as backend:
+        await last(backend, request("a", 256, 1, session=SessionId("s")))
+        await backend.retain(SessionId("s"), None)
+        await last(backend, request("b", 300, 1, session=SessionId("s")))
+        assert (await backend.load()).kv_pinned_tokens == 0
+
+
+async def test_who_has_the_smaller_priority_goes_first() -> None:
+    async with SimulatedBackend(max_running=1, output_tokens=whole) as backend:
+        ended: list[str] = []
+
+        async def one(name: str, priority: float) -> None:
+            await last(backend, request(name, first=len(name) * 1000, priority=priority))
+            ended.append(name)
+
+        async with anyio.create_task_group() as tasks:
+            for name, priority in (("a", 5.0), ("bb", 3.0), ("ccc", 1.0)):
+                tasks.start_soon(one, name, priority)
+        assert ended == ["ccc", "bb", "a"]
+        assert backend.capabilities.priorities
+
+
+async def test_a_streamed_answer_comes_token_by_token() -> None:
+    async with SimulatedBackend(output_tokens=whole) as backend:
+        times_s: list[float] = []
+        async for chunk in backend.generate(request("a", output=5, stream=True)):
+            times_s.append(now())
+            assert len(chunk.token_ids) == 1
+        assert len(times_s) == 5 and times_s == sorted(set(times_s))
+
+
+async def test_a_large_model_is_served_by_several_gpus() -> None:
+    async with SimulatedBackend("4xh100", "llama-3.1-70b", output_tokens=whole) as backend:
+        assert (await last(backend, request("a"))).finish == "stop"
+
+
+async def test_a_call_that_can_never_run_fails() -> None:
+    async with SimulatedBackend(kv_tokens=1024, output_tokens=whole) as backend:
+        with pytest.raises(CallFailed, match=r"1,000 tokens and its answer of 100 do not fit"):
+            await last(backend, request("a", 1000, 100))

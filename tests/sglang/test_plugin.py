@@ -331,7 +331,7 @@ async def test_what_nobody_has_promised_gives_way_to_newer_turns_and_to_promises
         name = f"turn {second}"
         await plugin.ask(tokens(name), retain(name, 30, priority=1, now_s=NOW_S + second))
     assert (await plugin.metrics())["pins"] == 3
-    await plugin.say(extend("turn 5", 60, now_s=NOW_S + 6))
+    await plugin.say(extend("turn 5", None, now_s=NOW_S + 6))
     await plugin.hold("dear", "dearer")
     await plugin.ask(tokens("turn 6"), retain("turn 6", 30, priority=1, now_s=NOW_S + 7))
     assert (await plugin.metrics())["pins"] == 3

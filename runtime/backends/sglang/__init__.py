@@ -1,7 +1,7 @@
 """Real SGLang servers behind the backend door."""
 
 from .backend import SGLangBackend
-from .connect import ask_server, connect
+from .connect import ask_server, connect, open_backends
 from .findings import Finding, findings
 from .health import Patience
 from .info import ServerInfo
@@ -14,4 +14,5 @@ __all__ = [
     "ask_server",
     "connect",
     "findings",
+    "open_backends",
 ]

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 from ...calls import Chunk, Request, Usage
 from ...errors import TenterError
@@ -29,8 +30,8 @@ class Attempt:
         self.whole = False  # it ended with an answer
         self._chunks: deque[Chunk] = deque()
         self._failure: TenterError | None = None
-        self._news = asyncio.Event()
-        self._end = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None  # the caller waits for something to come
+        self._end: asyncio.Event | None = None  # somebody waits for its end
 
     # -- for the reader
 
@@ -52,10 +53,11 @@ class Attempt:
         if self.ended:
             return
         self._chunks.append(chunk)
-        self._news.set()
         if chunk.finish is not None:
             self.whole = chunk.finish in ("stop", "length")
             self._finish()
+        else:
+            self._tell()
 
     def fail(self, error: TenterError) -> None:
         """There will be no answer; one that is being aborted just ends."""
@@ -73,8 +75,13 @@ class Attempt:
 
     def _finish(self) -> None:
         self.ended = True
-        self._news.set()
-        self._end.set()
+        if self._end is not None:
+            self._end.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     # -- for the caller
 
@@ -83,15 +90,16 @@ class Attempt:
         while not self._chunks:
             if self._failure is not None:
                 raise self._failure
-            self._news.clear()
-            await self._news.wait()
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
         return self._chunks.popleft()
 
     async def ends_within(self, seconds: float) -> bool:
         """Whether it has ended by then."""
-        try:
+        if self._end is None:
+            self._end = asyncio.Event()
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._end.wait()
-        except TimeoutError:
-            return self.ended
-        return True
+                if not self.ended:
+                    await self._end.wait()
+        return self.ended

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import suppress
 from hashlib import blake2b
 from itertools import count
@@ -13,12 +13,22 @@ from typing import Any, Self
 
 import anyio
 
-from ...calls import CallId, Capabilities, Chunk, Load, Request, SessionId, Usage
+from ...calls import (
+    CallId,
+    Capabilities,
+    Chunk,
+    Load,
+    Request,
+    SessionId,
+    Tokenizer,
+    Usage,
+)
 from ...clock import now
 from ...errors import BackendUnavailable, CallFailed, TenterError
 from ..http import Client
 from .attempt import Attempt
 from .choice import choose_retention, make_retention
+from .evictions import LEAST_PAGE, evictions
 from .exchange import Exchange
 from .health import CANARY_S, LOADS, Patience, ask, recovered
 from .info import ServerInfo
@@ -62,7 +72,8 @@ class SGLangBackend:
         random: Random | None = None,
         patience: Patience | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer: Tokenizer = tokenizer
+        self._detokenizer = tokenizer.detokenizer
         self.failure = failure
         self._client = Client(url, api_key=api_key, stall_timeout_s=SILENCE_S)
         self.url = self._client.url
@@ -73,8 +84,7 @@ class SGLangBackend:
         self._random = random or Random()
         self._vocabulary = vocabulary(tokenizer)
         self._nonce = os.urandom(16)
-        self._serial = count()
-        self._tasks = asyncio.TaskGroup()
+        self._rids = map(f"{os.urandom(10).hex()}{{:012x}}".format, count())
         self._live: set[asyncio.Task[None]] = set()
 
     # -- the door
@@ -123,6 +133,13 @@ class SGLangBackend:
         """What the server (or the rank) is doing; stale by up to a second."""
         return read_load(await self._client.get(LOADS, 5.0), self._rank, self._client.url)
 
+    def evictions(self) -> AsyncIterator[tuple[int, ...]] | None:
+        """What the server (or the rank) evicts; None where it does not tell, or in small pages."""
+        events = self.info.kv_events
+        if events is None or events.block_size < LEAST_PAGE:
+            return None
+        return evictions(events.endpoint(self.url, self._rank), events.topic)
+
     async def recover(self) -> None:
         """Returns once the server answers again with the same model, whatever else changed."""
         info = await recovered(
@@ -136,7 +153,6 @@ class SGLangBackend:
         await self._client.__aenter__()
         try:
             self._adopt(self._known or await ask(self._client))
-            await self._tasks.__aenter__()
         except BaseException:
             await self._client.__aexit__(None, None, None)
             raise
@@ -154,9 +170,10 @@ class SGLangBackend:
                 await self._forget_pins()
             for attempt in self._traffic.attempts.values():
                 attempt.give_up()
-            for task in tuple(self._live):
+            for task in self._live:
                 task.cancel()
-            await self._tasks.__aexit__(None, None, None)
+            if self._live:
+                await asyncio.wait(self._live)
             await self._client.__aexit__(None, None, None)
 
     # -- a call on its way
@@ -171,7 +188,7 @@ class SGLangBackend:
         self._check_tokens(request.token_ids, request.drawn, *(request.choices or ()))
         answer = Answer(
             request,
-            self.tokenizer.detokenizer(),
+            self._detokenizer(),
             self.tokenizer.eos_ids,
             incremental=self.info.incremental_streaming_output,
             where=self._exchange.where,
@@ -209,7 +226,10 @@ class SGLangBackend:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have `work` done within the life of this backend."""
-        task = self._tasks.create_task(self._guard(work))
+        return self._run(self._guard(work))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._live.add(task)
         task.add_done_callback(self._live.discard)
         return task
@@ -248,7 +268,7 @@ class SGLangBackend:
         self._exchange = Exchange(self._client, info, self.retention, self._rank)
         if not hasattr(self, "_traffic"):
             self._traffic = Traffic(
-                self._client, self._exchange, self._patience, self.spawn, self._lose
+                self._client, self._exchange, self._patience, self._run, self._lose
             )
         self._traffic.exchange = self._exchange
 
@@ -269,4 +289,4 @@ class SGLangBackend:
 
     def _rid(self) -> str:
         """A request id of its own: of one length, so that none begins another."""
-        return self.scope(f"request {next(self._serial)}")
+        return next(self._rids)

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from ...errors import BackendUnavailable, InvalidConfig, TryAgain
 from ..http import Client
+from ..http_text import key_from
 from .backend import SGLangBackend
 from .health import Patience, ask
 from .info import ServerInfo
@@ -25,8 +26,7 @@ class _Asked:
     failure: str | None
 
 
-@asynccontextmanager
-async def connect(
+def connect(
     urls: Sequence[str],
     *,
     tokenizer: str | Path | None = None,
@@ -34,25 +34,47 @@ async def connect(
     api_key: str | None = None,
     max_running: int | None = None,
     kv_tokens: int | None = None,
-    name: str = "sglang",
-    random: Random | None = None,
-    patience: Patience | None = None,
-) -> AsyncGenerator[list[SGLangBackend], None]:
+) -> AbstractAsyncContextManager[list[SGLangBackend]]:
     """The replicas at `urls`, which all serve one model, ready for use.
 
     `tokenizer` is a folder or a hub id; by default it is where the server has it. `retention`
-    forces one of pins, sessions, priority, touch and none. `max_running` and `kv_tokens` (of each
-    replica) leave room for other clients. One that does not answer while another does is returned
-    with `failure` set, to be recovered.
+    forces one of pins, sessions, priority, touch and none. `api_key` names the environment variable
+    that holds the servers' key. `max_running` and `kv_tokens` (of each replica) leave room for
+    other clients. One that does not answer while another does is returned with `failure` set, to
+    be recovered.
 
-    Raises BackendUnavailable if none answers, InvalidConfig if they serve different models.
+    Raises BackendUnavailable if none answers, InvalidConfig if they serve different models or if
+    there is no key under that name.
     """
+    return open_backends(
+        urls,
+        tokenizer=tokenizer,
+        retention=retention,
+        key=key_from(api_key),
+        max_running=max_running,
+        kv_tokens=kv_tokens,
+    )
+
+
+@asynccontextmanager
+async def open_backends(
+    urls: Sequence[str],
+    *,
+    tokenizer: str | Path | None = None,
+    retention: str = "auto",
+    key: str | None = None,
+    max_running: int | None = None,
+    kv_tokens: int | None = None,
+    random: Random | None = None,
+    patience: Patience | None = None,
+) -> AsyncGenerator[list[SGLangBackend], None]:
+    """`connect` with the key itself, and with what no user sets."""
     if not urls:
         raise InvalidConfig("an SGLang model needs a url, such as url=http://127.0.0.1:30000")
-    asked = await asyncio.gather(*(_ask(url, api_key) for url in urls))
+    asked = await asyncio.gather(*(_ask(url, key) for url in urls))
     first = _check(asked)
     model = await asyncio.to_thread(open_tokenizer, tokenizer, _info(first), first.url)
-    async with Client(first.given, api_key=api_key) as client:
+    async with Client(first.given, api_key=key) as client:
         await compare(model, client, given=tokenizer is not None)
     async with AsyncExitStack() as stack:
         yield [
@@ -64,10 +86,9 @@ async def connect(
                     failure=one.failure,
                     rank=rank,
                     retention=retention,
-                    api_key=api_key,
+                    api_key=key,
                     max_running=max_running,
                     kv_tokens=kv_tokens,
-                    name=name,
                     random=random,
                     patience=patience,
                 )
@@ -77,15 +98,15 @@ async def connect(
         ]
 
 
-async def ask_server(url: str, api_key: str | None = None) -> ServerInfo:
+async def ask_server(url: str, key: str | None = None) -> ServerInfo:
     """What the server at `url` says of itself; BackendUnavailable where nobody answers."""
-    async with Client(url, api_key=api_key) as client:
+    async with Client(url, api_key=key) as client:
         return await ask(client)
 
 
-async def _ask(url: str, api_key: str | None) -> _Asked:
+async def _ask(url: str, key: str | None) -> _Asked:
     """InvalidConfig is the user's to mend, and raised; a server that is away may come back."""
-    async with Client(url, api_key=api_key) as client:
+    async with Client(url, api_key=key) as client:
         try:
             return _Asked(client.url, url, await ask(client), None)
         except (BackendUnavailable, TryAgain) as error:

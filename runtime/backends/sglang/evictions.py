@@ -17,6 +17,7 @@ import msgspec
 
 from ...blocks import block_end, block_hash
 
+LEAST_PAGE = 16  # tokens: with smaller pages there are too many events to follow
 MAX_PAGES = 1 << 18  # remembered at once, the oldest are forgotten
 DEVICE = ("GPU", None)
 Gone = tuple[int, ...]  # our blocks; empty: everything
@@ -139,6 +140,7 @@ async def evictions(endpoint: str, topic: str = "") -> AsyncIterator[Gone]:
     decoder = msgspec.msgpack.Decoder(Batch)
     with zmq.asyncio.Context() as context, context.socket(zmq.SUB) as socket:
         socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IPV6, "[" in endpoint)
         socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
         socket.connect(endpoint)
         while True:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .choice import FLAGS
-from .info import TESTED, ServerInfo
+from .evictions import LEAST_PAGE
+from .info import TESTED, KVEvents, ServerInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,13 +224,29 @@ def _replicas(info: ServerInfo) -> Iterator[Finding]:
             f"runs {info.dp_size} data-parallel ranks",
             "each rank is addressed as a replica of its own",
         )
-    if info.kv_events_config:
-        yield Finding(
-            "kv events", "publishes what its cache holds", "placement can be corrected by it"
-        )
+    if info.kv_events is not None or info.kv_events_config:
+        yield _kv_events(info.kv_events)
     if info.max_queued_requests is not None:
         yield Finding(
             "queue",
             f"turns requests away beyond {info.max_queued_requests} waiting",
             "what is turned away is sent again later",
         )
+
+
+def _kv_events(events: KVEvents | None) -> Finding:
+    if events is None:
+        return Finding(
+            "kv events",
+            "is to publish what its cache holds, and names no endpoint for it",
+            "placement goes by what was sent where, not by what was evicted since",
+            '--kv-events-config with a publisher and an endpoint such as "tcp://*:5557"',
+        )
+    if events.block_size < LEAST_PAGE:
+        return Finding(
+            "kv events",
+            f"publishes what its cache holds in blocks of {events.block_size} tokens",
+            "that is too many events to follow: they are not read",
+            f"--page-size {LEAST_PAGE} or more",
+        )
+    return Finding("kv events", "publishes what its cache holds", "placement is corrected by it")

@@ -6,6 +6,7 @@ so what it can do is read from `/server_info` and `/model_info`, never from what
 
 from hashlib import blake2b
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -15,9 +16,29 @@ from ...errors import InvalidConfig
 TESTED = "0.5.23"  # the release that this package was written and tested against
 PLUGIN = "tenter"  # the radix cache backend that our server plugin registers
 RetentionName = Literal["pins", "sessions", "priority", "touch", "none"]
+_WILDCARDS = ("", "*", "0.0.0.0", "::")
 _RESERVED_TOKENS = 5  # a request may be so much longer than `max_req_input_len`
 _UNKNOWN_CONTEXT_TOKENS = 4096
 _UNKNOWN_RUNNING = 32
+
+
+class KVEvents(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a server publishes what happens to its cache; one port for each DP rank."""
+
+    publisher: str
+    endpoint_host: str  # a wildcard: the host of the server
+    endpoint_port_base: int
+    topic: str = ""
+    block_size: int  # tokens
+
+    def endpoint(self, url: str, rank: int | None) -> str:
+        """The ZMQ endpoint of a rank of the server at `url`."""
+        host = self.endpoint_host.strip("[]")
+        if host in _WILDCARDS:
+            host = urlsplit(url).hostname or ""
+        if ":" in host:
+            host = f"[{host}]"
+        return f"tcp://{host}:{self.endpoint_port_base + (rank or 0)}"
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +81,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     hicache_storage_backend: str | None = None
     strip_thinking_cache: bool = False
     kv_events_config: str | None = None
+    kv_events: KVEvents | None = None
     schedule_policy: str = "fcfs"
     enable_priority_scheduling: bool = False
     schedule_low_priority_values_first: bool = False

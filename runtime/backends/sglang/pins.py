@@ -1,7 +1,8 @@
 """Retention by Tenter's plugin in the server: pins with an end, told in `kv_hints`.
 
-Every turn of a session pins what it leaves behind for a short grace; what the scheduler decides
-then is told with the next request that goes to the server, or by a request of one token.
+Every turn of a session pins what it leaves behind for a grace, as cheaply as a pin can be; what
+the scheduler decides then is told with the next request that goes to the server, or by a request
+of one token.
 """
 
 import asyncio
@@ -13,13 +14,16 @@ from typing import Any
 
 from ...calls import SessionId
 from .info import RetentionName
-from .retention import GRACE_S, Server
+from .retention import Server
 
+GRACE_S = 30.0  # of a turn's own pin: another client's clock may be so far ahead of ours
+TRUSTED_S = 2.0  # how long it is relied on: such pins are the first to give way
 GATHER_S = 0.02  # how long a decision waits for a request to ride on
 CARRIED = 14  # decisions on one request; the plugin reads 16 actions
 MARGIN_S = 0.25  # a pin that ends so soon may be gone before the server hears of it
 CARRIER = (0,)  # the prompt of a request that only brings decisions
-SESSION_PRIORITY = 50  # of 100: how dear a pin is when the server needs room
+GRACE_PRIORITY = 1  # of 100: how dear a pin is when the server needs room
+SESSION_PRIORITY = 50
 SHARED_PRIORITY = 80
 VERSION = "1.0"
 
@@ -30,13 +34,11 @@ class Pins:
     name: RetentionName = "pins"
     batches = True
 
-    def __init__(
-        self, server: Server, *, grace_s: float = GRACE_S, wall_s: float | None = None
-    ) -> None:
+    def __init__(self, server: Server, *, wall_s: float | None = None) -> None:
         self._server = server
-        self._grace_s = grace_s
         self._offset_s = (time.time() if wall_s is None else wall_s) - server.now()
         self._ends: dict[SessionId, float] = {}  # when its pin ends, on the loop's clock
+        self._undecided: set[SessionId] = set()  # its pin is that of a turn
         self._turns = Counter[SessionId]()  # on their way
         self._wanted: dict[SessionId, float | None] = {}  # asked for during a turn
         self._shared: set[SessionId] = set()
@@ -61,7 +63,7 @@ class Pins:
         if session is not None:
             if shared:
                 self._shared.add(session)
-            actions.append(self._retain(session, self._grace_s))
+            actions.append(self._retain(session, GRACE_S, GRACE_PRIORITY))
         return {
             "kv_hints": {
                 "protocol_version": VERSION,
@@ -75,29 +77,33 @@ class Pins:
         if self._turns[session] <= 0:
             del self._turns[session]
         if whole:
-            self._ends[session] = self._now() + self._grace_s
+            self._ends[session] = self._now() + GRACE_S
+            self._undecided.add(session)
             if session in self._wanted:
                 self._extend(session, self._wanted.pop(session))
         self._sweep()
 
     async def retain(self, session: SessionId, until_s: float | None) -> None:
-        """Extends the pin in force; where it has ended, the session's tokens are sent again."""
+        """Extends the pin in force; where it may be gone, the session's tokens are sent again."""
         if self._turns[session]:
             self._wanted[session] = until_s
             return
-        if self._ends.get(session, 0.0) - self._now() > MARGIN_S:
+        margin_s = GRACE_S - TRUSTED_S if session in self._undecided else MARGIN_S
+        if self._ends.get(session, 0.0) - self._now() > margin_s:
             self._extend(session, until_s)
             return
         tokens = self._server.contexts.get(session)
         if tokens is not None:
             fields = self.fields(None)
-            fields["kv_hints"]["actions"].append(self._retain(session, self._duration(until_s)))
+            retain = self._retain(session, self._duration(until_s), self._priority(session))
+            fields["kv_hints"]["actions"].append(retain)
             await self._server.prefill(tokens, fields)
-            self._ends[session] = math.inf if until_s is None else until_s
+            self._decided(session, until_s)
 
     async def release(self, session: SessionId) -> None:
         self._wanted.pop(session, None)
         self._shared.discard(session)
+        self._undecided.discard(session)
         if self._ends.pop(session, 0.0) > self._now():
             self._push(self._action("kv.deref", {"scope": self._server.scope(session)}))
 
@@ -113,8 +119,12 @@ class Pins:
 
     # ---- decisions ----------------------------------------------------------------------------
 
-    def _extend(self, session: SessionId, until_s: float | None) -> None:
+    def _decided(self, session: SessionId, until_s: float | None) -> None:
+        self._undecided.discard(session)
         self._ends[session] = math.inf if until_s is None else until_s
+
+    def _extend(self, session: SessionId, until_s: float | None) -> None:
+        self._decided(session, until_s)
         payload = {
             "scope": self._server.scope(session),
             "duration": self._duration(until_s),
@@ -122,12 +132,14 @@ class Pins:
         }
         self._push(self._action("tenter.extend", payload))
 
-    def _retain(self, session: SessionId, duration_s: float | None) -> dict[str, Any]:
+    def _retain(
+        self, session: SessionId, duration_s: float | None, priority: int
+    ) -> dict[str, Any]:
         directive = {
             "start": 0,
             "end": None,
             "covers_output": True,
-            "priority": self._priority(session),
+            "priority": priority,
             "duration": duration_s,
         }
         payload = {"scope": self._server.scope(session), "directives": [directive]}
@@ -160,6 +172,7 @@ class Pins:
         if len(self._ends) > 4096:
             now_s = self._now()
             self._ends = {name: end for name, end in self._ends.items() if end > now_s}
+            self._undecided &= self._ends.keys()
 
     def _priority(self, session: SessionId) -> int:
         return SHARED_PRIORITY if session in self._shared else SESSION_PRIORITY

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from ...calls import Load, SessionId, Usage
 from .info import RetentionName
 
-GRACE_S = 2.0  # how long a session is kept after a turn, until somebody decides about it
+GRACE_S = 2.0  # how long a session stays open after a turn, until somebody decides about it
 
 
 class Contexts:

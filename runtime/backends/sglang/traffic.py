@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from ...calls import CallId, Request
@@ -110,13 +110,12 @@ class Traffic:
             if early:
                 self._spawn(self._post_aborts(early))
 
-    async def _ask(self, attempts: Sequence[Attempt]) -> None:
+    def _ask(self, attempts: Sequence[Attempt]) -> Awaitable[None]:
         if len(attempts) > 1:
-            await self.exchange.run_group(attempts)
-        elif attempts[0].request.choices is not None:
-            await self.exchange.score(attempts[0])
-        else:
-            await self.exchange.run(attempts[0])
+            return self.exchange.run_group(attempts)
+        if attempts[0].request.choices is not None:
+            return self.exchange.score(attempts[0])
+        return self.exchange.run(attempts[0])
 
     def _broke(self, attempts: Sequence[Attempt], error: TenterError) -> None:
         """Calls of a batch that was refused as a whole are asked for one by one."""

@@ -183,8 +183,8 @@ class Answer:
         self._incremental = incremental
         self._where = where
         self._detokenizer = detokenizer
-        self._stops = any(request.sampling.stop)
-        self._text = TextStream(detokenizer, request.sampling.stop)
+        stop = request.sampling.stop
+        self._text = TextStream(detokenizer, stop) if any(stop) else None
         self._eos_ids = frozenset[int]() if request.sampling.ignore_eos else eos_ids
         self._said = ""  # set free and not handed out yet
         self._handed = 0  # tokens handed out
@@ -217,10 +217,10 @@ class Answer:
         """Add the new tokens; `stop` if a stop string was found that the server did not see."""
         before = len(self.tokens) - len(self._request.drawn)
         new = reply.output_ids if self._incremental else reply.output_ids[before:]
-        if not self._stops:
+        if self._text is None:
             self.tokens += new
             spoken = new[:-1] if new and new[-1] in self._eos_ids else new
-            self._said += "".join(map(self._detokenizer.push, spoken))
+            self._said += self._detokenizer.extend(spoken)
             return None
         for token in new:
             if self._accept(token) and self._text.stopped:
@@ -232,6 +232,9 @@ class Answer:
         self.tokens.append(token)
         if token in self._eos_ids:
             return True
+        if self._text is None:
+            self._said += self._detokenizer.push(token)
+            return False
         self._said += self._text.push(token)
         return self._text.stopped
 
@@ -256,7 +259,8 @@ class Answer:
         )
 
     def _last(self, finish: FinishReason, meta: Meta) -> Chunk:
-        self._said += self._text.finish()
+        if self._text is not None:
+            self._said += self._text.finish()
         rest = self._chunk()
         drawn = len(self.tokens) - len(self._request.drawn)
         return Chunk(

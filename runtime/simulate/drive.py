@@ -1,0 +1,425 @@
+"""Programs, pauses and replicas on one heap of events, around the scheduler's own core.
+
+What the loop of the live runtime does with tasks and timers is done here with a heap: the core
+hears the same events in the same order, and the replicas are those of the simulated backend. Times
+are virtual seconds. Nothing is random, so equal workloads give equal traces, byte for byte.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from ..backends.replica import Replica
+from ..engine.state import Sequence
+from ..errors import TenterError
+from ..replay import Pause, Program, Turn, Workload, new_tokens
+from ..scheduler.events import (
+    CallEnded,
+    CallReady,
+    Dispatch,
+    DropCall,
+    Event,
+    PinJudged,
+    ProgramArrived,
+    ProgramEnded,
+    Release,
+    Retain,
+    RunEnded,
+    RunStarted,
+    SetTimer,
+    StartProgram,
+    TimerFired,
+    ToolEnded,
+    ToolStarted,
+    WorkerUp,
+)
+from ..trace import TRACE_VERSION, Trace
+from .result import Result
+from .setup import Setup
+from .text import blocks, sequence_of, write
+
+Progress = Callable[[int], None]
+SHOWN = 5  # of those that wait for ever, in an error
+
+
+class Stalled(TenterError):
+    """Programs wait, and nothing will ever happen."""
+
+
+@dataclass(slots=True)
+class _Live:
+    """A program between its arrival and its end."""
+
+    name: str
+    row: int
+    program: Program
+    session: str | None  # where the program is one conversation
+    stage: int = -1
+    open: int = 0  # turns of the stage that are not answered, or in the pause after it
+    before: list[Turn] = field(default_factory=list[Turn])  # of the last stage, and of this one
+    failed: str = ""
+
+
+@dataclass(slots=True)
+class _Call:
+    name: str
+    live: _Live
+    turn: Turn
+    ready_s: float
+    new_tokens: int  # of the prompt, that the program has not had computed before
+    sequence: Sequence | None = None
+    worker: str = ""
+
+
+def simulate(
+    workload: Workload,
+    setup: Setup,
+    trace: Trace | None = None,
+    on_progress: Progress | None = None,
+) -> Result:
+    """Run all programs of `workload` to their ends.
+
+    `trace` takes what a live run's trace has; `on_progress` hears how many programs have ended.
+    Raises Stalled where programs wait for what never comes, and InvalidInput for a workload whose
+    file is damaged.
+    """
+    return _Simulation(workload, setup, trace, on_progress).run()
+
+
+class _Simulation:
+    def __init__(
+        self, workload: Workload, setup: Setup, trace: Trace | None, on_progress: Progress | None
+    ) -> None:
+        self._setup = setup
+        self._programs = iter(workload)
+        self._write = trace.write if trace is not None else None
+        self._on_progress = on_progress
+        self._core = setup.core()
+        self._workers = {f"sim-{i}": setup.replica(write) for i in range(setup.replicas)}
+        self._result = Result(setup, workload.name)
+        self._now_s = 0.0
+        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._serial = count()
+        self._inbox: deque[Event] = deque()
+        self._stirred: dict[str, Replica] = {}  # to be looked at when this instant is over
+        self._due: dict[str, float] = {}  # when the steps under way are over, as far as is known
+        self._live: dict[str, _Live] = {}
+        self._calls: dict[str, _Call] = {}
+        self._kept: dict[str, list[int]] = {}  # session -> its last prompt and answer
+        self._rows = count()
+        self._alarm = 0  # the serial of the core's timer
+        self._first_s: float | None = None
+        self._prefilled = 0  # tokens that first attempts had to compute
+
+    def run(self) -> Result:
+        self._note(RunStarted(version=TRACE_VERSION, run="sim", workflow="sim", rows=None))
+        for name, replica in self._workers.items():
+            self._tell(
+                WorkerUp(
+                    worker=name,
+                    model=self._setup.model,
+                    max_running=self._setup.max_running,
+                    kv_tokens=replica.kv_tokens,
+                    page_tokens=self._setup.page_tokens,
+                )
+            )
+        self._next_arrival()
+        events = self._events
+        while events:
+            at_s, _, act, given = heapq.heappop(events)
+            self._now_s = at_s
+            act(*given)
+            if self._stirred and not (events and events[0][0] == at_s):
+                self._look()
+        if self._live:
+            raise Stalled(self._who_waits())
+        self._note(RunEnded(status="done"))
+        return self._sums()
+
+    def _at(self, at_s: float, act: Callable[..., None], *given: Any) -> int:
+        serial = next(self._serial)
+        heapq.heappush(self._events, (at_s, serial, act, given))
+        return serial
+
+    def _note(self, record: Any) -> None:
+        if self._write is not None:
+            self._write(self._now_s, record)
+
+    # ---- programs -----------------------------------------------------------------------------
+
+    def _next_arrival(self) -> None:
+        program = next(self._programs, None)
+        if program is not None:
+            self._at(max(program.arrival_s, self._now_s), self._arrive, program)
+
+    def _arrive(self, program: Program) -> None:
+        if self._first_s is None:
+            self._first_s = self._now_s
+        row = next(self._rows)
+        name = program.name if program.name not in self._live else f"{program.name}#{row}"
+        chat = all(len(stage) == 1 for stage in program.stages)
+        self._live[name] = _Live(name, row, program, name if chat else None)
+        self._tell(ProgramArrived(program=name, row=row, workflow=program.kind))
+        self._next_arrival()
+
+    def _next_stage(self, live: _Live) -> None:
+        live.stage += 1
+        if live.stage == len(live.program.stages) or live.failed:
+            self._end_program(live)
+            return
+        turns = live.program.stages[live.stage]
+        live.before = live.before[-len(live.program.stages[live.stage - 1]) :]
+        live.open = len(turns)
+        for index, turn in enumerate(turns):
+            self._ready(live, turn, f".{index}" if len(turns) > 1 else "")
+
+    def _end_program(self, live: _Live) -> None:
+        del self._live[live.name]
+        if live.failed:
+            self._result.failed += 1
+            self._result.why_failed = self._result.why_failed or live.failed
+        else:
+            self._result.completion_s.append(self._now_s - live.program.arrival_s)
+        self._tell(
+            ProgramEnded(
+                program=live.name, row=live.row, ok=not live.failed, error=live.failed or None
+            )
+        )
+        if live.session is not None:
+            self._kept.pop(live.session, None)
+        if self._on_progress is not None:
+            self._on_progress(self._result.programs + self._result.failed)
+
+    # ---- calls --------------------------------------------------------------------------------
+
+    def _ready(self, live: _Live, turn: Turn, suffix: str) -> None:
+        name = f"{live.name}/{live.stage}{suffix}"
+        fresh = min((new_tokens(turn, one) for one in live.before), default=turn.prompt_tokens)
+        self._calls[name] = _Call(name, live, turn, self._now_s, fresh)
+        live.before.append(turn)
+        self._tell(
+            CallReady(
+                call=name,
+                program=live.name,
+                step="turn",
+                model=self._setup.model,
+                prompt_tokens=turn.prompt_tokens,
+                max_tokens=max(self._setup.limit_tokens, turn.output_tokens),
+                session=live.session,
+                blocks=blocks(turn.prompt) if self._core.chooses(self._setup.model) else (),
+            )
+        )
+
+    def _dispatch(self, command: Dispatch) -> None:
+        call, replica = self._calls[command.call], self._workers[command.worker]
+        turn = call.turn
+        if not replica.fits(turn.prompt_tokens + turn.output_tokens):
+            self._tell(self._ended(call))
+            self._fail(
+                call, f"{turn.prompt_tokens:,} tokens of prompt do not fit into the KV cache"
+            )
+            return
+        call.worker = command.worker
+        call.sequence = sequence_of(
+            call.name,
+            turn,
+            self._setup.page_tokens,
+            next(self._serial),
+            self._now_s,
+            command.priority,
+        )
+        replica.add(call.sequence, self._now_s)
+        self._stirred[command.worker] = replica
+
+    def _fail(self, call: _Call, why: str) -> None:
+        """A program of which a call was refused ends with the stage."""
+        del self._calls[call.name]
+        call.live.failed = call.live.failed or why
+        self._turn_over(call.live)
+
+    def _ended(self, call: _Call) -> CallEnded:
+        sequence = call.sequence
+        if sequence is None or sequence.started_s is None or sequence.first_s is None:
+            error = "refused"
+            return CallEnded(
+                call=call.name, program=call.live.name, step="turn", finish="error", error=error
+            )
+        return CallEnded(
+            call=call.name,
+            program=call.live.name,
+            step="turn",
+            finish="stop",
+            prompt_tokens=sequence.prompt,
+            cached_tokens=sequence.cached,
+            output_tokens=sequence.max_output,
+            queue_s=sequence.started_s - sequence.arrived_s,
+            prefill_s=sequence.first_s - sequence.started_s,
+            decode_s=self._now_s - sequence.first_s,
+        )
+
+    def _answered(self, sequence: Sequence) -> None:
+        call = self._calls.pop(sequence.request.call)
+        replica, live, turn = self._workers[call.worker], call.live, call.turn
+        replica.remove(sequence, self._now_s)
+        if live.session is not None:
+            self._kept[live.session] = sequence.tokens
+            replica.release(live.session, self._now_s)  # the call has used up the pin
+        self._count(call, sequence)
+        self._tell(self._ended(call))
+        last = live.stage == len(live.program.stages) - 1
+        if turn.pause is None or last:
+            self._turn_over(live)
+        else:
+            self._pause(live, turn.pause)
+
+    def _count(self, call: _Call, sequence: Sequence) -> None:
+        result, computed = self._result, sequence.prompt - sequence.cached
+        result.calls += 1
+        result.prompt_tokens += sequence.prompt
+        result.cached_tokens += sequence.cached
+        result.output_tokens += sequence.max_output
+        result.recomputed_tokens += max(0, computed - call.new_tokens)
+        result.queue_s += (sequence.started_s or 0.0) - call.ready_s
+        self._prefilled += computed
+
+    def _turn_over(self, live: _Live) -> None:
+        live.open -= 1
+        if live.open == 0:
+            self._next_stage(live)
+
+    # ---- pauses -------------------------------------------------------------------------------
+
+    def _pause(self, live: _Live, pause: Pause) -> None:
+        eta_s = pause.seconds if self._setup.clairvoyant else None
+        self._tell(
+            ToolStarted(
+                program=live.name,
+                step="tool",
+                tool=pause.tool or pause.kind,
+                session=live.session,
+                eta_s=eta_s,
+                word=pause.word,
+            )
+        )
+        self._at(self._now_s + pause.seconds, self._pause_over, live, pause)
+
+    def _pause_over(self, live: _Live, pause: Pause) -> None:
+        self._tell(
+            ToolEnded(
+                program=live.name,
+                step="tool",
+                tool=pause.tool or pause.kind,
+                seconds=pause.seconds,
+                ok=True,
+                session=live.session,
+                word=pause.word,
+            )
+        )
+        self._turn_over(live)
+
+    # ---- the core -----------------------------------------------------------------------------
+
+    def _tell(self, event: Event) -> None:
+        """Tell the core, and perform what it decides, one event after another."""
+        self._inbox.append(event)
+        if len(self._inbox) > 1:
+            return
+        while self._inbox:
+            event = self._inbox[0]
+            self._note(event)
+            for command in self._core.handle(event, self._now_s):
+                self._note(command)
+                self._perform(command)
+            self._inbox.popleft()
+
+    def _perform(self, command: Any) -> None:
+        match command:
+            case StartProgram():
+                self._next_stage(self._live[command.program])
+            case Dispatch():
+                self._dispatch(command)
+            case DropCall():
+                if command.call in self._calls:
+                    self._fail(self._calls[command.call], command.reason)
+            case Retain():
+                replica = self._stirred[command.worker] = self._workers[command.worker]
+                tokens = self._kept.get(command.session, [])
+                replica.retain(command.session, tokens, command.until_s, self._now_s)
+            case Release():
+                replica = self._stirred[command.worker] = self._workers[command.worker]
+                replica.release(command.session, self._now_s)
+            case PinJudged():
+                self._result.pins += 1
+                self._result.pins_held += command.held
+            case SetTimer():
+                self._alarm = next(self._serial)
+                at_s = max(command.at_s, self._now_s)
+                heapq.heappush(self._events, (at_s, self._alarm, self._ring, (self._alarm,)))
+            case _:
+                raise NotImplementedError(f"the simulator does not know {command!r}")
+
+    def _ring(self, alarm: int) -> None:
+        if alarm == self._alarm:
+            self._tell(TimerFired())
+
+    # ---- the replicas -------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """The instant is over: idle replicas begin; those that were disturbed will end sooner."""
+        for name, replica in self._stirred.items():
+            if replica.end_s is None:
+                replica.start(self._now_s)
+            if replica.end_s is not None and replica.end_s != self._due.get(name):
+                self._due[name] = replica.end_s
+                self._at(replica.end_s, self._steps_over, name, replica, replica.end_s)
+        self._stirred.clear()
+
+    def _steps_over(self, name: str, replica: Replica, end_s: float) -> None:
+        if replica.end_s != end_s:
+            return  # they were cut short
+        self._stirred[name] = replica
+        for sequence in replica.end():
+            self._answered(sequence)
+
+    # ---- the end ------------------------------------------------------------------------------
+
+    def _sums(self) -> Result:
+        result = self._result
+        result.span_s = self._now_s - (self._first_s or 0.0)
+        for replica in self._workers.values():
+            result.computed_tokens += replica.prefilled_tokens
+            result.loaded_tokens += replica.loaded_tokens
+            result.preemptions += replica.batch.preemptions
+            result.busy_s += replica.busy_s
+            result.steps += replica.steps
+        result.recomputed_tokens += max(0, result.computed_tokens - self._prefilled)
+        return result
+
+    def _who_waits(self) -> str:
+        """Who waits for what."""
+        waiting = [call for call in self._calls.values() if not call.worker]
+        running = [call for call in self._calls.values() if call.worker]
+        free = ", ".join(
+            f"{name} has {replica.cache.available * replica.cache.page_tokens:,} free tokens of "
+            f"{replica.kv_tokens:,}, {len(replica.batch.running)} running and "
+            f"{len(replica.batch.waiting)} waiting calls"
+            for name, replica in self._workers.items()
+        )
+        unstarted = [live.name for live in self._live.values() if live.stage < 0]
+        return (
+            f"virtual time stands still at {self._now_s:,.1f} s with {len(self._live):,} live "
+            f"programs: {_some(unstarted)} wait to be admitted; "
+            f"{_some([call.name for call in waiting])} wait for a worker; "
+            f"{_some([call.name for call in running])} wait in an engine; {free}"
+        )
+
+
+def _some(names: list[str]) -> str:
+    """The first few names, and how many more."""
+    if not names:
+        return "none"
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
