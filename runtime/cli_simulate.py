@@ -123,10 +123,7 @@ def _cells(result: Result) -> tuple[Any, ...]:
     return (
         result.setup.policy,
         result.setup.order,
-        *(
-            f"{seconds:,.1f}"
-            for seconds in (result.mean_s, *map(result.percentile_s, (50, 95, 99)))
-        ),
+        *map(_seconds, (result.mean_s, *map(result.percentile_s, (50, 95, 99)))),
         f"{result.programs / span_h:,.1f}",
         f"{result.output_tokens / span_h / 3600:,.0f}",
         f"{result.hit_rate:.1%}",
@@ -135,6 +132,10 @@ def _cells(result: Result) -> tuple[Any, ...]:
         f"{result.gpu_s / 3600:,.2f}",
         f"{result.dollars:,.2f}",
     )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.1f}" if seconds >= 10 else f"{seconds:.3g}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

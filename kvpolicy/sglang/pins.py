@@ -206,7 +206,7 @@ class PinBook(Generic[LockT]):
             return
         if action.priority == 0:
             return self.release(action.scope)
-        pin.until_s = _end(action.now_s, action.duration_s)
+        pin.until_s = _end(max(action.now_s, self.clock.now_s), action.duration_s)
         pin.priority = pin.priority if action.priority is None else action.priority
 
     def _in_the_way(self, pin: Pin[LockT]) -> list[Pin[LockT]] | None:

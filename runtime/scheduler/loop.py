@@ -49,6 +49,7 @@ from .events import (
 
 NO_USAGE = Usage()
 ATTEMPT_TIMEOUT_S = 600.0  # longest wait for a server's whole answer to one attempt
+LEAVE_S = 2.0  # for giving up pins at the end
 LOAD_EVERY_S = 1.0  # how often a worker that others may use is asked what it does
 log = logging.getLogger(__name__)
 Action = Callable[[], Awaitable[None]]
@@ -123,6 +124,7 @@ class Scheduler:
         self._calls: dict[str, Submission] = {}
         self._running: dict[str, tuple[asyncio.Task[None], str]] = {}  # call -> task, worker
         self._controls: dict[str, asyncio.Queue[Action | None]] = {}  # worker -> in order
+        self._controllers: dict[str, asyncio.Task[None]] = {}
         self._watches: list[asyncio.Task[None]] = []
         self._recoveries: dict[str, asyncio.Task[None]] = {}
         self._reasons: dict[str, str] = {}  # why calls that still run are aborted
@@ -149,8 +151,7 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         await self._tasks.__aenter__()
         for worker, backend in self._backends.items():
-            self._controls[worker] = asyncio.Queue()
-            self._tasks.create_task(self._control(worker))
+            self._start_control(worker)
             if backend.capabilities.remote:
                 self._watches.append(self._tasks.create_task(self._watch(worker)))
         pools = Counter(self._models.values())
@@ -190,6 +191,10 @@ class Scheduler:
         self._let_go()
         for queue in self._controls.values():
             queue.put_nowait(None)
+        if self._controllers:
+            _, late = await asyncio.wait(self._controllers.values(), timeout=LEAVE_S)
+            for task in late:  # a server that hangs gives up our pins by itself
+                task.cancel()
         await self._tasks.__aexit__(kind, error, trace)
 
     def _let_go(self) -> None:
@@ -370,6 +375,8 @@ class Scheduler:
                 del self._running[call]
                 self._calls[call].lost()
                 task.cancel()
+        if not self._closing:
+            self._start_control(command.worker)
         if command.recover:
             self._probe(Probe(worker=command.worker))
 
@@ -440,8 +447,15 @@ class Scheduler:
         """Have `action` done after the earlier ones of the same worker."""
         self._controls[worker].put_nowait(action)
 
-    async def _control(self, worker: str) -> None:
-        queue = self._controls[worker]
+    def _start_control(self, worker: str) -> None:
+        """Begin to do what is ordered; what was ordered of a worker that died dies with it."""
+        if worker in self._controllers:
+            self._controllers[worker].cancel()
+        queue: asyncio.Queue[Action | None] = asyncio.Queue()
+        self._controls[worker] = queue
+        self._controllers[worker] = self._tasks.create_task(self._control(queue))
+
+    async def _control(self, queue: asyncio.Queue[Action | None]) -> None:
         while (action := await queue.get()) is not None:
             await self._guard(action)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from ..backends.replica import Replica
 from ..engine.state import Sequence
 from ..errors import TenterError
 from ..replay import Pause, Program, Turn, Workload, new_tokens
@@ -37,6 +36,7 @@ from ..scheduler.events import (
     WorkerUp,
 )
 from ..trace import TRACE_VERSION, Trace
+from .engines import Engines
 from .result import Result
 from .setup import Setup
 from .text import blocks, sequence_of, write
@@ -98,25 +98,24 @@ class _Simulation:
         self._write = trace.write if trace is not None else None
         self._on_progress = on_progress
         self._core = setup.core()
-        self._workers = {f"sim-{i}": setup.replica(write) for i in range(setup.replicas)}
+        self._engines = Engines({f"sim-{i}": setup.replica(write) for i in range(setup.replicas)})
         self._result = Result(setup, workload.name)
         self._now_s = 0.0
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = count()
         self._inbox: deque[Event] = deque()
-        self._stirred: dict[str, Replica] = {}  # to be looked at when this instant is over
-        self._due: dict[str, float] = {}  # when the steps under way are over, as far as is known
         self._live: dict[str, _Live] = {}
         self._calls: dict[str, _Call] = {}
         self._kept: dict[str, list[int]] = {}  # session -> its last prompt and answer
         self._rows = count()
         self._alarm = 0  # the serial of the core's timer
-        self._first_s: float | None = None
+        self._first_s: float | None = None  # the first arrival,
+        self._last_s = 0.0  # and the last answer
         self._prefilled = 0  # tokens that first attempts had to compute
 
     def run(self) -> Result:
         self._note(RunStarted(version=TRACE_VERSION, run="sim", workflow="sim", rows=None))
-        for name, replica in self._workers.items():
+        for name, replica in self._engines.by_name.items():
             self._tell(
                 WorkerUp(
                     worker=name,
@@ -132,8 +131,9 @@ class _Simulation:
             at_s, _, act, given = heapq.heappop(events)
             self._now_s = at_s
             act(*given)
-            if self._stirred and not (events and events[0][0] == at_s):
-                self._look()
+            if self._engines.stirred and not (events and events[0][0] == at_s):
+                for name, end_s in self._engines.look(at_s):
+                    self._at(end_s, self._steps_over, name, end_s)
         if self._live:
             raise Stalled(self._who_waits())
         self._note(RunEnded(status="done"))
@@ -214,7 +214,7 @@ class _Simulation:
         )
 
     def _dispatch(self, command: Dispatch) -> None:
-        call, replica = self._calls[command.call], self._workers[command.worker]
+        call, replica = self._calls[command.call], self._engines.told(command.worker)
         turn = call.turn
         if not replica.fits(turn.prompt_tokens + turn.output_tokens):
             self._tell(self._ended(call))
@@ -232,7 +232,6 @@ class _Simulation:
             command.priority,
         )
         replica.add(call.sequence, self._now_s)
-        self._stirred[command.worker] = replica
 
     def _fail(self, call: _Call, why: str) -> None:
         """A program of which a call was refused ends with the stage."""
@@ -260,9 +259,14 @@ class _Simulation:
             decode_s=self._now_s - sequence.first_s,
         )
 
+    def _steps_over(self, worker: str, end_s: float) -> None:
+        for sequence in self._engines.over(worker, end_s):
+            self._answered(sequence)
+
     def _answered(self, sequence: Sequence) -> None:
         call = self._calls.pop(sequence.request.call)
-        replica, live, turn = self._workers[call.worker], call.live, call.turn
+        replica, live, turn = self._engines.told(call.worker), call.live, call.turn
+        self._last_s = self._now_s
         replica.remove(sequence, self._now_s)
         if live.session is not None:
             self._kept[live.session] = sequence.tokens
@@ -345,12 +349,11 @@ class _Simulation:
                 if command.call in self._calls:
                     self._fail(self._calls[command.call], command.reason)
             case Retain():
-                replica = self._stirred[command.worker] = self._workers[command.worker]
+                replica = self._engines.told(command.worker)
                 tokens = self._kept.get(command.session, [])
                 replica.retain(command.session, tokens, command.until_s, self._now_s)
             case Release():
-                replica = self._stirred[command.worker] = self._workers[command.worker]
-                replica.release(command.session, self._now_s)
+                self._engines.told(command.worker).release(command.session, self._now_s)
             case PinJudged():
                 self._result.pins += 1
                 self._result.pins_held += command.held
@@ -365,36 +368,12 @@ class _Simulation:
         if alarm == self._alarm:
             self._tell(TimerFired())
 
-    # ---- the replicas -------------------------------------------------------------------------
-
-    def _look(self) -> None:
-        """The instant is over: idle replicas begin; those that were disturbed will end sooner."""
-        for name, replica in self._stirred.items():
-            if replica.end_s is None:
-                replica.start(self._now_s)
-            if replica.end_s is not None and replica.end_s != self._due.get(name):
-                self._due[name] = replica.end_s
-                self._at(replica.end_s, self._steps_over, name, replica, replica.end_s)
-        self._stirred.clear()
-
-    def _steps_over(self, name: str, replica: Replica, end_s: float) -> None:
-        if replica.end_s != end_s:
-            return  # they were cut short
-        self._stirred[name] = replica
-        for sequence in replica.end():
-            self._answered(sequence)
-
     # ---- the end ------------------------------------------------------------------------------
 
     def _sums(self) -> Result:
         result = self._result
-        result.span_s = self._now_s - (self._first_s or 0.0)
-        for replica in self._workers.values():
-            result.computed_tokens += replica.prefilled_tokens
-            result.loaded_tokens += replica.loaded_tokens
-            result.preemptions += replica.batch.preemptions
-            result.busy_s += replica.busy_s
-            result.steps += replica.steps
+        result.span_s = self._last_s - (self._first_s or 0.0)
+        self._engines.add_to(result)
         result.recomputed_tokens += max(0, result.computed_tokens - self._prefilled)
         return result
 
@@ -402,18 +381,12 @@ class _Simulation:
         """Who waits for what."""
         waiting = [call for call in self._calls.values() if not call.worker]
         running = [call for call in self._calls.values() if call.worker]
-        free = ", ".join(
-            f"{name} has {replica.cache.available * replica.cache.page_tokens:,} free tokens of "
-            f"{replica.kv_tokens:,}, {len(replica.batch.running)} running and "
-            f"{len(replica.batch.waiting)} waiting calls"
-            for name, replica in self._workers.items()
-        )
         unstarted = [live.name for live in self._live.values() if live.stage < 0]
         return (
             f"virtual time stands still at {self._now_s:,.1f} s with {len(self._live):,} live "
             f"programs: {_some(unstarted)} wait to be admitted; "
             f"{_some([call.name for call in waiting])} wait for a worker; "
-            f"{_some([call.name for call in running])} wait in an engine; {free}"
+            f"{_some([call.name for call in running])} wait in an engine; {self._engines}"
         )
 
 

@@ -1,7 +1,7 @@
 """Workloads by name, as the command line and benchmarks ask for them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InvalidInput
@@ -52,8 +52,8 @@ def _generated(name: str, kind: str, number: str, per_s: float | None, seed: int
 
 def _read(name: str) -> Workload:
     path = Path(name)
-    if path.is_dir() and (path / "trace.jsonl").is_file():
-        path /= "trace.jsonl"
+    if (path / "trace.jsonl").is_file():
+        return replace(traced(path / "trace.jsonl"), name=path.name)
     if not path.is_file():
         raise InvalidInput(f"there is no workload {name!r}; give {KINDS}")
     if path.suffix != ".gz":

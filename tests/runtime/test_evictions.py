@@ -10,6 +10,7 @@ from tenter.runtime.backends.sglang.evictions import (
     BlockRemoved,
     BlockStored,
     Pages,
+    read_batch,
 )
 from tenter.runtime.blocks import block_end, blocks_of
 
@@ -19,8 +20,7 @@ def stored(pages: list[int], parent: int | None, tokens: list[int], size: int) -
 
 
 def batch(*events: BlockStored | BlockRemoved | AllBlocksCleared) -> Batch:
-    wire = msgspec.msgpack.encode(Batch(0.0, list(events)))
-    return msgspec.msgpack.decode(wire, type=Batch)
+    return read_batch(msgspec.msgpack.encode(Batch(0.0, list(events))))
 
 
 @given(
@@ -62,3 +62,13 @@ def test_pages_stored_before_we_listened_are_passed_over() -> None:
     pages = Pages()
     assert pages.take(0, batch(stored([7], 6, list(range(64)), 64))) == []
     assert pages.take(1, batch(BlockRemoved([7, 6], "GPU"))) == []
+
+
+def test_events_that_are_not_known_are_passed_over() -> None:
+    tokens = list(range(64))
+    events = [{"type": "Later", "x": 1}, stored([1], None, tokens, 64), stored([2], 1, [-1], 1)]
+    batch = read_batch(msgspec.msgpack.encode((0.0, events, None)))
+    pages = Pages()
+    assert pages.take(0, batch) == []
+    removed = read_batch(msgspec.msgpack.encode((0.0, [BlockRemoved([1, 2])], None)))
+    assert pages.take(1, removed) == [blocks_of(tokens)]

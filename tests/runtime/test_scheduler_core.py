@@ -156,7 +156,8 @@ def test_a_session_is_pinned_while_its_tool_runs_and_released_at_the_end(core: C
     core.handle(ready("p/1", "p", session="s"), 0)
     core.handle(done("p/1", "p", prompt_tokens=10, output_tokens=5), 1)
     started = ToolStarted(program="p", step="t", tool="search", session="s")
-    assert core.handle(started, 2) == [Retain(session="s", worker="m/0", until_s=7.0)]
+    retain = Retain(session="s", worker="m/0", until_s=7.0)
+    assert core.handle(started, 2) == [retain, SetTimer(at_s=7.0)]
     assert core.workers["m/0"].kv_pinned == 15
     tool_ended = ToolEnded(program="p", step="t", tool="search", seconds=1, ok=True, session="s")
     assert core.handle(tool_ended, 3) == []

@@ -141,10 +141,16 @@ class SGLangBackend:
         return evictions(events.endpoint(self.url, self._rank), events.topic)
 
     async def recover(self) -> None:
-        """Returns once the server answers again with the same model, whatever else changed."""
+        """Returns once the server answers again with the same model, whatever else changed.
+
+        The pins of a server that was never lost, but only asked whether it still answers, stay.
+        """
+        lost = self.failure is not None
         info = await recovered(
             self._client, self.capabilities, self._canary, self._patience, self._random
         )
+        if not lost:
+            return
         await self._forget_pins()
         self._adopt(info)
         self.failure = None

@@ -10,6 +10,7 @@ import logging
 from array import array
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -76,7 +77,8 @@ class Pages:
         for event in batch.events:
             match event:
                 case BlockStored(medium=medium) if medium in DEVICE:
-                    self._stored(event)
+                    with suppress(OverflowError):  # token ids that no model has
+                        self._stored(event)
                 case BlockRemoved(medium=medium) if medium in DEVICE:
                     removed = self._removed(event)
                     if removed:
@@ -131,13 +133,31 @@ class Pages:
         return ()
 
 
+class _Wire(msgspec.Struct, array_like=True):
+    ts: float
+    events: list[msgspec.Raw]
+
+
+_wire = msgspec.msgpack.Decoder(_Wire)
+_event = msgspec.msgpack.Decoder(Event)
+
+
+def read_batch(payload: bytes) -> Batch:
+    """A batch as it is published; events of kinds that are not known are passed over."""
+    wire = _wire.decode(payload)
+    events: list[Event] = []
+    for raw in wire.events:
+        with suppress(msgspec.ValidationError):
+            events.append(_event.decode(raw))
+    return Batch(wire.ts, events)
+
+
 async def evictions(endpoint: str, topic: str = "") -> AsyncIterator[Gone]:
     """Blocks as the publisher at `endpoint` ("tcp://host:port") evicts them; never ends."""
     import zmq
     import zmq.asyncio
 
     pages = Pages()
-    decoder = msgspec.msgpack.Decoder(Batch)
     with zmq.asyncio.Context() as context, context.socket(zmq.SUB) as socket:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IPV6, "[" in endpoint)
@@ -147,10 +167,10 @@ async def evictions(endpoint: str, topic: str = "") -> AsyncIterator[Gone]:
             frames = await socket.recv_multipart()
             try:
                 _, sequence, payload = frames
-                batch = decoder.decode(payload)
-                found = pages.take(int.from_bytes(sequence, "big", signed=True), batch)
-            except (ValueError, OverflowError, msgspec.DecodeError) as error:
-                log.warning("%s: a KV event that cannot be read: %s", endpoint, error)
+                number = int.from_bytes(sequence, "big", signed=True)
+                found = pages.take(number, read_batch(payload))
+            except (ValueError, msgspec.DecodeError) as error:
+                log.warning("%s: KV events that cannot be read: %s", endpoint, error)
                 found = [()]
             for gone in found:
                 yield gone
