@@ -20,8 +20,11 @@ from tenter.runtime.run.control import Control
 from tenter.runtime.run.local import open_host
 from tenter.runtime.run.program import Programs
 from tenter.runtime.run.rows import Limits, Row, RowRun
+from tenter.runtime.scheduler.events import ToolStarted
 from tenter.runtime.tokenizer import HFTokenizer
+from tenter.runtime.trace import MemoryTrace
 from tenter.runtime.workflow import Input, ModelSpec, Workflow
+from tenter.tools.python import python_tool
 
 
 @pytest.fixture
@@ -110,6 +113,43 @@ async def test_other_tools_or_messages_taken_back_have_the_chat_rendered_anew() 
 
     await run(backend, talk)
     assert bytes(backend.requests[1].token_ids) == b"system: be brief\nuser: b"
+
+
+async def test_messages_that_the_author_rewrote_are_what_the_model_reads() -> None:
+    backend = Speller("one", "two")
+
+    async def talk(chat: Any) -> None:
+        await chat.ask("a")
+        chat.messages[:] = [Message("system", "be long"), Message("user", "so far: a, one")] * 2
+        await chat.ask("b")
+
+    await run(backend, talk)
+    assert bytes(backend.requests[1].token_ids).startswith(b"system: be long")
+
+
+async def test_a_tool_keeps_the_chat_that_called_it_and_no_other() -> None:
+    asked = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    backend = Speller(asked, "hello", "done")
+    trace = MemoryTrace()
+
+    async def look() -> str:
+        return "seen"
+
+    async def work(x: str) -> None:
+        one, two = current().session("be brief"), current().session("be kind")
+        message = await one.ask("a", [tool])
+        await two.ask("b")
+        (name, arguments) = message.tool_calls[0]
+        await one.give([await one._call([tool], name, arguments)], [tool])
+
+    tool = python_tool(look, effect="pure")
+    async with open_host({"default": backend}, trace=trace) as host:
+        ended = anyio.Event()
+        programs = Programs(host, Workflow("w", (Input("x"),), program=work))
+        programs.arrive(0, {"x": ""}, lambda value, error: ended.set())
+        await ended.wait()
+    (started,) = [item for _, item in trace.records if isinstance(item, ToolStarted)]
+    assert started.session == "r0/session"
 
 
 async def test_a_resumed_chat_goes_on_with_the_same_tokens() -> None:

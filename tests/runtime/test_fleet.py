@@ -12,7 +12,7 @@ import pytest
 from tenter.runtime.backends.fake import FakeBackend
 from tenter.runtime.calls import CallId, Capabilities, Chunk, Load, Request, SessionId
 from tenter.runtime.clock import VirtualLoop, now
-from tenter.runtime.errors import BackendUnavailable, TryAgain
+from tenter.runtime.errors import BackendUnavailable, InvalidConfig, TryAgain
 from tenter.runtime.run.local import open_host
 from tenter.runtime.scheduler.core import Core
 from tenter.runtime.scheduler.events import (
@@ -262,3 +262,60 @@ async def test_the_verdict_on_a_pin_is_in_the_trace() -> None:
             scheduler.send(ToolStarted(program="p", step="t", tool="x", session="s"))
     verdicts = [item for _, item in trace.records if isinstance(item, PinJudged)]
     assert [verdict.held for verdict in verdicts] == [False]  # the fake caches nothing
+
+
+async def test_a_burst_in_a_servers_own_line_does_not_make_it_serial_for_good() -> None:
+    replica = Replica(latency_s=1.5)
+    loads = iter([Load(running=8, waiting=5)])
+    trace = MemoryTrace()
+
+    async def load() -> Load:
+        return next(loads, Load())
+
+    replica.load = load  # type: ignore[method-assign]
+    await run_calls([replica], 80, trace=trace)
+    assert trace.records[-1][0] < 25.0  # on the virtual clock; one by one it would be 110
+
+
+async def test_what_was_ordered_of_a_worker_dies_with_it_and_closing_does_not_wait_for_it() -> None:
+    replica = Replica()
+    retained: list[str] = []
+
+    async def retain(session: SessionId, until_s: float | None) -> None:
+        retained.append(session)
+        await anyio.sleep(600.0)
+
+    replica.retain = retain  # type: ignore[method-assign]
+    core = Core(hold=lambda pause: None)
+    async with Scheduler(core, {"m/0": replica}, {"m/0": "m"}) as scheduler:
+        scheduler.arrive("p", 0, "w", lambda: None)
+        for name in ("one", "two"):
+            call = Call(name, session=SessionId(name))
+            scheduler.submit(call)
+            await call.ended.wait()
+            scheduler.send(ToolStarted(program="p", step="t", tool="x", session=name))
+        await anyio.sleep(1.0)
+        replica.die(2.0)
+        scheduler.submit(Call("three"))
+        await anyio.sleep(10.0)
+        assert retained == ["one"]
+        call = Call("four", session=SessionId("four"))
+        scheduler.submit(call)
+        await call.ended.wait()
+        scheduler.send(ToolStarted(program="p", step="t", tool="x", session="four"))
+        await anyio.sleep(1.0)
+        assert retained == ["one", "four"]
+        left_s = now()
+    assert now() - left_s < 5.0  # virtual seconds
+
+
+async def test_a_key_that_is_refused_stops_the_use_of_the_worker_and_says_why() -> None:
+    replica = Replica()
+
+    async def refuse(request: Request) -> AsyncIterator[Chunk]:
+        raise InvalidConfig("http://a: status 401; set api_key")
+        yield Chunk()
+
+    replica.generate = refuse  # type: ignore[method-assign]
+    answers = await run_calls([replica], 4)
+    assert all("set api_key" in (answer.error or "") for answer in answers)

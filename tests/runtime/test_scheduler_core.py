@@ -386,6 +386,42 @@ def test_a_gang_is_complete_without_a_member_that_was_dropped(core: Core) -> Non
     assert dispatched(core.handle(ready("p/3", "p", group="g", gang=3), 2)) == ["p/2", "p/3"]
 
 
+def test_gangs_of_two_programs_do_not_mix_and_a_refused_member_is_not_waited_for(
+    core: Core,
+) -> None:
+    core.handle(up(slots=4, kv=1000), 0)
+    for program in ("p", "q"):
+        core.handle(arrived(program), 0)
+        core.handle(ready(f"{program}/1", program, group="g", gang=3), 0)
+    core.handle(ended("q"), 0)
+    core.handle(ready("p/2", "p", group="g", gang=3, prompt_tokens=5000), 0)
+    assert dispatched(core.handle(ready("p/3", "p", group="g", gang=3), 0)) == ["p/1", "p/3"]
+
+
+def test_room_that_a_pin_leaves_is_used_at_once(core: Core) -> None:
+    core.handle(up(slots=4, kv=1000), 0)
+    for program in ("p", "q"):
+        core.handle(arrived(program), 0)
+    core.handle(ready("p/1", "p", session="s", prompt_tokens=600), 0)
+    core.handle(done("p/1", "p", prompt_tokens=600), 1)
+    commands = core.handle(ToolStarted(program="p", step="t", tool="x", session="s"), 1)
+    assert SetTimer(at_s=6.0) in commands  # the pin's end
+    core.handle(ready("q/1", "q", prompt_tokens=100), 1)
+    core.workers["m/0"].weighed_s = 5.99  # weighed just now: the pin is kept
+    assert dispatched(core.handle(ready("q/2", "q", prompt_tokens=400), 5.99)) == []
+    assert dispatched(core.handle(TimerFired(), 6.0)) == ["q/2"]
+
+
+def test_a_call_for_a_larger_worker_waits_for_its_return_and_lets_others_pass(core: Core) -> None:
+    core.handle(up("m/0", slots=2, kv=1000), 0)
+    core.handle(up("m/1", slots=2, kv=9000), 0)
+    core.handle(arrived("p"), 0)
+    core.handle(WorkerDown(worker="m/1", error="gone", returns=True), 1)
+    assert dispatched(core.handle(ready("p/1", "p", prompt_tokens=5000), 2)) == []
+    assert dispatched(core.handle(ready("p/2", "p"), 2)) == ["p/2"]
+    assert dispatched(core.handle(up("m/1", slots=2, kv=9000), 3)) == ["p/1"]
+
+
 def fleet(core: Core, workers: int, slots: int = 8, kv: int = 10_000) -> None:
     for index in range(workers):
         core.handle(up(f"m/{index}", slots, kv), 0)
