@@ -55,14 +55,14 @@ MODELS = (("llama-3.1-8b", "h100"), ("llama-3.1-70b", "4xh100"))
 HOST_GB = (0.0, 256.0)
 BOUND, RIVAL, ORDER = "clairvoyant", "continuum", "fcfs"
 NAMED = tuple(name for name in POLICIES if name not in (DEFAULT_POLICY, BOUND))
-SATURATED = 3.0  # times as long as alone
+SATURATED = 5.0  # times as long as alone
 HALVINGS = 6
 PRESSURE = 0.1
 SEED = 1
 
 # Programs of each workload: all of it, or a sample; in a full run and in a quick one.
 PROGRAMS = {
-    "coding-drawn": (60, 14),
+    "coding-drawn": (60, 20),
     "coding-capped": (60, 0),
     "swe-bench": (150, 60),
     "bfcl-web": (200, 60),

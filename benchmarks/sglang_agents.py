@@ -330,13 +330,15 @@ def report(figures: Figures, outcomes: dict[str, list[Outcome]], setup: dict[str
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the tiny model, one short round")
+    parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--data", default="../shared/data", help="not read")
     parser.add_argument("--rounds", type=int, help="of which medians count; 5, or 1 if quick")
-    parser.add_argument("--model", choices=("tiny", "mid"), help="mid, or tiny if quick")
+    parser.add_argument(
+        "--model", choices=("tiny", "mid"), help="tiny, or a larger one: minutes a round"
+    )
     parser.add_argument("--policy", help="retention policy; Tenter's default if not given")
     options = parser.parse_args()
-    options.model = options.model or ("tiny" if options.quick else "mid")
+    options.model = options.model or "tiny"
     figures = Figures("sglang_agents")
     measure(figures, options)
     figures.table("Agents with tools on one SGLang server (CPU)")

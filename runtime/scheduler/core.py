@@ -127,7 +127,7 @@ class Core:
         if self._timers.heap:
             at_s = self._timers.alarm()
             if at_s is not None:
-                commands.append(SetTimer(at_s=at_s))
+                commands.append(SetTimer(due_s=at_s))
         return commands
 
     def chooses(self, model: str) -> bool:

@@ -270,7 +270,7 @@ class PinJudged(Record, frozen=True):
 class SetTimer(Record, frozen=True):
     """Send TimerFired at this time; replaces an earlier timer."""
 
-    at_s: float
+    due_s: float
 
 
 Command = (

@@ -469,7 +469,7 @@ class Scheduler:
     def _set_timer(self, command: SetTimer) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(command.at_s, self.send, TimerFired())
+        self._timer = self._loop.call_at(command.due_s, self.send, TimerFired())
 
 
 def _answer(chunks: list[Chunk], error: str | None) -> Answer:

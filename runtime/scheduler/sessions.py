@@ -126,8 +126,10 @@ class Sessions:
             return None
         hold_s = self._decide(state, worker, line, now_s).hold_s
         if hold_s is not None and hold_s <= 0:
+            if state.told:  # for an earlier tool
+                self.release(event.session, out)
             return None
-        state.retained = True
+        state.retained = state.told = True
         worker.kv_pinned += state.tokens
         state.until_s = until_s = None if hold_s is None else now_s + hold_s
         if until_s is not None:
@@ -188,6 +190,7 @@ class Sessions:
         if state.retained:
             self._workers[state.worker].kv_pinned -= state.tokens
             state.retained = False
+        state.told = False
         out.append(Release(session=session, worker=state.worker))
 
     def forget(self, session: str, out: list[Command]) -> None:

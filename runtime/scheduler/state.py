@@ -104,6 +104,7 @@ class SessionState:
     tokens: int
     retained: bool = False
     until_s: float | None = None  # when the worker ends the pin by itself
+    told: bool = False  # the worker was asked to keep it, and may still do so
     tool: str = ""
     paused_s: float = 0.0
     eta_s: float | None = None  # that the tool gave

@@ -8,15 +8,13 @@ are virtual seconds. Nothing is random, so equal workloads give equal traces, by
 import heapq
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 from ..engine.state import Sequence
 from ..errors import TenterError
-from ..replay import Pause, Program, Turn, Workload, new_tokens
+from ..replay import Pause, Program, Turn, Workload
 from ..scheduler.events import (
-    CallEnded,
     CallReady,
     Dispatch,
     DropCall,
@@ -37,6 +35,7 @@ from ..scheduler.events import (
 )
 from ..trace import TRACE_VERSION, Trace
 from .engines import Engines
+from .live import Call, Live
 from .result import Result
 from .setup import Setup
 from .text import blocks, sequence_of, write
@@ -47,31 +46,6 @@ SHOWN = 5  # of those that wait for ever, in an error
 
 class Stalled(TenterError):
     """Programs wait, and nothing will ever happen."""
-
-
-@dataclass(slots=True)
-class _Live:
-    """A program between its arrival and its end."""
-
-    name: str
-    row: int
-    program: Program
-    session: str | None  # where the program is one conversation
-    stage: int = -1
-    open: int = 0  # turns of the stage that are not answered, or in the pause after it
-    before: list[Turn] = field(default_factory=list[Turn])  # of the last stage, and of this one
-    failed: str = ""
-
-
-@dataclass(slots=True)
-class _Call:
-    name: str
-    live: _Live
-    turn: Turn
-    ready_s: float
-    new_tokens: int  # of the prompt, that the program has not had computed before
-    sequence: Sequence | None = None
-    worker: str = ""
 
 
 def simulate(
@@ -104,8 +78,8 @@ class _Simulation:
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = count()
         self._inbox: deque[Event] = deque()
-        self._live: dict[str, _Live] = {}
-        self._calls: dict[str, _Call] = {}
+        self._live: dict[str, Live] = {}
+        self._calls: dict[str, Call] = {}
         self._kept: dict[str, list[int]] = {}  # session -> its last prompt and answer
         self._rows = count()
         self._alarm = 0  # the serial of the core's timer
@@ -161,22 +135,22 @@ class _Simulation:
         row = next(self._rows)
         name = program.name if program.name not in self._live else f"{program.name}#{row}"
         chat = all(len(stage) == 1 for stage in program.stages)
-        self._live[name] = _Live(name, row, program, name if chat else None)
+        self._live[name] = Live(name, row, program, name if chat else None)
         self._tell(ProgramArrived(program=name, row=row, workflow=program.kind))
         self._next_arrival()
 
-    def _next_stage(self, live: _Live) -> None:
+    def _next_stage(self, live: Live) -> None:
         live.stage += 1
         if live.stage == len(live.program.stages) or live.failed:
             self._end_program(live)
             return
         turns = live.program.stages[live.stage]
-        live.before = live.before[-len(live.program.stages[live.stage - 1]) :]
+        live.asked = live.asked[-len(live.program.stages[live.stage - 1]) :]
         live.open = len(turns)
         for index, turn in enumerate(turns):
             self._ready(live, turn, f".{index}" if len(turns) > 1 else "")
 
-    def _end_program(self, live: _Live) -> None:
+    def _end_program(self, live: Live) -> None:
         del self._live[live.name]
         if live.failed:
             self._result.failed += 1
@@ -195,11 +169,9 @@ class _Simulation:
 
     # ---- calls --------------------------------------------------------------------------------
 
-    def _ready(self, live: _Live, turn: Turn, suffix: str) -> None:
+    def _ready(self, live: Live, turn: Turn, suffix: str) -> None:
         name = f"{live.name}/{live.stage}{suffix}"
-        fresh = min((new_tokens(turn, one) for one in live.before), default=turn.prompt_tokens)
-        self._calls[name] = _Call(name, live, turn, self._now_s, fresh)
-        live.before.append(turn)
+        self._calls[name] = Call(name, live, turn, self._now_s, live.ask(turn))
         self._tell(
             CallReady(
                 call=name,
@@ -217,7 +189,7 @@ class _Simulation:
         call, replica = self._calls[command.call], self._engines.told(command.worker)
         turn = call.turn
         if not replica.fits(turn.prompt_tokens + turn.output_tokens):
-            self._tell(self._ended(call))
+            self._tell(call.ended(self._now_s))
             self._fail(
                 call, f"{turn.prompt_tokens:,} tokens of prompt do not fit into the KV cache"
             )
@@ -233,31 +205,11 @@ class _Simulation:
         )
         replica.add(call.sequence, self._now_s)
 
-    def _fail(self, call: _Call, why: str) -> None:
+    def _fail(self, call: Call, why: str) -> None:
         """A program of which a call was refused ends with the stage."""
         del self._calls[call.name]
         call.live.failed = call.live.failed or why
         self._turn_over(call.live)
-
-    def _ended(self, call: _Call) -> CallEnded:
-        sequence = call.sequence
-        if sequence is None or sequence.started_s is None or sequence.first_s is None:
-            error = "refused"
-            return CallEnded(
-                call=call.name, program=call.live.name, step="turn", finish="error", error=error
-            )
-        return CallEnded(
-            call=call.name,
-            program=call.live.name,
-            step="turn",
-            finish="stop",
-            prompt_tokens=sequence.prompt,
-            cached_tokens=sequence.cached,
-            output_tokens=sequence.max_output,
-            queue_s=sequence.started_s - sequence.arrived_s,
-            prefill_s=sequence.first_s - sequence.started_s,
-            decode_s=self._now_s - sequence.first_s,
-        )
 
     def _steps_over(self, worker: str, end_s: float) -> None:
         for sequence in self._engines.over(worker, end_s):
@@ -271,32 +223,22 @@ class _Simulation:
         if live.session is not None:
             self._kept[live.session] = sequence.tokens
             replica.release(live.session, self._now_s)  # the call has used up the pin
-        self._count(call, sequence)
-        self._tell(self._ended(call))
+        self._prefilled += call.add_to(self._result)
+        self._tell(call.ended(self._now_s))
         last = live.stage == len(live.program.stages) - 1
         if turn.pause is None or last:
             self._turn_over(live)
         else:
             self._pause(live, turn.pause)
 
-    def _count(self, call: _Call, sequence: Sequence) -> None:
-        result, computed = self._result, sequence.prompt - sequence.cached
-        result.calls += 1
-        result.prompt_tokens += sequence.prompt
-        result.cached_tokens += sequence.cached
-        result.output_tokens += sequence.max_output
-        result.recomputed_tokens += max(0, computed - call.new_tokens)
-        result.queue_s += (sequence.started_s or 0.0) - call.ready_s
-        self._prefilled += computed
-
-    def _turn_over(self, live: _Live) -> None:
+    def _turn_over(self, live: Live) -> None:
         live.open -= 1
         if live.open == 0:
             self._next_stage(live)
 
     # ---- pauses -------------------------------------------------------------------------------
 
-    def _pause(self, live: _Live, pause: Pause) -> None:
+    def _pause(self, live: Live, pause: Pause) -> None:
         eta_s = pause.seconds if self._setup.clairvoyant else None
         self._tell(
             ToolStarted(
@@ -310,7 +252,7 @@ class _Simulation:
         )
         self._at(self._now_s + pause.seconds, self._pause_over, live, pause)
 
-    def _pause_over(self, live: _Live, pause: Pause) -> None:
+    def _pause_over(self, live: Live, pause: Pause) -> None:
         self._tell(
             ToolEnded(
                 program=live.name,
@@ -359,7 +301,7 @@ class _Simulation:
                 self._result.pins_held += command.held
             case SetTimer():
                 self._alarm = next(self._serial)
-                at_s = max(command.at_s, self._now_s)
+                at_s = max(command.due_s, self._now_s)
                 heapq.heappush(self._events, (at_s, self._alarm, self._ring, (self._alarm,)))
             case _:
                 raise NotImplementedError(f"the simulator does not know {command!r}")

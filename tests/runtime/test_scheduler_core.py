@@ -157,7 +157,7 @@ def test_a_session_is_pinned_while_its_tool_runs_and_released_at_the_end(core: C
     core.handle(done("p/1", "p", prompt_tokens=10, output_tokens=5), 1)
     started = ToolStarted(program="p", step="t", tool="search", session="s")
     retain = Retain(session="s", worker="m/0", until_s=7.0)
-    assert core.handle(started, 2) == [retain, SetTimer(at_s=7.0)]
+    assert core.handle(started, 2) == [retain, SetTimer(due_s=7.0)]
     assert core.workers["m/0"].kv_pinned == 15
     tool_ended = ToolEnded(program="p", step="t", tool="search", seconds=1, ok=True, session="s")
     assert core.handle(tool_ended, 3) == []
@@ -262,11 +262,11 @@ def test_a_call_ends_at_its_deadline(core: Core) -> None:
     core.handle(up(), 0)
     core.handle(arrived("p"), 0)
     commands = core.handle(ready("p/1", "p", deadline_s=5.0), 0)
-    assert SetTimer(at_s=5.0) in commands
+    assert SetTimer(due_s=5.0) in commands
     assert core.handle(ready("p/2", "p", deadline_s=9.0), 0) == []
     assert core.handle(TimerFired(), 5.0) == [
         Abort(call="p/1", worker="m/0", reason="its deadline has passed"),
-        SetTimer(at_s=9.0),
+        SetTimer(due_s=9.0),
     ]
     assert isinstance(core.handle(TimerFired(), 9.0)[0], DropCall)
 
@@ -282,8 +282,8 @@ def test_a_broken_attempt_is_repeated_after_a_rest_a_bounded_number_of_times(cor
     now_s = 0.0
     for attempt in range(1, MAX_ATTEMPTS):
         (timer,) = core.handle(broke("p/1"), now_s)
-        assert isinstance(timer, SetTimer) and now_s < timer.at_s < now_s + 2**attempt
-        now_s = timer.at_s
+        assert isinstance(timer, SetTimer) and now_s < timer.due_s < now_s + 2**attempt
+        now_s = timer.due_s
         assert dispatched(core.handle(TimerFired(), now_s)) == ["p/1"]
     (drop,) = core.handle(broke("p/1"), now_s)
     assert drop == DropCall(call="p/1", reason="503")
@@ -323,7 +323,7 @@ def test_calls_wait_for_workers_that_may_return_and_not_for_ever(core: Core) -> 
     core.handle(arrived("p"), 0)
     core.handle(ready("p/1", "p"), 0)
     commands = core.handle(WorkerDown(worker="m/0", error="gone", returns=True), 1)
-    assert commands == [Quit(worker="m/0", recover=True), SetTimer(at_s=61)]
+    assert commands == [Quit(worker="m/0", recover=True), SetTimer(due_s=61)]
     assert core.handle(ready("p/2", "p"), 2) == []
     assert dispatched(core.handle(up(), 30)) == ["p/1"]
     core.handle(WorkerDown(worker="m/0", error="gone again", returns=True), 40)
@@ -398,6 +398,20 @@ def test_gangs_of_two_programs_do_not_mix_and_a_refused_member_is_not_waited_for
     assert dispatched(core.handle(ready("p/3", "p", group="g", gang=3), 0)) == ["p/1", "p/3"]
 
 
+def test_a_pin_of_an_earlier_tool_is_given_back_where_a_later_one_is_not_worth_it() -> None:
+    holds = iter([None, 0.0])
+    core = Core(hold=lambda pause: next(holds))
+    core.handle(up(kv=1000), 0)
+    core.handle(arrived("p"), 0)
+    started = ToolStarted(program="p", step="t", tool="x", session="s")
+    for call in ("p/1", "p/2"):
+        core.handle(ready(call, "p", session="s"), 0)
+        core.handle(done(call, "p", prompt_tokens=10), 1)
+        (last,) = core.handle(started, 2)
+    assert last == Release(session="s", worker="m/0")
+    core.check()
+
+
 def test_room_that_a_pin_leaves_is_used_at_once(core: Core) -> None:
     core.handle(up(slots=4, kv=1000), 0)
     for program in ("p", "q"):
@@ -405,7 +419,7 @@ def test_room_that_a_pin_leaves_is_used_at_once(core: Core) -> None:
     core.handle(ready("p/1", "p", session="s", prompt_tokens=600), 0)
     core.handle(done("p/1", "p", prompt_tokens=600), 1)
     commands = core.handle(ToolStarted(program="p", step="t", tool="x", session="s"), 1)
-    assert SetTimer(at_s=6.0) in commands  # the pin's end
+    assert SetTimer(due_s=6.0) in commands  # the pin's end
     core.handle(ready("q/1", "q", prompt_tokens=100), 1)
     core.workers["m/0"].weighed_s = 5.99  # weighed just now: the pin is kept
     assert dispatched(core.handle(ready("q/2", "q", prompt_tokens=400), 5.99)) == []
@@ -472,7 +486,7 @@ def test_a_call_waits_for_the_worker_of_its_session_but_not_for_ever(core: Core)
     on_other = next(name for name, call in core.calls.items() if call.worker == other)
     core.handle(done(on_other, "p"), 3)
     (timer,) = core.handle(prompt("p/4", [1] * 5100, session="s"), 3)
-    assert timer == SetTimer(at_s=5.0)  # computing the session again takes two seconds
+    assert timer == SetTimer(due_s=5.0)  # computing the session again takes two seconds
     assert placed(core.handle(TimerFired(), 5.0)) == [other]
 
 
@@ -523,8 +537,8 @@ class CoreMachine(RuleBasedStateMachine):
             self.alarm_s = None
         for command in self.core.handle(event, self.now_s):  # type: ignore[arg-type]
             match command:
-                case SetTimer(at_s=at_s):
-                    self.alarm_s = at_s
+                case SetTimer(due_s=due_s):
+                    self.alarm_s = due_s
                 case Dispatch(call=call, worker=worker):
                     assert worker in self.workers
                     self.running[call] = self.waiting.pop(call)

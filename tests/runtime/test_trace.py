@@ -43,7 +43,7 @@ def test_a_round_trip(tmp_path: Path):
 
 
 def test_a_line_is_one_object_with_time_and_type_first(tmp_path: Path):
-    path = written(tmp_path / "t.jsonl", (1.5, SetTimer(at_s=2.0)), (2.0, Drain()))
+    path = written(tmp_path / "t.jsonl", (1.5, SetTimer(due_s=2.0)), (2.0, Drain()))
     assert lines(path)[1] == b'{"at_s":2.0,"type":"Drain"}\n'
     assert msgspec.json.decode(lines(written(tmp_path / "u.jsonl", (0.0, STARTED)))[0]) == {
         "at_s": 0.0,
