@@ -319,3 +319,20 @@ async def test_a_key_that_is_refused_stops_the_use_of_the_worker_and_says_why() 
     replica.generate = refuse  # type: ignore[method-assign]
     answers = await run_calls([replica], 4)
     assert all("set api_key" in (answer.error or "") for answer in answers)
+
+
+async def test_a_hundred_deaths_lose_and_double_nothing() -> None:
+    replicas = [Replica(latency_s=1.0) for _ in range(3)]
+    draw = random.Random(11)
+
+    async def kill() -> None:
+        for _ in range(100):
+            await anyio.sleep(draw.uniform(0.05, 2.0))
+            draw.choice(replicas).die(draw.uniform(0.1, 3.0))
+
+    answers = await run_calls(replicas, 3000, kill)
+    texts = [answer.text for answer in answers if answer.error is None]
+    assert len(texts) == len(set(texts))
+    lost = [answer.error or "" for answer in answers if answer.error is not None]
+    assert len(lost) < 30  # a call that outlives five workers is thought to kill them
+    assert all("died" in error for error in lost)
