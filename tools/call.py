@@ -13,7 +13,7 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from .registry import InvalidResult, Tool, ToolError, ToolTimeout
+from .registry import InvalidArguments, InvalidResult, Tool, ToolError, ToolTimeout
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -64,10 +64,13 @@ async def _with_retries(
     for attempt in range(retries + 1):
         try:
             return await _run(tool, arguments)
+        except (InvalidArguments, InvalidResult):
+            raise  # another attempt would end alike
         except Exception as error:
             if attempt == retries:
                 tries = f" ({retries + 1} attempts)" if retries else ""
-                raise ToolError(tool.name, f"{_spell(error)}{tries}", error) from error
+                said = error.message if isinstance(error, ToolError) else _spell(error)
+                raise ToolError(tool.name, f"{said}{tries}", error) from error
         await sleep(backoff_s(attempt, random or Random()))
     raise AssertionError("unreachable")
 

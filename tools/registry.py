@@ -8,6 +8,7 @@ Effect = Literal["pure", "idempotent", "once"]
 EFFECTS: tuple[Effect, ...] = ("pure", "idempotent", "once")
 
 Validate = Callable[[Mapping[str, Any]], dict[str, Any]]
+Identity = Callable[[Mapping[str, Any]], Any]
 
 
 class ToolError(Exception):
@@ -44,7 +45,10 @@ class Tool:
     never repeated without asking. `parameters` is a JSON Schema as text. `source_hash` changes
     with the code. `eta_s` is the author's hint of how long a call takes. `validate` turns JSON
     arguments into what `function` expects; without it they are handed on as they are. `origin` is
-    where the function is found, as "module:function".
+    where the function is found, as "module:function". A `sensitive` tool, as one with effect
+    `once`, is not called with what a tool, a page or a row said unless the author allows it.
+    `memo_s`: for how long the result of a pure call answers equal ones within a run (None: for the
+    whole run); `identity` turns arguments into what is compared for that.
     """
 
     name: str
@@ -59,6 +63,9 @@ class Tool:
     source_hash: str = ""
     validate: Validate | None = field(default=None, compare=False, repr=False)
     origin: str = ""
+    sensitive: bool = False
+    memo_s: float | None = None
+    identity: Identity | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if problem := _limit_problem(self):
@@ -75,6 +82,8 @@ def _limit_problem(tool: Tool) -> str | None:
         return f"retries is 0 or more, not {tool.retries}"
     if tool.retries and tool.effect == "once":
         return 'a tool with effect "once" is never repeated: set retries=0, or effect="idempotent"'
+    if tool.memo_s is not None and (tool.effect != "pure" or not tool.memo_s >= 0):
+        return 'memo_s is for tools with effect "pure", and 0 or more seconds'
     if tool.max_concurrency is not None and tool.max_concurrency < 1:
         return f"max_concurrency is 1 or more, not {tool.max_concurrency}"
     return None

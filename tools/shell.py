@@ -1,0 +1,234 @@
+"""A tool that runs programs: argument lists, never a shell string, under limits.
+
+A model chooses the arguments, so the author says which programs there are, where they run and how
+much they may use. The environment is empty but for what the author names: no secret leaks into a
+child. Whatever the command has started is killed when it ends, is cancelled or takes too long, and
+when the runtime itself dies.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .capped import Capped
+from .registry import Effect, InvalidArguments, InvalidTool, Tool, ToolError
+
+GUARD = Path(__file__).with_name("shell_guard.py")
+READ_BYTES = 65_536
+MAX_ARGUMENTS = 1_000
+MAX_ARGUMENT_BYTES = 100_000  # Linux allows 131,072 for one
+
+
+class ShellArguments(BaseModel):
+    """What a model says to run a program."""
+
+    model_config = ConfigDict(extra="forbid")
+    argv: list[str] = Field(
+        min_length=1,
+        max_length=MAX_ARGUMENTS,
+        description="the program and its arguments, one per item; no shell reads them",
+    )
+    stdin: str = Field(default="", description="text for the program's standard input")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shell:
+    """Where and under which limits programs run."""
+
+    programs: dict[str, str] | None  # name -> path; None: any
+    folder: Path
+    environment: dict[str, str]
+    output_bytes: int
+    memory_bytes: int
+    file_bytes: int
+    processes: int
+
+    def path_of(self, tool: str, program: str) -> str:
+        if self.programs is not None:
+            if program not in self.programs:
+                known = ", ".join(sorted(self.programs))
+                raise InvalidArguments(tool, f"there is no program {program!r}; there is {known}")
+            return self.programs[program]
+        found = shutil.which(program, path=self.environment.get("PATH"))
+        if found is None:
+            raise InvalidArguments(tool, f"there is no program {program!r}")
+        return os.path.abspath(found)
+
+    async def run(self, tool: str, argv: list[str], stdin: str) -> dict[str, Any]:
+        """Run one command to its end; kills it on the way out, whatever the reason."""
+        for argument in argv:
+            if "\0" in argument or len(os.fsencode(argument)) > MAX_ARGUMENT_BYTES:
+                raise InvalidArguments(tool, "an argument is too long, or contains a NUL")
+        command = [self.path_of(tool, argv[0]), *argv[1:]]
+        limits = {
+            "memory_bytes": self.memory_bytes,
+            "file_bytes": self.file_bytes,
+            "processes": self.processes,
+        }
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-I", "-S", str(GUARD), str(theirs.fileno())),
+                    *(json.dumps(limits), *command),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    cwd=self.folder,
+                    env=self.environment,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+            out, err = Capped(self.output_bytes), Capped(self.output_bytes)
+            ending = asyncio.ensure_future(_end(process, stdin, out, err))
+            try:
+                code = await asyncio.shield(ending)
+                stopped = _stopped(ours)
+            finally:
+                ours.close()  # the guard kills what still runs, and the pipes end
+                while not ending.done():
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.shield(ending)
+        if stopped:
+            raise ToolError(tool, f"{argv[0]} was stopped: {stopped}")
+        return {"exit": code, "stdout": out.text(), "stderr": err.text()}
+
+
+def shell_tool(
+    programs: Sequence[str] | Literal["any"],
+    folder: str | os.PathLike[str],
+    *,
+    name: str = "shell",
+    description: str = "",
+    effect: Effect = "once",
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 60.0,
+    output_bytes: int = 32_768,
+    memory_bytes: int = 2 << 30,
+    file_bytes: int = 1 << 30,
+    processes: int = 64,
+    retries: int = 0,
+    max_concurrency: int | None = 4,
+    eta_s: float | None = None,
+) -> Tool:
+    """A tool that runs one of `programs` in `folder`; raises `InvalidTool`.
+
+    `programs` are names found on PATH now, or paths; "any" leaves the choice to the model, which is
+    right only where the whole machine is a sandbox. `environment` is all that a program sees of
+    it, beside PATH, HOME (the folder) and LANG. Limits: `timeout_s` for a command, `output_bytes`
+    kept of each of its two outputs (the middle is left out, and marked), `memory_bytes` of address
+    space of each process, `file_bytes` of each file that it writes, `processes` at once.
+    The result is {"exit": status, "stdout": text, "stderr": text}; 128 + n: ended by signal n.
+    """
+    home = Path(folder).resolve()
+    if not home.is_dir():
+        raise InvalidTool(name, f"there is no folder {home}")
+    for limit, value in {
+        "output_bytes": output_bytes,
+        "memory_bytes": memory_bytes,
+        "file_bytes": file_bytes,
+        "processes": processes,
+    }.items():
+        if value < 1:
+            raise InvalidTool(name, f"{limit} is above 0, not {value}")
+    shell = _Shell(
+        programs=None if programs == "any" else _find(name, programs),
+        folder=home,
+        environment={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(home),
+            "LANG": "C.UTF-8",
+            **(environment or {}),
+        },
+        output_bytes=output_bytes,
+        memory_bytes=memory_bytes,
+        file_bytes=file_bytes,
+        processes=processes,
+    )
+    known = "any program" if shell.programs is None else ", ".join(sorted(shell.programs))
+
+    async def run(argv: list[str], stdin: str = "") -> dict[str, Any]:
+        return await shell.run(name, argv, stdin)
+
+    return Tool(
+        name=name,
+        description=description or f"Run a program and read its output. There is {known}.",
+        parameters=json.dumps(ShellArguments.model_json_schema()),
+        function=run,
+        effect=effect,
+        timeout_s=timeout_s,
+        retries=retries,
+        max_concurrency=max_concurrency,
+        eta_s=eta_s,
+        source_hash=f"shell/1 {known}",
+        validate=partial(_validate, name),
+        sensitive=True,
+    )
+
+
+def _find(tool: str, programs: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for program in programs:
+        path = shutil.which(program)
+        if path is None:
+            raise InvalidTool(tool, f"there is no program {program!r} on this machine's PATH")
+        found[program] = os.path.abspath(path)
+    if not found:
+        raise InvalidTool(tool, 'name the programs that it may run, or say programs="any"')
+    return found
+
+
+def _validate(tool: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return ShellArguments.model_validate(dict(arguments)).model_dump()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidArguments(tool, f"{where}: {first['msg']}") from None
+
+
+async def _end(process: asyncio.subprocess.Process, stdin: str, out: Capped, err: Capped) -> int:
+    """Read all that the command says, to its end; its exit status."""
+    await asyncio.gather(
+        _feed(process, stdin), _drain(process.stdout, out), _drain(process.stderr, err)
+    )
+    return await process.wait()
+
+
+async def _feed(process: asyncio.subprocess.Process, text: str) -> None:
+    pipe = process.stdin
+    assert pipe is not None
+    try:
+        pipe.write(text.encode("utf-8", "replace"))
+        await pipe.drain()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it does not read all of it
+    finally:
+        pipe.close()
+
+
+async def _drain(pipe: asyncio.StreamReader | None, kept: Capped) -> None:
+    assert pipe is not None
+    while data := await pipe.read(READ_BYTES):
+        kept.write(data)
+
+
+def _stopped(control: socket.socket) -> str:
+    """Why the guard stopped the command, if it did."""
+    control.setblocking(False)
+    try:
+        line = control.recv(READ_BYTES)
+    except (BlockingIOError, ConnectionResetError):
+        return ""
+    return str(json.loads(line)["stopped"]) if line else ""
