@@ -4,7 +4,7 @@ from typing import Any
 
 from ..tools.registry import EFFECTS
 from .spec.check import VERSION
-from .spec.keys import BLOCK, BRANCH_STEP, STEP_KINDS, TOOL, TOP, Key, Table
+from .spec.keys import BLOCK, BRANCH_STEP, STEP_KINDS, TOOL_KINDS, TOP, Key, Table
 from .spec.reader import MAX_DIGITS
 from .spec.types import NAMES
 
@@ -24,7 +24,8 @@ def json_schema() -> dict[str, Any]:
             **{f"{kind}_step": _table(table) for kind, table in STEP_KINDS.items()},
             "branch_step": _table(BRANCH_STEP),
             "block": _table(BLOCK),
-            "tool_definition": _table(TOOL),
+            "tool_definition": {"anyOf": [_ref(f"{kind}_tool") for kind in TOOL_KINDS]},
+            **{f"{kind}_tool": _table(table) for kind, table in TOOL_KINDS.items()},
             "steps": _names(_ref("step")),
             "type": _type(),
             "value": {"description": "Any data; texts may hold {{ expressions }}."},
@@ -76,6 +77,8 @@ def _kind(key: Key) -> dict[str, Any]:
             return {"type": "array", "items": text, "minItems": 2, "uniqueItems": True}
         case "texts":
             return {"anyOf": [text, {"type": "array", "items": {"type": "string"}}]}
+        case "texts_by_name":
+            return {"type": "object", "additionalProperties": text}
         case "effect":
             return {"enum": list(EFFECTS)}
         case "expression":

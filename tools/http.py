@@ -10,14 +10,11 @@ import json
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urljoin, urlsplit
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
-
 from .addresses import Reach, Unreachable
+from .arguments import arguments
 from .capped import Capped
 from .context import tool_context
 from .registry import Effect, InvalidArguments, InvalidTool, Tool, ToolError
@@ -239,12 +236,7 @@ def _tool(
         import aiohttp  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
         raise InvalidTool(endpoint.tool, "needs aiohttp: pip install 'tenter[http]'") from None
-    make: Any = TypedDict
-    made = make("Arguments", dict(parameters))
-    made.__pydantic_config__ = ConfigDict(extra="forbid")
-    arguments: TypeAdapter[dict[str, Any]] = TypeAdapter(made)
-    schema = arguments.json_schema()
-    schema.pop("title", None)
+    schema, validate = arguments(endpoint.tool, parameters)
 
     async def ask(**values: Any) -> dict[str, Any]:
         return await endpoint.ask(values)
@@ -252,25 +244,14 @@ def _tool(
     return Tool(
         name=endpoint.tool,
         description=description,
-        parameters=json.dumps(schema, separators=(",", ":")),
+        parameters=schema,
         function=ask,
         effect=endpoint.effect,
         timeout_s=endpoint.timeout_s * (limits["retries"] + 1) + 1,
         source_hash=f"http/1 {endpoint.method} {endpoint.url}",
-        validate=partial(_validate, endpoint.tool, arguments),
+        validate=validate,
         **limits,
     )
-
-
-def _validate(
-    tool: str, adapter: TypeAdapter[dict[str, Any]], arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-    try:
-        return adapter.validate_python(dict(arguments))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidArguments(tool, f"{where}: {first['msg']}") from None
 
 
 def _fields(url: str) -> list[str]:

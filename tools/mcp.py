@@ -10,9 +10,9 @@ import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .arguments import by_schema
 from .capped import Capped
 from .lifetime import forget, kept_open
 from .registry import Effect, InvalidArguments, InvalidTool, Tool, ToolError
@@ -185,23 +185,9 @@ def _tool(
         timeout_s=timeout_s,
         max_concurrency=max_concurrency,
         source_hash=f"mcp/1 {connection.shown} {schema}",
-        validate=partial(_validate, name, offered.input_schema),
+        validate=by_schema(name, offered.input_schema),
         sensitive=not harmless,
     )
-
-
-def _validate(tool: str, schema: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-
-    try:
-        problems = Draft202012Validator(schema).iter_errors(dict(arguments))  # pyright: ignore[reportUnknownMemberType]
-        for problem in problems:
-            where = "/".join(str(part) for part in problem.absolute_path) or "the arguments"
-            raise InvalidArguments(tool, f"{where}: {problem.message[:200]}")
-    except SchemaError as error:
-        raise InvalidArguments(tool, f"the server's schema is wrong: {error.message}") from None
-    return dict(arguments)
 
 
 def _value(result: "CallToolResult", limit: int) -> Any:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NotRequired, get_type_hints
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter
 from pydantic_core import PydanticSerializationError, to_jsonable_python
-from typing_extensions import TypedDict
 
-from .registry import Effect, InvalidArguments, InvalidTool, Tool
+from .arguments import adapter_of, checked
+from .registry import Effect, InvalidTool, Tool
 
 _VARIADIC = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
@@ -26,6 +26,8 @@ def python_tool(
     retries: int = 0,
     max_concurrency: int | None = None,
     eta_s: float | None = None,
+    memo_s: float | None = None,
+    sensitive: bool = False,
     namespace: Mapping[str, Any] | None = None,
 ) -> Tool:
     """A tool that calls `function`, sync or async; raises `InvalidTool`.
@@ -45,8 +47,10 @@ def python_tool(
         retries=retries,
         max_concurrency=max_concurrency,
         eta_s=eta_s,
+        memo_s=memo_s,
+        sensitive=sensitive,
         source_hash=source_hash(function),
-        validate=partial(_validate, name, arguments),
+        validate=partial(checked, name, arguments),
         origin=origin_of(function),
     )
 
@@ -108,13 +112,7 @@ def _arguments(
         hint = hints[parameter.name]
         required = parameter.default is inspect.Parameter.empty
         fields[parameter.name] = hint if required else NotRequired[hint]
-    make: Any = TypedDict
-    made = make("Arguments", fields)
-    made.__pydantic_config__ = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
-    try:
-        return TypeAdapter(made)
-    except PydanticUserError as error:
-        raise InvalidTool(name, f"an annotation is of no use to JSON: {_first(error)}") from None
+    return adapter_of(name, fields)
 
 
 def _hints(
@@ -169,16 +167,3 @@ def _schema(
 
 def _first(error: Exception) -> str:
     return str(error).splitlines()[0]
-
-
-def _validate(
-    name: str, adapter: TypeAdapter[dict[str, Any]], arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-    try:
-        return adapter.validate_python(dict(arguments))
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
-            for problem in error.errors(include_url=False, include_context=False)
-        ]
-        raise InvalidArguments(name, "; ".join(problems)) from None

@@ -45,7 +45,8 @@ class Tool:
     never repeated without asking. `parameters` is a JSON Schema as text. `source_hash` changes
     with the code. `eta_s` is the author's hint of how long a call takes. `validate` turns JSON
     arguments into what `function` expects; without it they are handed on as they are. `origin` is
-    where the function is found, as "module:function". A `sensitive` tool, as one with effect
+    where the function is found, as "module:function", or what describes the tool in YAML, as JSON.
+    A `sensitive` tool, as one with effect
     `once`, is not called with what a tool, a page or a row said unless the author allows it.
     `memo_s`: for how long the result of a pure call answers equal ones within a run (None: for the
     whole run); `identity` turns arguments into what is compared for that.

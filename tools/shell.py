@@ -15,12 +15,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from .arguments import arguments, optional
 from .capped import Capped
 from .registry import Effect, InvalidArguments, InvalidTool, Tool, ToolError
 
@@ -30,16 +30,17 @@ MAX_ARGUMENTS = 1_000
 MAX_ARGUMENT_BYTES = 100_000  # Linux allows 131,072 for one
 
 
-class ShellArguments(BaseModel):
-    """What a model says to run a program."""
-
-    model_config = ConfigDict(extra="forbid")
-    argv: list[str] = Field(
-        min_length=1,
-        max_length=MAX_ARGUMENTS,
-        description="the program and its arguments, one per item; no shell reads them",
-    )
-    stdin: str = Field(default="", description="text for the program's standard input")
+_ARGUMENTS: dict[str, Any] = {
+    "argv": Annotated[
+        list[str],
+        Field(
+            min_length=1,
+            max_length=MAX_ARGUMENTS,
+            description="the program and its arguments, one per item; no shell reads them",
+        ),
+    ],
+    "stdin": optional(Annotated[str, Field(description="text for the program's standard input")]),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,7 @@ def shell_tool(
         file_bytes=file_bytes,
         processes=processes,
     )
+    schema, validate = arguments(name, _ARGUMENTS)
     known = "any program" if shell.programs is None else ", ".join(sorted(shell.programs))
 
     async def run(argv: list[str], stdin: str = "") -> dict[str, Any]:
@@ -164,7 +166,7 @@ def shell_tool(
     return Tool(
         name=name,
         description=description or f"Run a program and read its output. There is {known}.",
-        parameters=json.dumps(ShellArguments.model_json_schema()),
+        parameters=schema,
         function=run,
         effect=effect,
         timeout_s=timeout_s,
@@ -172,7 +174,7 @@ def shell_tool(
         max_concurrency=max_concurrency,
         eta_s=eta_s,
         source_hash=f"shell/1 {known}",
-        validate=partial(_validate, name),
+        validate=validate,
         sensitive=True,
     )
 
@@ -187,15 +189,6 @@ def _find(tool: str, programs: Sequence[str]) -> dict[str, str]:
     if not found:
         raise InvalidTool(tool, 'name the programs that it may run, or say programs="any"')
     return found
-
-
-def _validate(tool: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return ShellArguments.model_validate(dict(arguments)).model_dump()
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidArguments(tool, f"{where}: {first['msg']}") from None
 
 
 async def _end(process: asyncio.subprocess.Process, stdin: str, out: Capped, err: Capped) -> int:

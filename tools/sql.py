@@ -21,11 +21,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
-
+from .arguments import arguments
 from .context import tool_context
-from .registry import Effect, InvalidArguments, InvalidTool, Tool, ToolError
+from .registry import Effect, InvalidArguments, InvalidTool, Tool, ToolError, Validate
 from .secrets import redact, resolve
 from .sql_text import SQLRefused, Statement, read_sql
 
@@ -90,7 +88,7 @@ def sql_tool(
     elif parameters:
         raise InvalidTool(name, "parameters are those of a query: say which")
     limits = _Limits(max_rows, max_bytes, timeout_s)
-    arguments = _arguments(dict(parameters or {}) if query is not None else {"sql": str})
+    schema, check = arguments(name, (parameters or {}) if query is not None else {"sql": str})
     ask = partial(_ask, name, engine, database, write, limits)
 
     async def run(**values: Any) -> dict[str, Any]:
@@ -102,7 +100,7 @@ def sql_tool(
     return Tool(
         name=name,
         description=description or f"Ask the {engine} database by SQL. One statement at a time.",
-        parameters=json.dumps(arguments.json_schema(), separators=(",", ":")),
+        parameters=schema,
         function=run,
         effect=effect or ("once" if write else "idempotent"),
         timeout_s=timeout_s * (retries + 1) + 1,
@@ -110,7 +108,7 @@ def sql_tool(
         max_concurrency=max_concurrency,
         eta_s=eta_s,
         source_hash=f"sql/1 {engine} {_shown(database)} {query or ''}",
-        validate=partial(_validate, name, engine, write, arguments),
+        validate=check if query is not None else partial(_readable, name, engine, write, check),
         sensitive=write,
         memo_s=memo_s,
         identity=identity,
@@ -350,29 +348,13 @@ def _shown(database: str) -> str:
     return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
 
 
-def _arguments(fields: dict[str, Any]) -> TypeAdapter[dict[str, Any]]:
-    make: Any = TypedDict
-    made = make("Arguments", fields)
-    made.__pydantic_config__ = ConfigDict(extra="forbid")
-    return TypeAdapter(made)
-
-
-def _validate(
-    tool: str,
-    engine: str,
-    write: bool,
-    adapter: TypeAdapter[dict[str, Any]],
-    arguments: Mapping[str, Any],
+def _readable(
+    tool: str, engine: str, write: bool, check: Validate, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments of the right types, and SQL that is one statement of the allowed kind."""
+    """Arguments whose SQL is one statement of the allowed kind."""
+    values = check(given)
     try:
-        values = adapter.validate_python(dict(arguments))
-        if set(values) == {"sql"}:
-            read_sql(values["sql"], engine, write)
-        return values
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidArguments(tool, f"{where}: {first['msg']}") from None
+        read_sql(values["sql"], engine, write)
     except SQLRefused as error:
         raise InvalidArguments(tool, f"sql: {error}") from None
+    return values

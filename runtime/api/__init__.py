@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from ...planner.errors import PromptError
 from ...planner.graph import LLM, Sampling
 from ...planner.prompt import Prompt
-from ...tools import Effect, InvalidTool
+from ...tools import Effect, InvalidTool, Tool
 from ...tools.python import python_tool
 from ..run.context import Session, current_program
 from ..workflow import ModelSpec
@@ -118,7 +118,7 @@ def _choices(choices: Sequence[str] | None, output: TypeAdapter[Any] | None) -> 
 
 
 @overload
-def tool(function: Callable[..., Any], /) -> ToolHandle: ...
+def tool(function: Callable[..., Any] | Tool, /) -> ToolHandle: ...
 @overload
 def tool(
     *,
@@ -127,10 +127,12 @@ def tool(
     retries: int = 0,
     max_concurrency: int | None = None,
     eta_s: float | None = None,
+    memo_s: float | None = None,
+    sensitive: bool = False,
     name: str | None = None,
 ) -> Callable[[Callable[..., Any]], ToolHandle]: ...
 def tool(
-    function: Callable[..., Any] | None = None,
+    function: Callable[..., Any] | Tool | None = None,
     /,
     *,
     effect: Effect = "once",
@@ -138,13 +140,20 @@ def tool(
     retries: int = 0,
     max_concurrency: int | None = None,
     eta_s: float | None = None,
+    memo_s: float | None = None,
+    sensitive: bool = False,
     name: str | None = None,
 ) -> ToolHandle | Callable[[Callable[..., Any]], ToolHandle]:
     """Make a tool of a sync or async function, whose parameters are all annotated.
 
     `effect`: "pure" may be shared, memoised and retried; "idempotent" may be retried; "once" is
-    never repeated. `eta_s` is a hint of how long a call takes.
+    never repeated. `eta_s` is a hint of how long a call takes. For `memo_s` seconds the result of
+    a pure tool answers equal calls (None: for the whole run). A `sensitive` tool is not called with
+    what a stranger said unless that is allowed. A ready `Tool`, such as `http_tool` makes, is taken
+    as it is.
     """
+    if isinstance(function, Tool):
+        return ToolHandle(function, None)
     check_name(name, "a tool")
     place, local = here(), _locals()
 
@@ -158,6 +167,8 @@ def tool(
                 retries=retries,
                 max_concurrency=max_concurrency,
                 eta_s=eta_s,
+                memo_s=memo_s,
+                sensitive=sensitive,
                 namespace=local,
             )
         except InvalidTool as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Token
 from dataclasses import replace
@@ -89,7 +90,7 @@ class ToolHandle:
     def __init__(self, tool: Tool, name: str | None) -> None:
         self._function = tool.function
         self._name = name
-        self._python = inspect.signature(tool.function)
+        self._python = _signature(tool)
         self.tool = replace(tool, function=outside(tool.function))
         self.__doc__ = tool.function.__doc__
         self.__name__ = tool.name
@@ -146,6 +147,28 @@ def outside(function: Callable[..., Any]) -> Callable[..., Any]:
             current_program.reset(token)
 
     return run
+
+
+def _signature(tool: Tool) -> inspect.Signature:
+    """How a tool is called: as its function is, or as its schema says where that takes anything."""
+    python = inspect.signature(tool.function)
+    kinds = {each.kind for each in python.parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        return python
+    schema = json.loads(tool.parameters)
+    required = schema.get("required", ())
+    names = sorted(schema.get("properties", {}), key=lambda name: name not in required)
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=inspect.Parameter.empty if name in required else None,
+            )
+            for name in names
+            if name.isidentifier()
+        ]
+    )
 
 
 class WorkflowHandle:

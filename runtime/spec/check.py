@@ -81,6 +81,10 @@ class Notes:
             case "texts":
                 is_list = item.kind == "list"
                 return self._texts(item, name) if is_list else self._text(item, name)
+            case "texts_by_name":
+                pairs = self.mapping(item, name)
+                each = [self._text(value, key) for key, value in (pairs or {}).items()]
+                return pairs is not None and all(each)
             case "effect":
                 return self._effect(item)
             case "expression" | "condition":

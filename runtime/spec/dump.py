@@ -107,8 +107,10 @@ def _tool(tool: Tool) -> dict[str, Any]:
     if not tool.origin:
         raise InvalidInput(
             f"tool {tool.name!r} is not a function of a module, so YAML cannot name it: "
-            "define it at the top of a module"
+            "define it at the top of a module, in a function that calls it if need be"
         )
+    if tool.origin.startswith("{"):
+        return json.loads(tool.origin)
     limits = ("timeout_s", "retries", "max_concurrency", "eta_s")
     changed = {
         name: getattr(tool, name)

@@ -13,6 +13,7 @@ KeyKind = Literal[
     "boolean",
     "choices",  # a list of two or more texts
     "texts",  # a text or a list of texts
+    "texts_by_name",  # a mapping of names to texts
     "effect",
     "expression",  # text in the expression language, or a list
     "condition",  # text in the expression language, or a boolean
@@ -120,8 +121,7 @@ BLOCK: Table = {
     "result": Key("value", "What the branch gives.", required=True),
 }
 
-TOOL: Table = {
-    "python": Key("text", '"module:function", relative to this file.', required=True),
+_LIMITS: Table = {
     "effect": Key("effect", "pure, idempotent or once."),
     "timeout_s": Key(
         "number", "How long a call may take; null for ever.", least=0, above=True, nullable=True
@@ -129,4 +129,62 @@ TOOL: Table = {
     "retries": Key("integer", "How often a failed call is repeated.", least=0),
     "max_concurrency": Key("integer", "How many calls run at once.", least=1, nullable=True),
     "eta_s": Key("number", "How long a call usually takes.", least=0, nullable=True),
+}
+_MEMO = Key("number", "For how long a pure result answers equal calls.", least=0, nullable=True)
+_DESCRIPTION = Key("text", "What the tool does, as a model is told.")
+_PARAMETERS = Key("inputs", "The parameters by name, each with its type.")
+
+# The key that says what kind a tool is -> its keys.
+TOOL_KINDS: Mapping[str, Table] = {
+    "python": {
+        "python": Key("text", '"module:function", relative to this file.', required=True),
+        **_LIMITS,
+    },
+    "http": {
+        "http": Key("text", "A URL; {name} in it is a parameter.", required=True),
+        "method": Key("text", "GET, POST, PUT, PATCH or DELETE; GET if not given."),
+        "parameters": _PARAMETERS,
+        "headers": Key("texts_by_name", 'Headers; "env:NAME" in them is read when called.'),
+        "description": _DESCRIPTION,
+        "max_bytes": Key("integer", "How much of an answer is read.", least=1),
+        "memo_s": _MEMO,
+        **_LIMITS,
+    },
+    "sql": {
+        "sql": Key(
+            "text",
+            '"postgresql://host/name", "sqlite:///path" or "duckdb:///path", or "env:NAME".',
+            required=True,
+        ),
+        "query": Key("text", "The statement, with :name for parameters; else the model writes it."),
+        "parameters": _PARAMETERS,
+        "write": Key("boolean", "Whether it may change data; it only reads if not given."),
+        "description": _DESCRIPTION,
+        "max_rows": Key("integer", "How many rows an answer has at most.", least=1),
+        "memo_s": _MEMO,
+        **_LIMITS,
+    },
+    "shell": {
+        "shell": Key("texts", "The programs that may be run.", required=True),
+        "folder": Key("text", "Where they run, relative to this file.", required=True),
+        "environment": Key("texts_by_name", "The variables that they see beside PATH and HOME."),
+        "description": _DESCRIPTION,
+        "output_bytes": Key("integer", "How much of each output is kept.", least=1),
+        "memory_bytes": Key("integer", "How much memory each process may have.", least=1),
+        "processes": Key("integer", "How many processes may run at once.", least=1),
+        **_LIMITS,
+    },
+    "files": {
+        "files": Key("text", "The folder, relative to this file.", required=True),
+        "tool": Key("text", "read_file, list_files or write_file.", required=True),
+        "max_bytes": Key("integer", "How much of a file is read or written.", least=1),
+    },
+    "mcp": {
+        "mcp": Key("texts", "A URL, or a command and its arguments.", required=True),
+        "tool": Key("text", "Which of the server's tools it is.", required=True),
+        "environment": Key("texts_by_name", "The variables that a command sees."),
+        "trusted": Key("boolean", "Whether the server's own hints are believed."),
+        "effect": Key("effect", "pure, idempotent or once."),
+        "timeout_s": Key("number", "How long a call may take.", least=0, above=True),
+    },
 }

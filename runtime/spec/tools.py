@@ -1,10 +1,11 @@
-"""Tools named in YAML: Python functions, found relative to the YAML file."""
+"""Tools named in YAML: Python functions, found relative to the YAML file, and ready ones."""
 
 import importlib
 import importlib.util
 import sys
 import zlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -15,8 +16,9 @@ from ..api.handles import outside
 from ..api.places import did_you_mean
 from ..errors import InvalidInput
 from .check import Notes
-from .keys import TOOL
+from .keys import TOOL_KINDS
 from .reader import Item
+from .ready_tools import ready_tool
 
 _LIMITS = ("effect", "timeout_s", "retries", "max_concurrency", "eta_s")
 
@@ -28,13 +30,28 @@ def read_tools(item: Item | None, folder: Path, notes: Notes) -> dict[str, Tool]
         assert item is not None
         notes.name(item.keys[name], "tool")
         before = len(notes.problems)
-        pairs = notes.table(entry, TOOL, f"the tool {name!r}")
-        if len(notes.problems) > before or "python" not in pairs:
+        kind = _kind(name, entry, notes)
+        pairs = notes.table(entry, TOOL_KINDS[kind], f"the tool {name!r}") if kind else {}
+        if len(notes.problems) > before:
             continue
-        tool = _python(name, pairs, folder, notes)
+        make = partial(ready_tool, kind) if kind != "python" else _python
+        tool = make(name, pairs, folder, notes)
         if tool is not None:
             found[name] = tool
     return found
+
+
+def _kind(name: str, entry: Item, notes: Notes) -> str:
+    """The key that says what a tool is; "" if it has none, or two, which is noted."""
+    pairs = notes.mapping(entry, f"the tool {name!r}")
+    found = [kind for kind in TOOL_KINDS if kind in (pairs or {})]
+    if pairs is not None and not found:
+        cures = (did_you_mean(key, TOOL_KINDS) for key in pairs)
+        cure = next((cure for cure in cures if "did you mean" in cure), "")
+        notes.add(f"the tool {name!r} has none of the keys {', '.join(TOOL_KINDS)}{cure}", entry)
+    if len(found) > 1:
+        notes.add(f"the tool {name!r} has {found[0]!r} and {found[1]!r}: keep one", entry)
+    return found[0] if len(found) == 1 else ""
 
 
 def _python(name: str, pairs: dict[str, Item], folder: Path, notes: Notes) -> Tool | None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tenter.runtime.errors import InvalidInput
 from tenter.runtime.spec import dump, loads
-from tenter.runtime.spec.keys import STEP_KINDS, TOOL, TOP
+from tenter.runtime.spec.keys import STEP_KINDS, TOOL_KINDS, TOP
+from tenter.tools import InvalidTool
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOOD = [path.read_text() for path in sorted((FIXTURES / "good").glob("*.yaml"))]
@@ -21,6 +22,14 @@ FILE = str(FIXTURES / "good" / "fuzzed.yaml")
 relaxed = settings(
     deadline=None, max_examples=150, suppress_health_check=list(HealthCheck), derandomize=True
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_command_of_a_fuzzer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(server: Any) -> Any:
+        raise InvalidTool("mcp", "not asked in this test")
+
+    monkeypatch.setattr("tenter.tools.mcp._discover", refuse)
 
 
 def survives(text: str) -> None:
@@ -35,7 +44,8 @@ def survives(text: str) -> None:
     assert loads(dump(workflow), FILE).graph == workflow.graph
 
 
-KEYS = sorted({*TOP, *TOOL, *(key for table in STEP_KINDS.values() for key in table)})
+TABLES = (TOP, *STEP_KINDS.values(), *TOOL_KINDS.values())
+KEYS = sorted({key for table in TABLES for key in table})
 words = st.sampled_from(
     [*KEYS, "x", "ticket", "string", "{{ x }}", "{{ ticket.a }}", "{% if x %}", "{{", "yes", "a b"]
 )
@@ -84,13 +94,23 @@ def steps(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def tools(draw: st.DrawFn) -> dict[str, Any]:
+    """A tool of some kind, with some of its keys, most of them wrong."""
+    kind = draw(st.sampled_from(sorted(TOOL_KINDS)))
+    keys = draw(st.lists(st.sampled_from(sorted(TOOL_KINDS[kind])), max_size=4))
+    return {key: draw(words if draw(st.booleans()) else data) for key in {kind, *keys}}
+
+
+@st.composite
 def workflows(draw: st.DrawFn) -> dict[str, Any]:
     """A workflow whose frame is right."""
     made: dict[str, Any] = {"version": 1, "name": "fuzz"}
     for key in draw(st.sets(st.sampled_from(["models", "description"]))):
         made[key] = draw(data)
-    for key in draw(st.sets(st.sampled_from(["inputs", "tools"]))):
-        made[key] = draw(st.dictionaries(names, data, max_size=3))
+    if draw(st.booleans()):
+        made["inputs"] = draw(st.dictionaries(names, data, max_size=3))
+    if draw(st.booleans()):
+        made["tools"] = draw(st.dictionaries(names, data | tools(), max_size=3))
     made["steps"] = draw(st.dictionaries(names, steps(), max_size=4))
     made["output"] = draw(words | data)
     return made

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from tenter.runtime.errors import InvalidWorkflow
 from tenter.runtime.schema import json_schema
 from tenter.runtime.spec import dump, load, loads
-from tenter.runtime.spec.keys import BLOCK, BRANCH_STEP, STEP_KINDS, TOOL, TOP
+from tenter.runtime.spec.keys import BLOCK, BRANCH_STEP, STEP_KINDS, TOOL_KINDS, TOP
 from tenter.runtime.spec.reader import Reader
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -36,7 +36,8 @@ def test_it_accepts_what_is_right(path: Path) -> None:
 def test_it_has_the_validators_keys_and_their_docs() -> None:
     schema = json_schema()
     steps = {f"{kind}_step": table for kind, table in STEP_KINDS.items()}
-    tables = {"branch_step": BRANCH_STEP, "block": BLOCK, "tool_definition": TOOL, **steps}
+    tools = {f"{kind}_tool": table for kind, table in TOOL_KINDS.items()}
+    tables = {"branch_step": BRANCH_STEP, "block": BLOCK, **tools, **steps}
     made = {name: schema["$defs"][name] for name in tables} | {"": schema}
 
     for name, table in {**tables, "": TOP}.items():

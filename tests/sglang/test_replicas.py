@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -282,13 +283,13 @@ async def test_a_chat_stays_with_its_replica(pair: list[Server]) -> None:
     async with running([each.url for each in pair], trace) as (host, _):
         ends = await run_plain(host, 8, workflow)
     assert len(ends.values) == 8
-    homes: dict[str, set[str]] = {}
+    places: dict[str, list[str]] = {}
     for _, item in trace.records:
         if isinstance(item, Dispatch):
-            homes.setdefault(item.call.partition("/")[0], set()).add(item.worker)
-    stayed = sum(len(workers) == 1 for workers in homes.values())
-    assert stayed >= 6
-    assert len(set.union(*homes.values())) == 2
+            places.setdefault(item.call.partition("/")[0], []).append(item.worker)
+    followed = [pair for each in places.values() for pair in pairwise(each)]
+    assert sum(before == after for before, after in followed) >= 0.6 * len(followed)
+    assert {place for each in places.values() for place in each} == {"default/0", "default/1"}
 
 
 async def test_a_shared_system_prompt_does_not_pull_all_onto_one_replica(

@@ -1,0 +1,107 @@
+"""Ready tools (requests, SQL, programs, files) inside workflows: in YAML, in Python, run for real."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenter.runtime import run_workflow, tool, workflow
+from tenter.runtime.errors import InvalidWorkflow
+from tenter.runtime.spec import dump, load, loads
+from tenter.tools import file_tools, sql_tool
+
+YAML = """
+version: 1
+name: look
+inputs: {id: integer}
+tools:
+  order:
+    sql: sqlite:///orders.db
+    query: SELECT total FROM orders WHERE id = :id
+    parameters: {id: integer}
+    effect: pure
+  note:
+    files: notes
+    tool: read_file
+  words:
+    shell: [wc]
+    folder: notes
+    effect: idempotent
+steps:
+  found: {tool: order}
+  text: {tool: note, with: {path: a.txt}}
+  count: {tool: words, with: {argv: [wc, -w, a.txt]}}
+output:
+  total: "{{ found.rows[0][0] }}"
+  text: "{{ text }}"
+  words: "{{ count.stdout }}"
+"""
+
+
+@pytest.fixture(name="folder")
+def folder_fixture(tmp_path: Path) -> Path:
+    with sqlite3.connect(tmp_path / "orders.db") as connection:
+        connection.execute("CREATE TABLE orders (id INTEGER, total REAL)")
+        connection.execute("INSERT INTO orders VALUES (7, 2.5)")
+    connection.close()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("three small words")
+    (tmp_path / "look.yaml").write_text(YAML)
+    return tmp_path
+
+
+async def test_yaml_describes_tools_without_python(folder: Path) -> None:
+    found = load(folder / "look.yaml")
+    result = await run_workflow(found, {"id": 7}, backends={})
+    assert result == {"total": 2.5, "text": "three small words", "words": "3 a.txt\n"}
+    assert loads(dump(found), str(folder / "look.yaml")).tools.keys() == found.tools.keys()
+    assert load(folder / "look.yaml").fingerprint == found.fingerprint
+
+
+async def test_a_ready_tool_is_a_step_of_python_workflows(folder: Path) -> None:
+    read = tool(file_tools(folder / "notes")[0])
+    order = tool(
+        sql_tool(
+            "order",
+            f"sqlite:///{folder / 'orders.db'}",
+            query="SELECT total FROM orders WHERE id = :id",
+            parameters={"id": int},
+        )
+    )
+
+    @workflow
+    def static(id: int) -> dict[str, Any]:
+        return {"order": order(id=id), "text": read("a.txt")}
+
+    @workflow
+    async def program(id: int) -> Any:
+        return [await order(id), await read(path="a.txt")]
+
+    made = await run_workflow(static.workflow, {"id": 7}, backends={})
+    assert made == {"order": {"columns": ["total"], "rows": [[2.5]]}, "text": "three small words"}
+    ran = await run_workflow(program.workflow, {"id": 7}, backends={})
+    assert ran == [made["order"], made["text"]]
+
+
+@pytest.mark.parametrize(
+    ("tools", "said"),
+    [
+        ("{a: {sql: 'mysql://x'}}", "postgresql://"),
+        ("{a: {sql: 'sqlite:///x', query: 'DELETE FROM t'}}", "only reads"),
+        ("{a: {http: 'https://x/{id}'}}", "id"),
+        ("{a: {http: 'https://x/', method: BREW}}", "GET, POST"),
+        ("{a: {shell: [no-such-program], folder: .}}", "no-such-program"),
+        ("{a: {shell: [ls]}}", "folder"),
+        ("{a: {files: ., tool: eat_file}}", "read_file"),
+        ("{a: {http: 'https://x/', python: 'a:b'}}", "keep one"),
+        ("{a: {htp: 'https://x/'}}", "http"),
+    ],
+)
+def test_a_wrong_tool_is_told_with_its_place(tools: str, said: str) -> None:
+    text = f"version: 1\nname: x\ntools: {tools}\nsteps:\n  s: {{tool: a}}\noutput: '{{{{ s }}}}'\n"
+    with pytest.raises(InvalidWorkflow) as caught:
+        loads(text, "x.yaml")
+    problem = caught.value.problems[0]
+    assert said in problem.message
+    assert problem.line == 3
