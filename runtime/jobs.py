@@ -260,6 +260,7 @@ async def _run(
             max_programs=concurrency,
             share=spec.consolidate,
             resumed=finished is not None,
+            run=run,
         ) as host:
             programs = Programs(host, workflow)
             if workflow.graph is not None and _worth_pinning(job.table):

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import blake2b
+from secrets import token_hex
 from typing import Any
 
 from ...planner.graph import LLM
 from ...tools import Tool
 from ...tools.call import call as call_tool
+from ...tools.context import ToolContext, enter
 from ..clock import now
 from ..errors import (
     Drained,
@@ -52,6 +54,7 @@ class Host:
         resumed: bool = False,
         call_timeout_s: float | None = None,
         drafts: bool = True,
+        run: str = "",
     ) -> None:
         self.scheduler = scheduler
         self.models = models
@@ -62,6 +65,7 @@ class Host:
         self.seed = seed
         self._resumed = resumed
         self._drafts = drafts
+        self._run = run or token_hex(8)
         self.draining = False
         self.call_timeout_s = call_timeout_s
         self._asking: dict[int, Asking] = {}  # by the id of its step, which it keeps alive
@@ -157,19 +161,21 @@ class Host:
         signature: bytes | None,
         done: Settled,
         sync: bool = False,
+        keep_s: float | None = None,
     ) -> None:
         """Write down a step's value, then hand it on, to those too who wait for equal work.
 
-        `sync`: not even a power cut may undo it.
+        `sync`: not even a power cut may undo it. `keep_s`: it answers equal work only so long.
         """
 
         def durable() -> None:
             if signature is not None and self.sharing is not None:
-                self.sharing.finish(signature, value)
+                self.sharing.finish(signature, value, keep_s)
             done(value, None)
 
         try:
-            record = StepRecord(owner.row, path, encode(value), signature)
+            lasting = signature if keep_s is None else None  # by then, a resumed run asks anew
+            record = StepRecord(owner.row, path, encode(value), lasting)
             self.journal.record(record, durable, sync)
         except JournalError as error:
             self.failed(signature, error, done)
@@ -249,7 +255,11 @@ class Host:
     def _tool_signature(self, tool: Tool, values: Mapping[str, Any]) -> bytes | None:
         if self.sharing is None:
             return None
-        kind = ["tool", tool.name, tool.source_hash, dict(values)]
+        try:
+            same = tool.identity(values) if tool.identity else dict(values)
+        except ValueError:  # arguments that the tool itself will refuse, and say why
+            return None
+        kind = ["tool", tool.name, tool.source_hash, same]
         return blake2b(encode(kind, order="sorted"), digest_size=16).digest()
 
     def _declare(
@@ -320,6 +330,7 @@ class Host:
         error: Exception | None = None
         value: Any = None
         try:
+            enter(ToolContext(self._key(owner, path)))
             value = decode(encode(await call_tool(tool, values)))
         except asyncio.CancelledError:
             if owner.ended:  # otherwise the whole run ends, and nobody can take over
@@ -344,7 +355,13 @@ class Host:
         elif error is not None:
             self.failed(signature, error, done)
         else:
-            self.record(owner, path, value, signature, done, sync=tool.effect == "once")
+            once = tool.effect == "once"
+            self.record(owner, path, value, signature, done, sync=once, keep_s=tool.memo_s)
+
+    def _key(self, owner: Owner, path: str) -> str:
+        """What a service may know a call again by, after a retry or a resume."""
+        place = f"{self._run}/{owner.row}/{path}".encode("utf-8", "surrogatepass")
+        return blake2b(place, digest_size=16).hexdigest()
 
     def stop(self, owner: Owner) -> None:
         """Cancel what still runs for a program, except its calls, which the scheduler stops."""

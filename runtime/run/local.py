@@ -8,6 +8,7 @@ from typing import Any
 
 from ...kvpolicy import DEFAULT_POLICY, named
 from ...planner.graph import LLM, Each, Step
+from ...tools.lifetime import close_all
 from ..backends.base import Backend
 from ..backends.registry import open_replicas
 from ..errors import InvalidInput
@@ -105,6 +106,7 @@ async def open_host(
     resumed: bool = False,
     call_timeout_s: float | None = None,
     attempt_timeout_s: float | None = ATTEMPT_TIMEOUT_S,
+    run: str = "",
 ) -> AsyncGenerator[Host]:
     """What programs run on: a scheduler over `backends` (model name -> its replicas, entered)."""
     trace = trace or NoTrace()
@@ -127,6 +129,7 @@ async def open_host(
                 resumed=resumed,
                 call_timeout_s=call_timeout_s,
                 drafts=journal is not None and not isinstance(journal, NoJournal),
+                run=run,
             )
             try:
                 yield host
@@ -135,6 +138,8 @@ async def open_host(
                 raise _BodyFailed from None  # has the groups cancel their tasks
     except* _BodyFailed:
         pass  # raised below: within `except*` it would come out in a group
+    finally:
+        await close_all()  # what its tools kept open
     if failure is not None:
         raise failure from None
 

@@ -8,20 +8,28 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from ..clock import now
+
 Settled = Callable[[Any, Exception | None], None]
 
 
 class Sharing:
-    """Results by signature, the most recently used `capacity` of them."""
+    """Results by signature, the most recently used `capacity` of them, some only for a time."""
 
     def __init__(self, capacity: int = 100_000) -> None:
         self._capacity = capacity
         self._results: OrderedDict[bytes, Any] = OrderedDict()
+        self._until_s: dict[bytes, float] = {}  # of those that grow old
         self._flights: dict[bytes, list[tuple[Settled, Callable[[], None]]]] = {}
 
     def known(self, signature: bytes) -> bool:
-        """Whether a result is at hand."""
-        return signature in self._results
+        """Whether a result is at hand, and not too old."""
+        if signature not in self._results:
+            return False
+        if signature in self._until_s and now() >= self._until_s[signature]:
+            del self._results[signature], self._until_s[signature]
+            return False
+        return True
 
     def result(self, signature: bytes) -> Any:
         """The result of equal work."""
@@ -43,11 +51,14 @@ class Sharing:
         """
         self._flights[signature].append((settled, retry))
 
-    def finish(self, signature: bytes, value: Any) -> None:
-        """Hand a result to all who wait for it, and keep it."""
+    def finish(self, signature: bytes, value: Any, keep_s: float | None = None) -> None:
+        """Hand a result to all who wait for it, and keep it, for `keep_s` seconds if given."""
         self._results[signature] = value
+        if keep_s is not None:
+            self._until_s[signature] = now() + keep_s
         if len(self._results) > self._capacity:
-            self._results.popitem(last=False)
+            oldest, _ = self._results.popitem(last=False)
+            self._until_s.pop(oldest, None)
         for settled, _ in self._flights.pop(signature, ()):
             settled(value, None)
 

@@ -1,15 +1,21 @@
 """Ready tools (requests, SQL, programs, files) inside workflows: in YAML, in Python, run for real."""
 
+import asyncio
 import sqlite3
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from tenter.runtime import run_workflow, tool, workflow
+from tenter.runtime.clock import VirtualLoop
 from tenter.runtime.errors import InvalidWorkflow
 from tenter.runtime.spec import dump, load, loads
-from tenter.tools import file_tools, sql_tool
+from tenter.tools import file_tools, sql_tool, tool_context
+from tenter.tools.lifetime import kept_open
 
 YAML = """
 version: 1
@@ -105,3 +111,60 @@ def test_a_wrong_tool_is_told_with_its_place(tools: str, said: str) -> None:
     problem = caught.value.problems[0]
     assert said in problem.message
     assert problem.line == 3
+
+
+async def test_a_tool_is_told_a_key_that_no_other_call_has() -> None:
+    keys: list[str] = []
+
+    @tool(effect="idempotent", retries=1)
+    def send(to: str) -> str:
+        keys.append(tool_context().key)
+        if len(keys) == 1:
+            raise OSError("once more")
+        return to
+
+    @workflow
+    async def program() -> Any:
+        return [await send("a"), await send("a"), await send("b")]
+
+    assert await run_workflow(program.workflow, {}, backends={}) == ["a", "a", "b"]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
+def test_a_memo_grows_old() -> None:
+    asked: list[int] = []
+
+    @tool(effect="pure", memo_s=60)
+    async def rate(currency: str) -> int:
+        asked.append(1)
+        return len(asked)
+
+    @workflow
+    async def program() -> Any:
+        first = [await rate("eur"), await rate("eur")]
+        await anyio.sleep(61)
+        return [*first, await rate("eur")]
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        assert runner.run(run_workflow(program.workflow, {}, backends={})) == [1, 1, 2]
+
+
+async def test_what_tools_keep_open_is_closed_with_the_run() -> None:
+    closed: list[str] = []
+
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[str]:
+        yield "connection"
+        closed.append("connection")
+
+    @tool(effect="pure")
+    async def use() -> str:
+        return await kept_open("it", opened)
+
+    @workflow
+    async def program() -> Any:
+        return [await use(), list(closed)]
+
+    assert await run_workflow(program.workflow, {}, backends={}) == ["connection", []]
+    assert closed == ["connection"]
