@@ -68,7 +68,7 @@ class Pinned:
         _base(self).checkpoint_into_tree(req, up_to=up_to, **kwargs)
         if not req.finished():
             return
-        self.admission.finished()
+        self.admission.finished(req.rid)
         retains: list[Retain] = getattr(req, "tenter_retains", [])
         if not isinstance(req.finished_reason, sglang("managers.schedule_batch").FINISH_ABORT):
             for wanted in retains:

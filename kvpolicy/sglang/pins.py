@@ -18,6 +18,7 @@ MAX_PINS = 4096
 LEAP_S = 3600.0
 AGREEING = 8
 PATIENCE = 8
+MAX_WAITING = 4096  # requests whose wait is counted
 GRACE = 1  # the lowest priority: until its client has decided about it
 
 LockT = TypeVar("LockT")
@@ -81,6 +82,7 @@ class Pin(Generic[LockT]):
     tokens: int  # of the path, shared or not
     priority: int
     until_s: float  # inf: until released
+    told_s: float  # when its client sent what was last heard of it
     order: int  # in which it was taken
 
 
@@ -138,7 +140,8 @@ class PinBook(Generic[LockT]):
         """A message has come: advance the clock, do what it asks at once, drop what has expired.
 
         In this order, so that a pin can still be extended by the very message whose time is
-        behind its end. What a Retain asks is done by `take` when its request finishes.
+        behind its end. What a Retain asks is done by `take` when its request finishes. Messages
+        may overtake one another: what was sent before a pin's own request does not concern it.
         """
         if actions:
             self.clock.hear(max(action.now_s for action in actions))
@@ -147,7 +150,8 @@ class PinBook(Generic[LockT]):
                 case Extend():
                     self._extend(action)
                 case Deref():
-                    self.counts.dereferenced += self._drop(action.scope)
+                    if self._concerned(action) is not None:
+                        self.release(action.scope)
                 case Retain() | Clock():
                     pass
         for pin in [pin for pin in self._pins.values() if pin.until_s <= self.clock.now_s]:
@@ -167,6 +171,7 @@ class PinBook(Generic[LockT]):
             tokens=self._measure([lock]),
             priority=wanted.priority,
             until_s=_end(start_s, wanted.duration_s),
+            told_s=wanted.now_s,
             order=self._taken,
         )
         victims = self._in_the_way(pin)
@@ -200,12 +205,18 @@ class PinBook(Generic[LockT]):
         self._pins.clear()
         self._held_tokens = 0
 
-    def _extend(self, action: Extend) -> None:
+    def _concerned(self, action: Extend | Deref) -> Pin[LockT] | None:
+        """The pin that `action` was sent about, if it is held."""
         pin = self._pins.get(action.scope)
+        return pin if pin is not None and action.now_s >= pin.told_s else None
+
+    def _extend(self, action: Extend) -> None:
+        pin = self._concerned(action)
         if pin is None:
             return
         if action.priority == 0:
             return self.release(action.scope)
+        pin.told_s = action.now_s
         pin.until_s = _end(max(action.now_s, self.clock.now_s), action.duration_s)
         pin.priority = pin.priority if action.priority is None else action.priority
 
@@ -253,22 +264,23 @@ class Admission:
         self._book = book
         self._pool_tokens = pool_tokens
         self._finished = 0
-        self._waiting: str | None = None  # who was refused last, and how many had finished then
-        self._since = 0
+        self._since: dict[str, int] = {}  # how many had finished when it was first refused
 
-    def finished(self) -> None:
-        """Some request has finished."""
+    def finished(self, request: str) -> None:
+        """A request has finished, with an answer or without."""
         self._finished += 1
+        self._since.pop(request, None)
 
     def make_room(self, request: str, needed_tokens: int, *, running: bool) -> bool:
         """Release one pin for it, the cheapest, if that is due; it is then to be tried again.
 
         `needed_tokens`: what it wants free; `running`: whether others run that will finish.
         """
-        if request != self._waiting:
-            self._waiting, self._since = request, self._finished
+        since = self._since.setdefault(request, self._finished)
+        if len(self._since) > MAX_WAITING:  # those that were aborted in the line have no end
+            del self._since[next(iter(self._since))]
         beside = self._pool_tokens - self._book.held_tokens
-        patient = self._finished - self._since < PATIENCE
+        patient = self._finished - since < PATIENCE
         if running and patient and needed_tokens < beside and not self._book.undecided:
             return False
         return self._book.release_cheapest()

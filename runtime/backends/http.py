@@ -13,12 +13,23 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from ..errors import BackendUnavailable, CallFailed, InvalidConfig, InvalidInput, TryAgain
-from .http_exchange import Exchange, check_events, decoded, encoded, payload, read_body
+from ..errors import CallFailed, InvalidConfig, InvalidInput, TryAgain
+from .descriptors import connections
+from .http_exchange import (
+    Exchange,
+    NotBegun,
+    check_events,
+    decoded,
+    encoded,
+    payload,
+    read_body,
+)
 from .http_text import (
     PORTS,
     authorization,
+    clean,
     message_of,
+    redacted,
     retry_after_s,
     secrets_of,
     shortened,
@@ -28,6 +39,8 @@ from .sse import EventReader
 
 try:
     import aiohttp
+
+    from .http_fault import translated
 except ModuleNotFoundError:
     raise InvalidInput(
         "talking to a server needs the `aiohttp` package: pip install 'tenter[sglang]'"
@@ -35,11 +48,11 @@ except ModuleNotFoundError:
 
 ANSWER_BYTES = 256 << 20  # longest body that is read
 REFUSAL_BYTES = 64 << 10  # longest body of an error status that is read
-_CONNECTIONS = 4096
 _IDLE_S = 4.0  # uvicorn closes a connection that was idle for 5 s: do not race with it
 _STALE_S = 1.0  # a connection that the server had closed already fails at once
 _DRAIN_S = 1.0  # for the last bytes behind [DONE]
 _CLOSED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError)
+_NOT_BEGUN = (408, 425, 429, 503)
 _FAILURES = (aiohttp.ClientError, OSError)  # TimeoutError is an OSError
 _current: ContextVar[Exchange] = ContextVar("exchange")  # the last one of this task
 
@@ -55,8 +68,10 @@ class Client:
     the time of day, which only dates in Retry-After are compared with.
 
     Every method raises BackendUnavailable where nobody answers, TryAgain where another attempt
-    may do (statuses 408, 425, 429 and 5xx; deadlines, stalls, cut or garbled answers), InvalidConfig
-    for a bad URL or credentials that the server refuses, CallFailed for other refusals.
+    may do (statuses 408, 425, 429 and 5xx; deadlines, stalls, cut or garbled answers; no connection
+    to spare on this side), InvalidConfig for a bad URL or credentials that the server refuses,
+    CallFailed for other refusals. A TryAgain is a NotBegun where the server is surely not at work.
+    What is said in an answer's `error` comes without credentials.
     """
 
     def __init__(
@@ -81,6 +96,7 @@ class Client:
         self._trust_env = trust_env
         self._wall = wall
         self._session: aiohttp.ClientSession | None = None
+        self.connections = 0  # it may have open at a time, once it is open
 
     def __repr__(self) -> str:
         return f"Client({self.url!r})"
@@ -93,9 +109,10 @@ class Client:
         }
         if self._authorization:
             headers["Authorization"] = self._authorization
+        self.connections = connections()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=_CONNECTIONS, keepalive_timeout=_IDLE_S, socket_factory=_open_socket
+                limit=self.connections, keepalive_timeout=_IDLE_S, socket_factory=_open_socket
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
@@ -119,25 +136,31 @@ class Client:
 
     def get(self, path: str, timeout_s: float | None) -> Awaitable[Any]:
         """The JSON value that the server has at `path`; None for an empty body."""
-        return self._whole("GET", path, None, timeout_s)
+        return self._whole(self._exchange("GET", path, timeout_s), None)
 
-    def post(self, path: str, body: object, timeout_s: float | None) -> Awaitable[Any]:
-        """The JSON value that the server answers `body` with; None for an empty body."""
-        return self._whole("POST", path, encoded(body, self.url + path), timeout_s)
+    def post(
+        self, path: str, body: object, timeout_s: float | None, *, again: bool = True
+    ) -> Awaitable[Any]:
+        """The JSON value that the server answers `body` with; None for an empty body.
+
+        `again`: it may be sent a second time if a kept connection turns out to be closed.
+        """
+        exchange = self._exchange("POST", path, timeout_s, again)
+        return self._whole(exchange, encoded(body, exchange.url))
 
     async def stream(
-        self, path: str, body: object, timeout_s: float | None
+        self, path: str, body: object, timeout_s: float | None, *, again: bool = True
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The events of a server-sent answer, until its `[DONE]`.
+        """The events of a server-sent answer, until its `[DONE]`; `again` is that of `post`.
 
         Closing the iterator early closes the connection at once; read to the end, it is used
         again. A stream that ends without `[DONE]` raises.
         """
-        exchange = self._exchange("POST", path, timeout_s)
+        exchange = self._exchange("POST", path, timeout_s, again)
         response: aiohttp.ClientResponse | None = None
         try:
             response = await self._send(exchange, encoded(body, exchange.url))
-            check_events(response, exchange.url)
+            check_events(response, exchange.url, self.quoted)
             events = EventReader(exchange.url)
             while not events.done:
                 data = await response.content.readany()
@@ -146,7 +169,7 @@ class Client:
                 if exchange.silence_s != self._stall_timeout_s:  # the first piece
                     exchange.limit_silence(response, self._stall_timeout_s)
                 for event in events.feed(data):
-                    yield event
+                    yield clean(event, self._secrets)
             await _drain(exchange, response)
         except _FAILURES as error:
             raise await self._translated(error, exchange) from None
@@ -156,43 +179,36 @@ class Client:
 
     # -- one exchange
 
-    async def _whole(
-        self, method: str, path: str, body: bytes | None, timeout_s: float | None
-    ) -> Any:
-        exchange = self._exchange(method, path, timeout_s)
+    async def _whole(self, exchange: Exchange, body: bytes | None) -> Any:
         response: aiohttp.ClientResponse | None = None
         try:
             response = await self._send(exchange, body)
             exchange.limit_silence(response, self._stall_timeout_s)
             data = await read_body(response, ANSWER_BYTES, exchange.url)
-            return decoded(data, response.content_type, exchange.url)
+            value = decoded(data, response.content_type, exchange.url, self.quoted)
+            return clean(value, self._secrets)
         except _FAILURES as error:
             raise await self._translated(error, exchange) from None
         finally:
             if response is not None:
                 response.close()
 
-    def _exchange(self, method: str, path: str, timeout_s: float | None) -> Exchange:
-        return Exchange(method, self.url + path, timeout_s, self._answer_timeout_s)
+    def _exchange(
+        self, method: str, path: str, timeout_s: float | None, again: bool = True
+    ) -> Exchange:
+        return Exchange(method, self.url + path, timeout_s, self._answer_timeout_s, again=again)
 
     async def _send(self, exchange: Exchange, body: bytes | None) -> aiohttp.ClientResponse:
         """A response whose status is 2xx, its body not read; other statuses raise.
 
         aiohttp sends a GET again if a kept connection turns out to be closed, a POST it does not.
-        Nothing that is asked here has an effect that counts twice, so a POST is sent again too,
-        while the server has answered nothing and at once.
+        One that has no effect that counts twice is sent again here, while the server has answered
+        nothing and at once.
         """
         if self._session is None:
             raise RuntimeError("the client is not open: use it in `async with`")
-        timeout_s = exchange.timeout_s
-        if timeout_s is not None and timeout_s <= 0:
-            raise TryAgain(f"{exchange.url}: the call's deadline had passed before it was sent")
-        timeout = aiohttp.ClientTimeout(
-            total=timeout_s,
-            sock_connect=self._connect_timeout_s,
-            sock_read=exchange.silence_s,
-        )
         clock = asyncio.get_running_loop().time
+        begun_s = clock()
         _current.set(exchange)
         while True:
             sent_s, exchange.reused = clock(), True
@@ -201,20 +217,33 @@ class Client:
                     exchange.method,
                     exchange.url,
                     data=payload(body),
-                    timeout=timeout,
+                    timeout=self._timeout(exchange, sent_s - begun_s),
                     allow_redirects=False,
                 )
                 break
             except _CLOSED as error:
                 fresh = not exchange.reused or isinstance(error, aiohttp.ClientConnectorError)
-                if fresh or clock() - sent_s > _STALE_S:
+                if fresh or not exchange.again or clock() - sent_s > _STALE_S:
                     raise
         exchange.answering = True
         if not 200 <= response.status < 300:
             await self._refuse(response, exchange)
         return response
 
+    def _timeout(self, exchange: Exchange, gone_s: float) -> aiohttp.ClientTimeout:
+        """For a request that is sent `gone_s` after its exchange has begun."""
+        left_s = None if exchange.timeout_s is None else exchange.timeout_s - gone_s
+        if left_s is not None and left_s <= 0:
+            raise NotBegun(f"{exchange.url}: the call's deadline had passed before it was sent")
+        return aiohttp.ClientTimeout(
+            total=left_s, sock_connect=self._connect_timeout_s, sock_read=exchange.silence_s
+        )
+
     # -- what goes wrong
+
+    def quoted(self, text: str) -> str:
+        """`text` of the server, ready to be shown: without credentials, and not too long."""
+        return shortened(redacted(text, self._secrets))
 
     async def _refuse(self, response: aiohttp.ClientResponse, exchange: Exchange) -> NoReturn:
         """Raise what an error status means."""
@@ -226,56 +255,20 @@ class Client:
             body = b""
         finally:
             response.close()
-        said = f"{exchange.url}: status {status}{self._without_secrets(message_of(body))}"
+        said = f"{exchange.url}: status {status}{message_of(body, self._secrets)}"
         if status in (401, 403):
             raise InvalidConfig(f"{said}; set api_key to a key that this server accepts")
         if status in (408, 425, 429) or status >= 500:
             after_s = retry_after_s(response.headers.get("Retry-After"), self._wall)
-            raise TryAgain(said, after_s)
+            raise (NotBegun if status in _NOT_BEGUN else TryAgain)(said, after_s)
         if 300 <= status < 400:
             raise CallFailed(f"{said}; the server redirects: give the URL that it redirects to")
         raise CallFailed(said)
 
-    def _without_secrets(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
-
     async def _translated(self, error: Exception, exchange: Exchange) -> Exception:
-        """Our error for one of aiohttp's."""
-        where = exchange.url
-        match error:
-            case aiohttp.ConnectionTimeoutError():
-                reason = f"no connection within {self._connect_timeout_s:g} s"
-            case aiohttp.SocketTimeoutError():
-                silence_s = exchange.silence_s
-                return TryAgain(f"{where}: the server stalled: nothing came for {silence_s:g} s")
-            case TimeoutError():
-                return TryAgain(
-                    f"{where}: the answer took longer than {exchange.timeout_s or 0:.3g} s"
-                )
-            case aiohttp.ClientConnectorCertificateError() | aiohttp.ServerFingerprintMismatch():
-                return InvalidConfig(f"{where}: its certificate is not trusted: {error}")
-            case aiohttp.ClientConnectorError():
-                reason = error.os_error.strerror or str(error.os_error)
-            case aiohttp.ClientResponseError():
-                return TryAgain(f"{where}: the answer is not HTTP: {shortened(error.message)}")
-            case _ if await self._reachable():
-                what = "answer was cut off" if exchange.answering else "connection was reset"
-                return TryAgain(f"{where}: the {what}: {shortened(str(error))}")
-            case _:
-                reason = f"the connection was lost: {shortened(str(error)) or type(error).__name__}"
-        return BackendUnavailable(f"{where}: {reason}; is the server running?")
-
-    async def _reachable(self) -> bool:
-        """Whether the server still takes connections: tells a cut answer from a dead server."""
-        try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                _, writer = await asyncio.open_connection(*self._address)
-        except OSError:
-            return False
-        writer.transport.abort()
-        return True
+        return await translated(
+            error, exchange, self._address, self._connect_timeout_s, self.quoted
+        )
 
 
 def _open_socket(address: tuple[Any, ...]) -> socket.socket:

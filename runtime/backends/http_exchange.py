@@ -1,18 +1,23 @@
 """One HTTP request and its answer: what is sent, and what is read, never more than a bound."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ..errors import CallFailed, TryAgain
-from .http_text import shortened
 
 if TYPE_CHECKING:
     import aiohttp
 
 PLAIN_BODY_BYTES = 1 << 20  # aiohttp warns of longer bytes objects
+
+
+class NotBegun(TryAgain):
+    """Another attempt may do, and the server is not at work on this one: it was never sent, or
+    refused for the time being."""
 
 
 @dataclass(slots=True)
@@ -25,6 +30,7 @@ class Exchange:
     silence_s: float  # the longest that is put up with now
     answering: bool = False  # the head of the answer has come
     reused: bool = False  # the connection was used before
+    again: bool = True  # it may be sent twice
 
     def limit_silence(self, response: "aiohttp.ClientResponse", silence_s: float) -> None:
         """From now on nothing may be heard for no longer than `silence_s`."""
@@ -49,10 +55,12 @@ def encoded(body: object, where: str) -> bytes:
         raise CallFailed(f"{where}: the request has no form in JSON: {error}") from None
 
 
-def check_events(response: "aiohttp.ClientResponse", where: str) -> None:
+def check_events(
+    response: "aiohttp.ClientResponse", where: str, quoted: Callable[[str], str]
+) -> None:
     if response.content_type != "text/event-stream":
         raise TryAgain(
-            f"{where}: the answer is {response.content_type}, not an event stream; "
+            f"{where}: the answer is {quoted(response.content_type)}, not an event stream; "
             "is this the server that was meant?"
         )
 
@@ -72,12 +80,11 @@ async def read_body(response: "aiohttp.ClientResponse", limit_bytes: int, where:
     return b"".join(parts)
 
 
-def decoded(data: bytes, kind: str, where: str) -> Any:
+def decoded(data: bytes, kind: str, where: str, quoted: Callable[[str], str]) -> Any:
     if not data:
         return None
     try:
         return msgspec.json.decode(data)
     except (ValueError, RecursionError) as error:
-        raise TryAgain(
-            f"{where}: the answer is not JSON ({kind}): {shortened(str(error))}"
-        ) from None
+        reason = quoted(f"({kind}): {error}")
+        raise TryAgain(f"{where}: the answer is not JSON {reason}") from None

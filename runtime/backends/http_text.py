@@ -18,18 +18,28 @@ RETRY_AFTER_S = 3600.0  # longest wait that a server is granted
 
 
 def split_url(url: str) -> SplitResult:
-    """The parts of a server's URL, or raises InvalidConfig, without showing credentials."""
+    """The parts of a server's URL, or raises InvalidConfig, which shows no more than its host.
+
+    A password whose special characters are not escaped ends up in any of the parts.
+    """
     cure = "give the server's URL, such as http://127.0.0.1:30000"
     try:
         parts = urlsplit(url.strip())
         port = parts.port
-    except ValueError as error:
-        raise InvalidConfig(f"the server's URL cannot be read ({error}): {cure}") from None
-    shown = parts.netloc.rpartition("@")[2] or parts.path
+    except ValueError:  # it quotes the URL
+        raise InvalidConfig(f"the server's URL cannot be read: {cure}") from None
+    shown = f"{parts.scheme}://{parts.hostname or ''}"
+    if "@" in url or not parts.hostname:
+        shown = "what is given as the server's URL"
     if parts.scheme not in PORTS or not parts.hostname or port == 0:
-        raise InvalidConfig(f"{shown!r} is not the http or https URL of a server: {cure}")
+        raise InvalidConfig(f"{shown} is not the http or https URL of a server: {cure}")
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise InvalidConfig(
+            f"{shown} has an @ behind its host; in a password, / ? # and @ are written "
+            f"%2F %3F %23 and %40: {cure}"
+        )
     if parts.query or parts.fragment:
-        raise InvalidConfig(f"{shown!r}: a server's URL has no query and no fragment: {cure}")
+        raise InvalidConfig(f"{shown}: a server's URL has no query and no fragment: {cure}")
     return parts
 
 
@@ -48,10 +58,37 @@ def secrets_of(parts: SplitResult, sent: str | None) -> tuple[str, ...]:
     """What no message may show: the password, and the credentials as they are sent."""
     password = parts.password or ""
     credentials = (sent or "").partition(" ")[2]
-    return tuple(secret for secret in (credentials, password, unquote(password)) if secret)
+    found = {secret for secret in (credentials, password, unquote(password)) if secret}
+    return tuple(sorted(found, key=len, reverse=True))  # one may be a part of another
 
 
-def message_of(body: bytes) -> str:
+def redacted(value: Any, secrets: tuple[str, ...], depth: int = 8) -> Any:
+    """A value read from JSON without the secrets in its texts, and without its depths."""
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "***")
+        return value
+    if not isinstance(value, list | dict):
+        return value
+    if depth == 0:
+        return "..."
+    if isinstance(value, list):
+        items = cast("list[Any]", value)
+        return [redacted(item, secrets, depth - 1) for item in items]
+    pairs = cast("dict[str, Any]", value).items()
+    return {redacted(key, secrets): redacted(item, secrets, depth - 1) for key, item in pairs}
+
+
+def clean(answer: Any, secrets: tuple[str, ...]) -> Any:
+    """An answer, or a list of them, whose `error` shows no secrets, if it has one."""
+    answers = cast("list[Any]", answer) if isinstance(answer, list) else [answer]
+    for one in answers:
+        if isinstance(one, dict) and "error" in one:
+            one["error"] = redacted(one["error"], secrets)
+    return cast("Any", answer)
+
+
+def message_of(body: bytes, secrets: tuple[str, ...]) -> str:
     """What a server says in an error's body, ready to follow a status: `: ...`, or nothing."""
     try:
         found: Any = msgspec.json.decode(body)
@@ -60,8 +97,8 @@ def message_of(body: bytes) -> str:
     for key in ("error", "message", "detail"):
         if isinstance(found, dict):
             found = cast("dict[str, Any]", found).get(key, cast("object", found))
-    text = found if isinstance(found, str) else msgspec.json.encode(found).decode()
-    text = shortened(text)
+    found = redacted(found, secrets)
+    text = shortened(found if isinstance(found, str) else msgspec.json.encode(found).decode())
     return f": {text}" if text else ""
 
 

@@ -8,23 +8,22 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import anyio
 
 from ..calls import CallId, Capabilities, Chunk, Load, Request, SessionId, Tokenizer
 from ..clock import now
-from ..errors import BackendUnavailable, CallFailed, InvalidConfig, TryAgain
+from ..errors import BackendUnavailable, CallFailed, InvalidConfig, TenterError, TryAgain
 from ..tokenizer import HFTokenizer
 from .estimate import EstimatedTokenizer
 from .http import Client
 from .http_text import key_from
 from .openai_answer import FINISHES, Counts, Pieces, Text, chosen, read_part
 from .openai_ask import body_of, texts_of
+from .openai_models import ModelList
 
 CONTEXT_TOKENS = 32_768  # where neither the server nor the user says
-LOOK_S = 10.0  # for a question about the server itself
-BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 15.0
 UNLIKELY = -1e9  # log-probability of a choice that was not taken
 _UNLIMITED_TOKENS = 1 << 40
 
@@ -67,8 +66,8 @@ class OpenAIBackend:
             url, api_key=key_from(api_key), stall_timeout_s=stall_timeout_s, trust_env=trust_env
         )
         path = "" if self._client.url.count("/") > 2 else "/v1"
-        self._chat_path, self._models_path = f"{path}/chat/completions", f"{path}/models"
-        self._model = model
+        self._chat_path = f"{path}/chat/completions"
+        self._models = ModelList(self._client, f"{path}/models", model)
         self._max_running = max_running
         self._context_tokens = context_tokens
         self._schemas = schemas
@@ -90,6 +89,8 @@ class OpenAIBackend:
         except BackendUnavailable as error:
             self.failure = str(error)
             raise
+        except InvalidConfig as error:
+            await self._refused(error)
         finally:
             del self._calls[request.call]
 
@@ -116,32 +117,14 @@ class OpenAIBackend:
         return
 
     async def recover(self) -> None:
-        """Ask for the server's models until it names the same one again.
-
-        Waits 0.5 s at first and at most 15 s, less up to half of it at random, or as long as the
-        server asks. Raises BackendUnavailable if another model answers.
-        """
-        wait_s = BACKOFF_S
-        while True:
-            after_s = 0.0
-            try:
-                await self._find_model()
-            except TryAgain as error:
-                after_s = error.after_s or 0.0
-            except BackendUnavailable:
-                pass
-            except InvalidConfig as error:
-                raise BackendUnavailable(str(error)) from None
-            else:
-                self.failure = None
-                return
-            await anyio.sleep(max(after_s, wait_s * self._jitter.uniform(0.5, 1.0)))
-            wait_s = min(wait_s * 2, LONGEST_BACKOFF_S)
+        """Ask for the server's models until it names the same one again (`ModelList.recovered`)."""
+        await self._models.recovered(self._jitter)
+        self.failure = None
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
         try:
-            self._model, told_tokens = await self._find_model()
+            model, told_tokens = await self._models.find()
         except BaseException as error:
             await self._client.__aexit__(None, None, None)
             if isinstance(error, TryAgain):
@@ -149,8 +132,8 @@ class OpenAIBackend:
             raise
         self.capabilities = Capabilities(
             name="openai",
-            model=self._model,
-            model_fingerprint=f"openai/{self._model}",
+            model=model,
+            model_fingerprint=f"openai/{model}",
             context_tokens=self._context_tokens or told_tokens or CONTEXT_TOKENS,
             kv_tokens=_UNLIMITED_TOKENS,
             page_tokens=1,
@@ -245,24 +228,16 @@ class OpenAIBackend:
             return error
         return CallFailed(f"{error}; if this server takes no JSON Schema, set schemas to false")
 
-    # -- the server itself
-
-    async def _find_model(self) -> tuple[str, int | None]:
-        """The model's name, and how long its context is if the server tells."""
-        where = self._client.url + self._models_path
+    async def _refused(self, refusal: InvalidConfig) -> NoReturn:
+        """A server that took us has refused a call: for what it asks, or whatever is asked now."""
         try:
-            cards = _cards(await self._client.get(self._models_path, LOOK_S), where)
-        except CallFailed as error:
-            if self._model is None or isinstance(error, TryAgain):
-                raise
-            return self._model, None  # a server without a list, but it answers
-        known = ", ".join(sorted(cards)) or "none"
-        if self._model is None and len(cards) != 1:
-            raise InvalidConfig(f"{where}: the server has these models: {known}; set model to one")
-        name = self._model or next(iter(cards))
-        if name not in cards:
-            raise InvalidConfig(f"{where}: the server has no model {name!r}; it has {known}")
-        return name, cards[name]
+            await self._models.ask()
+        except InvalidConfig as error:
+            self.failure = str(error)
+            raise BackendUnavailable(self.failure) from None
+        except TenterError:
+            pass  # it is for other calls to find out
+        raise CallFailed(str(refusal)) from None
 
 
 class _Call:
@@ -288,11 +263,3 @@ class _Call:
 
 def _time_left(request: Request) -> float | None:
     return None if request.deadline_s is None else request.deadline_s - now()
-
-
-def _cards(answer: Any, where: str) -> dict[str, int | None]:
-    """Model names, each with the length of its context if the server tells."""
-    try:
-        return {card["id"]: card.get("max_model_len") for card in answer["data"]}
-    except (TypeError, KeyError, AttributeError):
-        raise TryAgain(f"{where}: the answer is no list of models") from None

@@ -19,7 +19,6 @@ FINISHES: dict[str, FinishReason] = {
     "function_call": "stop",
     "eos": "stop",
     "length": "length",
-    "abort": "abort",
 }
 
 
@@ -61,11 +60,12 @@ class Counts(msgspec.Struct):
 
     def usage(self, prefill_s: float, decode_s: float) -> Usage:
         """With the seconds that the client measured."""
-        details = self.prompt_tokens_details
+        details, prompt = self.prompt_tokens_details, max(0, self.prompt_tokens)
+        cached = (details.cached_tokens if details else None) or 0
         return Usage(
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=(details.cached_tokens if details else None) or 0,
-            output_tokens=self.completion_tokens,
+            prompt_tokens=prompt,
+            cached_tokens=max(0, min(cached, prompt)),
+            output_tokens=max(0, self.completion_tokens),
             prefill_s=prefill_s,
             decode_s=decode_s,
         )
@@ -85,13 +85,16 @@ class Part(msgspec.Struct):
 
 
 def read_part(value: Any, where: str) -> Part:
-    """Raises TryAgain for another shape, TryAgain or CallFailed for an error in its place."""
+    """Raises TryAgain for another shape, and for an answer that the server gave up by itself;
+    TryAgain or CallFailed for an error in its place."""
     try:
         part = msgspec.convert(value, Part)
     except (msgspec.ValidationError, RecursionError) as error:
         raise TryAgain(f"{where}: the answer is no chat completion: {error}") from None
     if part.error is not None:
         raise _told(part.error, where)
+    if any(choice.finish_reason == "abort" for choice in part.choices):
+        raise TryAgain(f"{where}: the server aborted the call")
     return part
 
 

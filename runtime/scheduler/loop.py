@@ -17,7 +17,7 @@ import msgspec
 from ..backends.base import Backend
 from ..blocks import blocks_of
 from ..calls import CallId, Chunk, FinishReason, Request, SessionId, Usage
-from ..errors import BackendUnavailable, InvalidInput, TryAgain
+from ..errors import BackendUnavailable, CallFailed, InvalidInput, TryAgain
 from ..trace import NoTrace, Trace
 from .core import Core
 from .events import (
@@ -266,9 +266,9 @@ class Scheduler:
         finally:
             self._busy = False
 
-    def lose(self, worker: str, error: str, returns: bool = True) -> None:
+    def lose(self, worker: str, error: str) -> None:
         """A worker is gone: its calls go to another one, wait for its return, or end."""
-        returns = returns and self._backends[worker].capabilities.remote
+        returns = self._backends[worker].capabilities.remote
         model = self._models[worker]
         self.send(WorkerDown(worker=worker, error=error, returns=returns, model=model))
 
@@ -305,21 +305,18 @@ class Scheduler:
         chunks: list[Chunk] = []
         error: str | None = None
         try:
-            async for chunk in self._backends[worker].generate(request):
-                chunks.append(chunk)
-                if chunk.finish is None:
-                    call.heard(chunk)
+            await self._read(call, request, worker, chunks)
         except asyncio.CancelledError:  # lost with its worker, or everything ends
-            running = self._running.get(name)  # by now perhaps on another worker
-            if running is not None and running[0] is asyncio.current_task():
+            if self._is_mine(name):
                 self._closing = True
             raise
-        except (BackendUnavailable, InvalidInput) as failure:
-            if name in self._running:  # else others were faster to tell
-                self.lose(worker, str(failure), returns=isinstance(failure, BackendUnavailable))
+        except BackendUnavailable as failure:
+            if self._is_mine(name):  # else others were faster to tell
+                self.lose(worker, str(failure))
             return
         except TryAgain as failure:
-            if self._running.pop(name, None) is not None:
+            if self._is_mine(name):
+                del self._running[name]
                 call.lost()
                 after_s = failure.after_s
                 broke = CallBroke(call=name, worker=worker, error=str(failure), after_s=after_s)
@@ -327,8 +324,33 @@ class Scheduler:
             return
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
-        if self._running.pop(name, None) is not None:
+        if self._is_mine(name):
+            del self._running[name]
             self._finish(call, _answer(chunks, error))
+
+    async def _read(
+        self, call: Submission, request: Request, worker: str, chunks: list[Chunk]
+    ) -> None:
+        """Collect one call's answer in `chunks`, and tell the call of it.
+
+        A server that has taken us may still refuse one call's credentials or content: then that
+        call has failed. One that refuses us its load too is of no use to any call.
+        """
+        backend = self._backends[worker]
+        try:
+            async for chunk in backend.generate(request):
+                chunks.append(chunk)
+                if chunk.finish is None:
+                    call.heard(chunk)
+        except InvalidInput as refusal:
+            if await _refuses(backend):
+                raise BackendUnavailable(str(refusal)) from None
+            raise CallFailed(str(refusal)) from None
+
+    def _is_mine(self, call: str) -> bool:
+        """Whether this task runs `call`; by now it may run on another worker."""
+        running = self._running.get(call)
+        return running is not None and running[0] is asyncio.current_task()
 
     def _finish(self, call: Submission, answer: Answer) -> None:
         del self._calls[call.request.call]
@@ -396,10 +418,24 @@ class Scheduler:
             self.send(WorkerDown(worker=worker, error=error, model=self._models[worker]))
         else:
             log.warning("worker %s answers again", worker)
-            there = worker in self.core.workers
-            self.send(WorkerFine(worker=worker) if there else self._up(worker))
+            self._use_again(worker)
         finally:
             self._recoveries.pop(worker, None)
+
+    def _use_again(self, worker: str) -> None:
+        """A worker may have calls again; one whose settings have changed has been restarted."""
+        up, state = self._up(worker), self.core.workers.get(worker)
+        if state is None:
+            self.send(up)
+        elif (state.max_running, state.kv_tokens, state.page_tokens) == (
+            up.max_running,
+            up.kv_tokens,
+            up.page_tokens,
+        ):
+            self.send(WorkerFine(worker=worker))
+        else:
+            self.lose(worker, "it was started again with other settings")
+            self.send(up)
 
     async def _listen(self, worker: str, evictions: AsyncIterator[tuple[int, ...]]) -> None:
         """Tell the core what a worker has evicted."""
@@ -469,7 +505,19 @@ class Scheduler:
     def _set_timer(self, command: SetTimer) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(command.due_s, self.send, TimerFired())
+        if not self._closing:
+            self._timer = self._loop.call_at(command.due_s, self.send, TimerFired())
+
+
+async def _refuses(backend: Backend) -> bool:
+    """Whether the server of `backend` refuses what we are, whatever it is asked."""
+    try:
+        await backend.load()
+    except InvalidInput:
+        return True
+    except Exception:
+        log.debug("a server that refused a call did not tell its load", exc_info=True)
+    return False
 
 
 def _answer(chunks: list[Chunk], error: str | None) -> Answer:

@@ -17,6 +17,7 @@ from tenter.kvpolicy.sglang.hints import Clock, Deref, Extend, Retain, read
 from tenter.kvpolicy.sglang.pins import (
     AGREEING,
     LEAP_S,
+    MAX_WAITING,
     PATIENCE,
     Admission,
     LogicalClock,
@@ -190,6 +191,23 @@ def test_a_client_releases_its_pin(book: PinBook[Lock], tree: Tree, action: Dere
     assert (len(book), tree.locked, book.counts.dereferenced) == (0, [], 1)
 
 
+@pytest.mark.parametrize(
+    "late", [Deref(NOW_S - 1, "a"), Extend(NOW_S - 1, "a", 0, 0)], ids=["deref", "extend"]
+)
+def test_what_a_newer_request_has_overtaken_is_ignored(
+    book: PinBook[Lock], tree: Tree, late: Deref | Extend
+) -> None:
+    book.take(retain("a"), tree.lock(range(30)))
+    book.hear([late])
+    assert "a" in book
+
+    book.hear([Extend(NOW_S + 9, "a", 60, 50)])
+    book.hear([Extend(NOW_S + 8, "a", 0, 50), Deref(NOW_S + 8, "a"), at(20)])
+    assert "a" in book
+    book.hear([Deref(NOW_S + 9, "a")])
+    assert len(book) == 0
+
+
 # ---- budget -------------------------------------------------------------------------------------
 
 
@@ -261,15 +279,53 @@ def test_a_request_that_would_fit_beside_pins_waits_for_others_but_only_so_long(
 ) -> None:
     admission = Admission(book, pool_tokens=200)
     book.take(retain("a"), tree.lock(range(50)))
-    for _ in range(PATIENCE):
+    for number in range(PATIENCE):
         assert not admission.make_room("request", 140, running=True)
-        admission.finished()
+        admission.finished(f"other {number}")
 
     assert not admission.make_room("another", 140, running=True), "each waits on its own account"
-    for _ in range(PATIENCE):
-        admission.finished()
-    assert admission.make_room("another", 140, running=True)
-    assert not admission.make_room("another", 140, running=True), "nothing is left to release"
+    assert admission.make_room("request", 140, running=True)
+    assert not admission.make_room("request", 140, running=True), "nothing is left to release"
+
+
+def test_requests_that_are_refused_by_turns_all_lose_patience(
+    book: PinBook[Lock], tree: Tree
+) -> None:
+    admission = Admission(book, pool_tokens=200)
+    for number in range(2):
+        book.take(retain(f"pin {number}"), tree.lock(range(20 * number, 20 * number + 20)))
+    for number in range(PATIENCE):
+        assert not admission.make_room("chunked", 100, running=True)
+        assert not admission.make_room("next in line", 100, running=True)
+        admission.finished(f"other {number}")
+
+    assert admission.make_room("chunked", 100, running=True)
+    assert admission.make_room("next in line", 100, running=True)
+
+
+def test_a_request_that_comes_again_waits_anew(book: PinBook[Lock], tree: Tree) -> None:
+    admission = Admission(book, pool_tokens=200)
+    book.take(retain("a"), tree.lock(range(50)))
+    assert not admission.make_room("request", 100, running=True)
+    for number in range(PATIENCE):
+        admission.finished(f"other {number}")
+    admission.finished("request")
+
+    assert not admission.make_room("request", 100, running=True)
+
+
+def test_requests_that_never_end_are_not_remembered_for_ever(
+    book: PinBook[Lock], tree: Tree
+) -> None:
+    admission = Admission(book, pool_tokens=200)
+    book.take(retain("a"), tree.lock(range(50)))
+    for number in range(MAX_WAITING + 10):
+        assert not admission.make_room(f"request {number}", 100, running=True)
+    for number in range(PATIENCE):
+        admission.finished(f"other {number}")
+
+    assert not admission.make_room("request 0", 100, running=True), "it was forgotten"
+    assert admission.make_room(f"request {MAX_WAITING}", 100, running=True)
 
 
 def test_what_nobody_has_promised_keeps_nobody_waiting(book: PinBook[Lock], tree: Tree) -> None:

@@ -44,6 +44,7 @@ from bad_server import (
 
 from tenter.planner.graph import LLM, Graph, Ref, Sampling
 from tenter.planner.prompt import Prompt
+from tenter.runtime.backends import openai_models
 from tenter.runtime.backends.base import Backend
 from tenter.runtime.backends.openai import OpenAIBackend
 from tenter.runtime.backends.sglang import Patience, open_backends
@@ -401,6 +402,90 @@ def test_each_suspicion_has_a_patience_of_its_own() -> None:
     fails_call_after_call(55.0)
     core.handle(TimerFired(), 61.5)
     assert "m/0" in core.workers
+
+
+ODDITIES = {
+    "sglang": (
+        ("/server_info", answer(b"{}")),
+        ("/server_info", answer(b"[1]")),
+        ("/server_info", answer(b'{"model_path": ')),
+        ("/server_info", html()),
+        ("/model_info", status(401)),
+        ("/model_info", status(404)),
+        ("/generate", status(403)),
+        ("/generate", status(503)),
+    ),
+    "openai": (
+        ("/v1/models", answer(b'{"data": []}')),
+        ("/v1/models", answer(b'{"data": [{"id": 1}, {"id": "a"}]}')),
+        ("/v1/models", answer(b'{"data": ')),
+        ("/v1/models", html()),
+        ("/v1/models", status(401)),
+        ("/v1/models", status(404)),
+        ("/v1/models", status(503)),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "path", "oddity"),
+    [(dialect, *oddity) for dialect in DIALECTS for oddity in ODDITIES[dialect]],
+)
+async def test_what_a_starting_server_says_is_not_final(
+    dialect: str, path: str, oddity: Fault, server: BadServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_models, "BACKOFF_S", 0.02)
+    async with opened(dialect, server.url) as (backend,), asyncio.timeout(HANG_S):
+        server.next(oddity, path=path)
+        before = server.requests[path]
+        await backend.recover()
+        assert server.requests[path] == before + 2
+
+
+async def test_a_server_whose_length_of_context_is_odd_takes_the_default(
+    server: BadServer,
+) -> None:
+    card = {"id": server.model, "max_model_len": "8k"}
+    server.next(answer(json.dumps({"data": [card]}).encode()), path="/v1/models")
+    async with opened("openai", server.url) as (backend,):
+        assert backend.capabilities.context_tokens == 32_768
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_a_call_that_is_forbidden_is_the_end_of_one_row(
+    dialect: str, server: BadServer, clean: dict[str, dict[int, Any]]
+) -> None:
+    server.choose = draws = Draws(0.05, [lambda: status(403, message="blocked")], seed=7)
+    async with opened(dialect, server.url) as backends:
+        ends = await run_rows(backends)
+    assert len(ends.errors) == draws.faults > 0
+    assert all("blocked" in error for error in ends.errors.values())
+    assert all(clean[dialect][row] == value for row, value in ends.values.items())
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_a_key_that_is_refused_for_a_while_costs_no_row(
+    dialect: str,
+    server: BadServer,
+    clean: dict[str, dict[int, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(openai_models, "BACKOFF_S", 0.05)
+    trace = MemoryTrace()
+    refused = False
+    server.choose = lambda path, body: status(401) if refused else None
+
+    async def rotate(host: Host) -> None:
+        nonlocal refused
+        await until(lambda: asked(server) > 20)
+        refused = True
+        await until(lambda: any(isinstance(item, WorkerDown) for _, item in trace.records))
+        refused = False
+
+    async with opened(dialect, server.url) as backends:
+        ends = await run_rows(backends, trace, rotate)
+    assert ends.errors == {}
+    assert ends.values == clean[dialect]
 
 
 # ---- B3: servers that take their time -----------------------------------------------------------

@@ -3,7 +3,9 @@
 import asyncio
 import itertools
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,6 +19,7 @@ from tenter.runtime.run.local import open_host
 from tenter.runtime.scheduler.core import Core
 from tenter.runtime.scheduler.events import (
     CallBroke,
+    Dispatch,
     PinJudged,
     ToolStarted,
     WorkerDown,
@@ -37,9 +40,7 @@ class Replica(FakeBackend):
 
     def __init__(self, latency_s: float = 1.0, max_running: int = 8) -> None:
         super().__init__(lambda prompt: prompt, latency_s, max_running)
-        able = self.capabilities
-        fields = {name: getattr(able, name) for name in Capabilities.__slots__}
-        self.capabilities = Capabilities(**fields | {"remote": True, "priorities": True})
+        replace(self, remote=True, priorities=True)
         self.dead_until_s = 0.0
         self.swapped = False
         self.stumbles: Callable[[Request], TryAgain | None] = lambda request: None
@@ -77,6 +78,13 @@ class Replica(FakeBackend):
 
     async def load(self) -> Load:
         return self.others
+
+
+def replace(replica: FakeBackend, **settings: Any) -> None:
+    """Change what `replica` says of itself."""
+    able = replica.capabilities
+    fields = {name: getattr(able, name) for name in Capabilities.__slots__}
+    replica.capabilities = Capabilities(**fields | settings)
 
 
 class Call:
@@ -218,7 +226,7 @@ async def test_what_others_run_there_is_left_room_for() -> None:
     trace = MemoryTrace()
     await run_calls([replica], 60, trace=trace)
     assert any(isinstance(item, WorkerLoad) for _, item in trace.records)
-    begun = [at_s for at_s, item in trace.records if type(item).__name__ == "Dispatch"]
+    begun = [at_s for at_s, item in trace.records if isinstance(item, Dispatch)]
     assert sum(4.0 < at_s <= 5.0 for at_s in begun) < 8
 
 
@@ -309,16 +317,99 @@ async def test_what_was_ordered_of_a_worker_dies_with_it_and_closing_does_not_wa
     assert now() - left_s < 5.0  # virtual seconds
 
 
-async def test_a_key_that_is_refused_stops_the_use_of_the_worker_and_says_why() -> None:
+def refuse(replica: Replica, refused: Callable[[Request], bool]) -> None:
+    """Have `replica` answer 403 to these requests."""
+    generate = replica.generate
+
+    async def refusing(request: Request) -> AsyncIterator[Chunk]:
+        if refused(request):
+            raise InvalidConfig("http://a: status 403, blocked; set api_key")
+        async for chunk in generate(request):
+            yield chunk
+
+    replica.generate = refusing  # type: ignore[method-assign]
+
+
+async def test_a_call_that_is_refused_fails_alone() -> None:
+    replica, trace = Replica(), MemoryTrace()
+    refuse(replica, lambda request: request.call == "c0003")
+    answers = await run_calls([replica], 8, trace=trace)
+    assert [answer.finish for answer in answers] == ["stop"] * 3 + ["error"] + ["stop"] * 4
+    assert "CallFailed: http://a: status 403, blocked" in (answers[3].error or "")
+    assert not [item for _, item in trace.records if isinstance(item, WorkerDown | CallBroke)]
+
+
+async def test_a_worker_that_refuses_all_is_used_again_when_it_takes_us() -> None:
+    replica, started = Replica(max_running=4), Counter[str]()
+    refuse(replica, lambda request: now() < 5.0)
+
+    async def load() -> Load:
+        if now() < 5.0:
+            raise InvalidConfig("http://a: status 401; set api_key")
+        return Load()
+
+    async def recover() -> None:
+        started["recover"] += 1
+        await anyio.sleep(5.0 - now())
+
+    replica.load, replica.recover = load, recover  # type: ignore[method-assign]
+    answers = await run_calls([replica], 20)
+    assert [answer.error for answer in answers] == [None] * 20
+    assert started["recover"] == 1
+
+
+async def test_a_key_that_is_refused_for_good_ends_the_calls_and_says_why() -> None:
     replica = Replica()
+    refuse(replica, lambda request: True)
 
-    async def refuse(request: Request) -> AsyncIterator[Chunk]:
+    async def load() -> Load:
         raise InvalidConfig("http://a: status 401; set api_key")
-        yield Chunk()
 
-    replica.generate = refuse  # type: ignore[method-assign]
+    replica.load = load  # type: ignore[method-assign]
+    replica.recover = partial(anyio.sleep, 1e6)  # type: ignore[method-assign]
     answers = await run_calls([replica], 4)
     assert all("set api_key" in (answer.error or "") for answer in answers)
+
+
+async def test_a_worker_that_comes_back_larger_is_used_as_it_is_now() -> None:
+    replica, trace = Replica(max_running=4), MemoryTrace()
+    replica.stumbles = lambda request: TryAgain("503") if now() < 5 else None
+
+    async def restart() -> None:
+        await anyio.sleep(max(0.0, 6.0 - now()))
+        replace(replica, max_running=16)
+
+    replica.recover = restart  # type: ignore[method-assign]
+    answers = await run_calls([replica], 64, trace=trace)
+    assert all(answer.error is None for answer in answers)
+    begun = Counter(at_s for at_s, item in trace.records if isinstance(item, Dispatch))
+    assert max(begun.values()) == 16
+    assert [item.max_running for _, item in trace.records if isinstance(item, WorkerUp)] == [4, 16]
+
+
+async def test_an_attempt_that_was_given_up_says_nothing_of_the_next_one() -> None:
+    replicas = [Replica(latency_s=3.0, max_running=1), Replica(latency_s=3.0, max_running=1)]
+    generate, downs = replicas[0].generate, MemoryTrace()
+
+    async def slow_to_leave(request: Request) -> AsyncIterator[Chunk]:
+        try:
+            async for chunk in generate(request):
+                yield chunk
+        except asyncio.CancelledError:
+            raise BackendUnavailable("the connection was lost as it was closed") from None
+
+    replicas[0].generate = slow_to_leave  # type: ignore[method-assign]
+    replicas[0].recover = partial(anyio.sleep, 0.5)  # type: ignore[method-assign]
+    workers = {f"m/{index}": replica for index, replica in enumerate(replicas)}
+    async with Scheduler(Core(), workers, dict.fromkeys(workers, "m"), downs) as scheduler:
+        scheduler.arrive("p", 0, "w", lambda: None)
+        call = Call("c")
+        scheduler.submit(call)
+        await anyio.sleep(1.0)
+        scheduler.lose("m/0", "told by another call")
+        await call.ended.wait()
+    assert call.answers[0].text == "c"
+    assert sum(isinstance(item, WorkerDown) for _, item in downs.records) == 1
 
 
 async def test_a_hundred_deaths_lose_and_double_nothing() -> None:

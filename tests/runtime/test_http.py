@@ -2,8 +2,11 @@
 
 import asyncio
 import base64
+import errno
+import json
 import os
 import random
+import resource
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -31,8 +34,9 @@ from bad_server import (
     status,
 )
 
-from tenter.runtime.backends import http
+from tenter.runtime.backends import descriptors, http
 from tenter.runtime.backends.http import Client
+from tenter.runtime.backends.http_exchange import NotBegun
 from tenter.runtime.backends.http_text import retry_after_s
 from tenter.runtime.errors import (
     BackendUnavailable,
@@ -112,10 +116,10 @@ async def test_five_hundred_calls_are_in_flight_at_once(server: BadServer) -> No
 
 
 FAULTS: list[tuple[str, Fault, type[TenterError], str, type[TenterError], str]] = [
-    ("503", status(503), TryAgain, "status 503: no", TryAgain, "status 503: no"),
+    ("503", status(503), NotBegun, "status 503: no", NotBegun, "status 503: no"),
     ("500", status(500), TryAgain, "status 500", TryAgain, "status 500"),
-    ("429", status(429), TryAgain, "status 429", TryAgain, "status 429"),
-    ("408", status(408), TryAgain, "status 408", TryAgain, "status 408"),
+    ("429", status(429), NotBegun, "status 429", NotBegun, "status 429"),
+    ("408", status(408), NotBegun, "status 408", NotBegun, "status 408"),
     ("401", status(401), InvalidConfig, "set api_key", InvalidConfig, "set api_key"),
     ("403", status(403), InvalidConfig, "set api_key", InvalidConfig, "set api_key"),
     ("302", status(302), CallFailed, "redirects", CallFailed, "redirects"),
@@ -180,7 +184,7 @@ async def test_a_slow_loris_ends_at_the_total_deadline(
 async def test_a_deadline_that_has_passed_sends_nothing(
     server: BadServer, client: Client, timeout_s: float
 ) -> None:
-    with pytest.raises(TryAgain, match="deadline had passed"):
+    with pytest.raises(NotBegun, match="deadline had passed"):
         await ask(client, False, timeout_s)
     assert not server.requests
 
@@ -338,6 +342,96 @@ async def test_a_connection_that_the_server_closed_meanwhile_costs_nothing(
     assert server.requests["/generate"] == 5
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
+async def test_what_must_not_be_sent_twice_is_not(
+    server: BadServer, client: Client, streamed: bool
+) -> None:
+    await ask(client, streamed=True)
+    server.next(reset())  # over the kept connection
+    with pytest.raises(TryAgain, match="connection was reset") as failure:
+        if streamed:
+            _ = [event async for event in client.stream("/generate", STREAM, 5, again=False)]
+        else:
+            await client.post("/generate", PLAIN, 5, again=False)
+    assert not isinstance(failure.value, NotBegun)  # the server may have heard it
+    assert server.requests["/generate"] == 2
+
+
+# -- when this machine is short of something
+
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+
+
+@pytest.mark.parametrize("code", SHORT, ids=errno.errorcode.get)
+async def test_a_want_on_our_side_is_no_fault_of_the_server(
+    server: BadServer, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(address: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(http, "_open_socket", refuse)
+    async with Client(server.url) as client:
+        for streamed in (False, True):
+            with pytest.raises(NotBegun, match=rf"{server.url}/generate: .*spare.*ulimit -n"):
+                await ask(client, streamed)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "no more"), OSError("Multiple exceptions: [Errno 24] x, y")]
+)
+async def test_a_server_that_cannot_be_looked_for_is_not_gone(
+    server: BadServer, client: Client, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    async def refuse(*address: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(asyncio, "open_connection", refuse)
+    server.next(cut())
+    with pytest.raises(TryAgain, match="cut off"):
+        await ask(client, streamed=True)
+
+
+def test_a_dead_server_with_an_address_that_we_have_not_is_dead() -> None:
+    told = "Multiple exceptions: [Errno 99] Cannot assign requested address, [Errno 111] refused"
+    assert not descriptors.is_short(OSError(told))
+    assert descriptors.is_short(OSError("Multiple exceptions: [Errno 111] x, [Errno 24] y"))
+    assert not descriptors.is_short(TimeoutError())
+    assert not descriptors.is_short(ValueError("[Errno 24]"))
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(256, None), (10, 40), (10, 10)])
+def test_a_client_may_open_what_the_limit_of_files_allows(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int | None
+) -> None:
+    limits = [(soft, resource.RLIM_INFINITY if hard is None else hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limit: limits.append(limit))
+
+    assert descriptors.connections() == {None: 4096, 40: 20, 10: 16}[hard]
+    assert limits[-1] == ((hard or 1 << 16), limits[0][1])  # raised, and the hard one kept
+
+
+def test_a_limit_that_cannot_be_raised_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(kind: int, limit: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert descriptors.connections() == 128
+
+
+async def test_a_client_asks_for_no_more_connections_than_it_may_have(
+    server: BadServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "connections", lambda: 3)
+    server.token_s = 0.01
+    async with Client(server.url) as client:
+        bodies = [PLAIN | {"rid": str(number)} for number in range(12)]
+        posts = (client.post("/generate", body, 5) for body in bodies)
+        assert all(await asyncio.gather(*posts))
+        assert client.connections == 3 >= connections(client)
+
+
 # -- leaving early
 
 
@@ -396,6 +490,31 @@ def test_a_url_that_is_none_says_what_is_wanted(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:hunter2/x@host:80",  # urlsplit's own error quotes it
+        "http://me:hunter2#x@host",
+        "http://me:123#hunter2@host",
+        "http://me:123/hunter2@host/v1",
+        "http://me:123?hunter2@host",
+        "http://[hunter2@host",
+        "me:hunter2@host",
+        "hunter2",
+        "hunter2:80",
+        "http://host?key=hunter2",
+        "http://host/#hunter2",
+    ],
+)
+def test_what_may_be_a_secret_in_a_bad_url_is_not_shown(url: str) -> None:
+    with pytest.raises(InvalidConfig, match=r"such as http://127\.0\.0\.1:30000") as failure:
+        Client(url)
+    for secret in ("hunter2", "123"):
+        assert secret not in str(failure.value)
+    assert failure.value.__cause__ is None
+    assert failure.value.__suppress_context__ or failure.value.__context__ is None
+
+
+@pytest.mark.parametrize(
     ("url", "shown"),
     [
         ("http://me:hunter2@127.0.0.1:1/v1/", "http://127.0.0.1:1/v1"),
@@ -424,6 +543,40 @@ async def test_credentials_are_sent_and_shown_nowhere(server: BadServer) -> None
         for secret in ("canary", "hunter2", pair):
             assert secret not in str(failure.value) + repr(failure.value) + repr(client)
         assert failure.value.__cause__ is None
+
+
+KEY = "sk-CANARY-" + "x1y2" * 10
+
+
+@pytest.mark.parametrize("space", [*range(440, 512, 7), 0])
+async def test_a_secret_at_the_end_of_a_long_message_is_not_shown_in_part(
+    server: BadServer, space: int
+) -> None:
+    message = "a " * (space // 2) + KEY
+    told = [status(500, message=message), status(400, message=message)]
+    told += [answer(message.encode(), "text/plain"), answer(b"{}", f"text/{message[-400:]}")]
+    server.next(*told)
+    async with Client(server.url, api_key=KEY) as client:
+        for streamed in (False, False, True, True):
+            with pytest.raises(CallFailed) as failure:
+                await ask(client, streamed)
+            assert "sk-C" not in str(failure.value)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
+async def test_a_secret_in_an_error_within_an_answer_is_not_shown(
+    server: BadServer, streamed: bool
+) -> None:
+    deep: Any = KEY
+    for _ in range(20):
+        deep = [deep]
+    error = {"message": f"bad header Bearer {KEY}", "more": {KEY: [KEY]}, "deep": deep}
+    body = json.dumps({"error": error}).encode()
+    server.next(events(body, b"[DONE]") if streamed else answer(b"[" + body + b"]"))
+    async with Client(server.url, api_key=KEY) as client:
+        found = await ask(client, streamed)
+    assert KEY not in json.dumps(found)
+    assert "bad header Bearer ***" in json.dumps(found)
 
 
 @pytest.mark.parametrize("key", ["a\r\nX-Evil: 1", "schlüssel"])

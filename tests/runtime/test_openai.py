@@ -45,7 +45,7 @@ from tenter.runtime.errors import (
     TryAgain,
 )
 from tenter.runtime.run.asking import without_thought
-from tenter.runtime.run.session import read_turn
+from tenter.runtime.run.turns import read_turn
 
 TOKENIZER = EstimatedTokenizer()
 CHAT = (Message("system", "Be brief."), Message("user", "hello"))
@@ -330,7 +330,7 @@ def test_any_answer_names_a_choice_or_none(text: str, choices: list[str]) -> Non
         (status(503, "1"), TryAgain),
         (status(429), TryAgain),
         (status(400), CallFailed),
-        (status(401), InvalidConfig),
+        (status(401), CallFailed),
         (html(), TryAgain),
         (empty(), TryAgain),
         (answer(b"null"), TryAgain),
@@ -355,7 +355,7 @@ async def test_every_fault_has_its_error(
         with pytest.raises(kind) as failure:
             await chunks_of(backend, a_request(stream=streamed))
 
-        assert type(failure.value) is kind
+        assert isinstance(failure.value, TryAgain) == (kind is TryAgain)
         assert server.url in str(failure.value)
         assert (await backend.load()).running == 0
 
@@ -378,6 +378,43 @@ async def test_an_error_in_the_middle_of_a_stream(
     with pytest.raises(kind, match="the server says") as failure:
         await chunks_of(backend, a_request(stream=True))
     assert type(failure.value) is kind
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
+async def test_an_answer_that_the_server_gave_up_is_asked_for_again(
+    server: BadServer, backend: OpenAIBackend, streamed: bool
+) -> None:
+    said = {"content": "half of it"}
+    choice = {"delta": said, "message": said, "finish_reason": "abort"}
+    body = json.dumps({"choices": [choice]}).encode()
+    server.next(events(body, b"[DONE]") if streamed else answer(body))
+    with pytest.raises(TryAgain, match=rf"{server.url}.*the server aborted the call"):
+        await chunks_of(backend, a_request(stream=streamed))
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
+async def test_an_error_within_an_answer_does_not_show_the_key(
+    server: BadServer, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    key = "sk-CANARY-" + "x1y2" * 10
+    monkeypatch.setenv("SERVER_KEY", key)
+    message = f"{'a ' * 240}{key}"
+    async with OpenAIBackend(server.url, api_key="SERVER_KEY") as backend:
+        for error in (message, {"message": message, "code": 400}, {"why": [key]}):
+            body = json.dumps({"error": error}).encode()
+            server.next(events(body, b"[DONE]") if streamed else answer(body))
+            with pytest.raises(CallFailed, match="the server says") as failure:
+                await chunks_of(backend, a_request(stream=streamed))
+            assert "sk-C" not in str(failure.value)
+
+
+def test_counts_that_cannot_be_are_mended() -> None:
+    details = {"cached_tokens": 70}
+    counts = {"prompt_tokens": 5, "completion_tokens": -2, "prompt_tokens_details": details}
+    usage = read_part({"usage": counts}, "").usage
+    assert usage is not None
+    found = usage.usage(0.0, 0.0)
+    assert (found.prompt_tokens, found.cached_tokens, found.output_tokens) == (5, 5, 0)
 
 
 NAMES = ["choices", "delta", "message", "content", "tool_calls", "function", "name", "arguments"]

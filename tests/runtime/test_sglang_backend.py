@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -81,6 +82,11 @@ async def ask(backend: SGLangBackend, asked: Request) -> list[Chunk]:
 
 def sent(server: BadServer) -> list[dict[str, Any]]:
     return server.bodies.get("/generate", [])
+
+
+def aborts(server: BadServer) -> list[str]:
+    """The request ids that the server was asked to abort."""
+    return [body["rid"] for body in server.bodies.get("/abort_request", [])]
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -245,7 +251,7 @@ async def test_a_broken_stream_is_never_taken_for_a_whole_one(
     server.next(fault)
     with pytest.raises(kind, match=server.url) as caught:
         await ask(backend, request(stream=True))
-    assert type(caught.value) is kind
+    assert isinstance(caught.value, TryAgain) == issubclass(kind, TryAgain)
     assert (await ask(backend, request(stream=True)))[-1].finish == "stop"
 
 
@@ -258,6 +264,204 @@ async def test_a_broken_batch_breaks_each_of_its_calls(
         return_exceptions=True,
     )
     assert [type(each) for each in answers] == [TryAgain] * 3
+
+
+def piece(index: int, *tokens: int, **meta: Any) -> bytes:
+    """An event of a batch's stream."""
+    found = {"finish_reason": None, "completion_tokens": len(tokens)} | meta
+    return json.dumps({"index": index, "output_ids": tokens, "meta_info": found}).encode()
+
+
+async def test_a_batch_that_breaks_midway_begins_only_those_calls_anew_that_had_not_begun(
+    server: BadServer, backend: SGLangBackend
+) -> None:
+    stop = {"type": "stop", "matched": 2}
+    server.next(
+        events(
+            piece(0, 97, 98),
+            piece(1, 97, 2, finish_reason=stop),
+            b'{"error": {"message": "boom", "code": 400}}',
+            b"[DONE]",
+        )
+    )
+    begun, ended, fresh = await asyncio.gather(
+        *(ask(backend, request(str(n), (*PROMPT, n), group="g", stream=True)) for n in range(3)),
+        return_exceptions=True,
+    )
+    assert isinstance(begun, TryAgain)
+    assert isinstance(ended, list)
+    assert isinstance(fresh, list)
+    assert [token for chunk in ended for token in chunk.token_ids] == [97, 2]
+    alone = await ask(backend, request("alone", (*PROMPT, 2)))
+    assert "".join(chunk.text for chunk in fresh) == alone[-1].text
+    batch, again = sent(server)[:2]
+    assert again["rid"] not in batch["rid"]
+    await until(lambda: aborts(server) == [batch["rid"][0], batch["rid"][2]])
+
+
+async def test_a_request_id_is_never_sent_twice(server: BadServer, backend: SGLangBackend) -> None:
+    await ask(backend, request())  # leaves a connection behind
+    seen: set[str] = set()
+
+    def refuse(path: str, body: Any) -> Fault | None:
+        if path != "/generate":
+            return None
+        if body["rid"] in seen:
+            return status(400, message="Duplicate request ID detected")
+        seen.add(body["rid"])
+        return reset() if len(seen) == 1 else None
+
+    server.choose = refuse
+    with pytest.raises(TryAgain, match="reset"):
+        await ask(backend, request())
+    assert (await ask(backend, request()))[-1].finish == "stop"
+
+
+SHORT_OF_TOKENS = {"output_ids": [97], "meta_info": {"finish_reason": {"type": "stop"}}}
+ABORTED: dict[str, Fault] = {
+    "cut": cut(),
+    "half": half(),
+    "html": html(),
+    "reset": reset(),
+    "500": status(500),
+    "garbled": answer(json.dumps(SHORT_OF_TOKENS).encode()),
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("name", ABORTED)
+async def test_what_the_server_may_still_draw_is_aborted(
+    server: BadServer, backend: SGLangBackend, name: str, streamed: bool
+) -> None:
+    server.next(ABORTED[name])
+    server.next(status(500), path="/abort_request")  # which hides nothing
+    with pytest.raises(TryAgain, match="/generate"):
+        await ask(backend, request(stream=streamed))
+    await until(lambda: aborts(server) == [sent(server)[0]["rid"]])
+
+
+async def test_a_broken_batch_is_aborted_with_all_its_calls(
+    server: BadServer, backend: SGLangBackend
+) -> None:
+    server.next(cut(0.1))
+    calls = (request(str(n), (*PROMPT, n), group="g") for n in range(3))
+    await asyncio.gather(*(ask(backend, call) for call in calls), return_exceptions=True)
+    await until(lambda: sorted(aborts(server)) == sorted(sent(server)[0]["rid"]))
+    server.next(None, html())  # the rest of the choices
+    with pytest.raises(TryAgain):
+        await ask(backend, request(choices=((101, 2), (102, 2), (103, 2))))
+    leader, rest = sent(server)[1:]
+    await until(lambda: sorted(aborts(server)[3:]) == sorted([leader["rid"], *rest["rid"]]))
+
+
+async def test_a_prompt_that_only_fills_the_cache_is_aborted_too(
+    server: BadServer, backend: SGLangBackend
+) -> None:
+    server.next(html(), status(503))
+    for _ in range(2):
+        with pytest.raises(TryAgain):
+            await backend.warm(SessionId("prefix"), PROMPT)
+    assert aborts(server) == [sent(server)[0]["rid"]]
+
+
+@pytest.mark.parametrize("fault", [status(503), status(429), grammar_error()])
+async def test_a_refused_call_costs_no_abort(
+    server: BadServer, backend: SGLangBackend, fault: Fault
+) -> None:
+    server.next(fault)
+    with pytest.raises(CallFailed):
+        await ask(backend, request())
+    assert (await ask(backend, request(stream=True)))[-1].finish == "stop"
+    await asyncio.sleep(0.05)
+    assert aborts(server) == []
+
+
+async def test_aborts_are_sent_before_the_backend_is_left(server: BadServer) -> None:
+    async with open_backends([server.url], patience=QUICK) as (backend,):
+        server.next(half())
+        with pytest.raises(TryAgain):
+            await ask(backend, request())
+    assert aborts(server) == [sent(server)[0]["rid"]]
+
+
+async def test_an_abort_that_hangs_holds_up_neither_the_error_nor_the_leaving(
+    server: BadServer,
+) -> None:
+    async with open_backends([server.url], patience=QUICK) as (backend,):
+        server.next(half())
+        server.next(hang(), path="/abort_request")
+        with pytest.raises(TryAgain, match="JSON"):
+            await ask(backend, request())
+    assert len(aborts(server)) == 1
+
+
+async def test_a_member_that_ends_early_is_aborted_while_its_batch_runs(
+    server: BadServer, backend: SGLangBackend
+) -> None:
+    server.answer_tokens, server.token_s = 100, 0.02
+    (whole,) = await ask(backend, request(prompt=(*PROMPT, 0), sampling=Sampling(max_tokens=6)))
+    first, second = await asyncio.gather(
+        ask(
+            backend,
+            request(
+                "0",
+                (*PROMPT, 0),
+                group="g",
+                sampling=Sampling(max_tokens=20, stop=(whole.text[2:4],)),
+            ),
+        ),
+        ask(backend, request("1", (*PROMPT, 1), group="g")),
+    )
+    assert (first[-1].text, second[-1].finish) == (whole.text[:2], "length")
+    assert server.aborted == [sent(server)[1]["rid"][0]]
+
+
+@pytest.mark.parametrize("name", ["sessions", "pins"])
+async def test_a_hostile_token_ends_the_turn_of_its_session(server: BadServer, name: str) -> None:
+    settings = {"enable_session_radix_cache": True, "radix_cache_backend": "tenter"}
+    server.server_info |= dict([list(settings.items())[name == "pins"]])
+    meta = {"finish_reason": {"type": "stop"}, "completion_tokens": 1}
+    async with open_backends([server.url], patience=QUICK) as (backend,):
+        ends: list[bool] = []
+        backend.retention.end = lambda session, *, whole: ends.append(whole)
+        for token in (1 << 33, -1, 10**6):
+            hostile = {"output_ids": [token], "meta_info": meta}
+            server.next(answer(json.dumps(hostile).encode()))
+            with pytest.raises(TryAgain):
+                await ask(backend, request(session=SessionId("agent")))
+        assert ends == [False] * 3
+
+        def refuse(session: SessionId, tokens: tuple[int, ...]) -> None:
+            raise OverflowError
+
+        backend.contexts.remember = refuse
+        with pytest.raises(OverflowError):
+            await ask(backend, request(session=SessionId("agent")))
+        assert ends[3:] == [True]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
+async def test_no_error_within_an_answer_shows_the_key(server: BadServer, streamed: bool) -> None:
+    key = "sk-CANARY-" + "x1y2" * 10
+    finish = {"type": "abort", "message": f"{'a ' * 240}{key}", "status_code": 400}
+    error = {"message": finish["message"], "code": 400}
+    told: list[Any] = [{"error": error}, {"error": key}]
+    told += [{"meta_info": {"finish_reason": finish}}]
+    async with open_backends([server.url], key=key, patience=QUICK) as (backend,):
+        for one in map(json.dumps, told):
+            server.next(events(one.encode(), b"[DONE]") if streamed else answer(one.encode()))
+            with pytest.raises(CallFailed) as caught:
+                await ask(backend, request(stream=streamed))
+            assert "sk-C" not in str(caught.value)
+
+
+async def test_no_more_calls_are_taken_than_there_are_connections(
+    server: BadServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenter.runtime.backends.http.connections", lambda: 16)
+    server.server_info |= {"max_running_requests": 400}
+    async with open_backends([server.url], patience=QUICK) as (backend,):
+        assert backend.capabilities.max_running == 8
 
 
 async def test_a_call_ends_soon_after_its_deadline(server: BadServer) -> None:
@@ -481,19 +685,19 @@ async def test_pins_travel_with_the_requests(server: BadServer) -> None:
         calls = (request("a", session=session, group="g"), request("b", group="g"))
         await asyncio.gather(*(ask(backend, each) for each in calls))
         await backend.retain(session, now() + 5.0)
-        await ask(backend, request())
+        await ask(backend, request(session=SessionId("other")))
         await backend.release(session)
-        await asyncio.sleep(0.05)
-    batch, plain, carrier = sent(server)[:3]
+        await until(lambda: len(sent(server)) == 3)
+    batch, turn, carrier = sent(server)[:3]
     kinds = [
-        [action["action_type"] for action in hints["actions"]]
-        for hints in (*batch["kv_hints"], plain["kv_hints"], carrier["kv_hints"])
+        {action["action_type"] for action in hints["actions"]}
+        for hints in (*batch["kv_hints"], turn["kv_hints"], carrier["kv_hints"])
     ]
     assert kinds == [
-        ["tenter.clock", "kv.retain"],
-        ["tenter.clock"],
-        ["tenter.clock", "tenter.extend"],
-        ["tenter.clock", "kv.deref"],
+        {"tenter.clock", "kv.retain"},
+        {"tenter.clock"},
+        {"tenter.clock", "tenter.extend", "kv.retain"},
+        {"tenter.clock", "kv.deref"},
     ]
 
 

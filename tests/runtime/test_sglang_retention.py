@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
 pytest.importorskip("aiohttp")
 
+from tenter.runtime.backends.sglang.decisions import LAST_RETRY_S, MAX_WAITING
 from tenter.runtime.backends.sglang.info import ServerInfo
 from tenter.runtime.backends.sglang.marks import SESSION_CLASS, Marks
 from tenter.runtime.backends.sglang.pins import Pins
@@ -17,6 +18,7 @@ from tenter.runtime.backends.sglang.retention import Contexts
 from tenter.runtime.backends.sglang.touches import COMPUTED_TOKENS, MOST_TOUCHES, Touches
 from tenter.runtime.calls import Load, SessionId, Usage
 from tenter.runtime.clock import VirtualLoop, now
+from tenter.runtime.errors import BackendUnavailable, TenterError, TryAgain
 
 A, B = SessionId("a"), SessionId("b")
 TOKENS = tuple(range(100))
@@ -29,7 +31,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 
 class Told:
-    """A server that notes what it is told (`retention.Server`)."""
+    """A server that notes what it is told (`retention.Server`), and fails until `bad_until_s`."""
 
     def __init__(self, tasks: asyncio.TaskGroup) -> None:
         self.contexts = Contexts(1000)
@@ -37,25 +39,41 @@ class Told:
         self.posts: list[tuple[float, str, Any]] = []
         self.computed: float | None = 0.0
         self.cached_tokens = 10**6
+        self.bad_until_s = 0.0
+        self.prefill_s = 0.0
+        self.tried_s: list[float] = []
         self._tasks = tasks
 
     def now(self) -> float:
         return now()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> object:
-        return self._tasks.create_task(work)
+        return self._tasks.create_task(self._guard(work))
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        with suppress(TenterError, RuntimeError):
+            await work
+
+    def _answer(self) -> None:
+        self.tried_s.append(now())
+        if now() < self.bad_until_s:
+            raise TryAgain("503")
 
     def scope(self, name: str) -> str:
         return f"scope of {name}"
 
     async def prefill(self, token_ids: tuple[int, ...], fields: dict[str, Any]) -> Usage:
+        await asyncio.sleep(self.prefill_s)
+        self._answer()
         self.prefills.append((token_ids, fields))
         return Usage(len(token_ids), min(self.cached_tokens, len(token_ids)))
 
     async def post(self, path: str, body: object) -> None:
+        self._answer()
         self.posts.append((now(), path, body))
 
     async def load(self) -> Load:
+        self._answer()
         counters = {} if self.computed is None else {COMPUTED_TOKENS: self.computed}
         return Load(counters=counters)
 
@@ -99,12 +117,13 @@ async def test_every_request_tells_the_time_and_every_turn_pins_itself() -> None
         assert (directive["duration"], directive["priority"]) == (30.0, 1)
 
 
-async def test_a_decision_rides_on_the_next_request() -> None:
+async def test_a_decision_rides_on_the_next_turn() -> None:
     async with told() as server:
         pins = Pins(server, wall_s=WALL_S)
         turn(pins, server, A)
         await pins.retain(A, now() + 30.0)
-        (extend,) = actions(pins.fields(None), "tenter.extend")
+        assert not actions(pins.fields(None), "tenter.extend")  # nobody hears what becomes of it
+        (extend,) = actions(turn(pins, server, B), "tenter.extend")
         assert extend == {
             "now_s": WALL_S,
             "scope": "scope of a",
@@ -113,6 +132,81 @@ async def test_a_decision_rides_on_the_next_request() -> None:
         }
         await asyncio.sleep(1.0)
         assert server.prefills == []  # nothing was left to be carried
+
+
+async def test_a_decision_whose_turn_fails_is_told_again_as_of_then() -> None:
+    async with told() as server:
+        pins = Pins(server, wall_s=WALL_S)
+        turn(pins, server, A)
+        await pins.retain(A, now() + 30.0)
+        pins.begin(B)
+        assert actions(pins.fields(B), "tenter.extend")
+        await asyncio.sleep(4.0)
+        assert server.prefills == []  # it may still arrive
+        pins.end(B, whole=False)
+        await asyncio.sleep(1.0)
+        ((_, fields),) = server.prefills
+        (extend,) = actions(fields, "tenter.extend")
+        assert extend["now_s"] == WALL_S  # when it was made: a newer word counts
+        assert extend["duration"] == 30.0 - 4.25
+
+
+async def test_a_batch_that_is_refused_loses_no_decision() -> None:
+    async with told() as server:
+        pins = Pins(server)
+        turn(pins, server, A)
+        await pins.retain(A, None)
+        pins.begin(B)
+        assert actions(pins.fields(B), "tenter.extend")
+        assert actions(pins.fields(B), "tenter.extend")  # alone, after the batch
+        pins.end(B, whole=True)
+        await asyncio.sleep(30.0)
+        assert server.prefills == []
+
+
+async def test_what_a_failed_request_was_to_bring_is_brought_later_and_later() -> None:
+    async with told() as server:
+        pins = Pins(server)
+        turn(pins, server, A)
+        server.bad_until_s = 60.0
+        await pins.retain(A, None)
+        await asyncio.sleep(5.0)
+        await pins.release(A)  # in place of the extension
+        await asyncio.sleep(80.0)
+        ((_, fields),) = server.prefills
+        assert not actions(fields, "tenter.extend")
+        assert actions(fields, "kv.deref") == [actions(fields, "kv.deref")[0]]
+        assert len(server.tried_s) < 15
+        assert 60.0 < server.tried_s[-1] <= 60.0 + LAST_RETRY_S
+
+
+async def test_an_outage_costs_one_request_at_a_time_whatever_waits() -> None:
+    async with told() as server:
+        pins = Pins(server)
+        sessions = [SessionId(str(number)) for number in range(200)]
+        for session in sessions:
+            turn(pins, server, session)
+        for session in sessions:
+            await pins.retain(session, None)
+        server.bad_until_s = 30.0
+        await asyncio.sleep(29.0)
+        assert len(server.tried_s) < 15 + 200 / 14
+        await asyncio.sleep(20.0)
+        told_of = [a["scope"] for _, f in server.prefills for a in actions(f, "tenter.extend")]
+        assert sorted(told_of) == sorted(f"scope of {session}" for session in sessions)
+
+
+async def test_decisions_that_wait_are_bounded() -> None:
+    async with told() as server:
+        pins = Pins(server)
+        sessions = [SessionId(str(number)) for number in range(MAX_WAITING + 50)]
+        for session in sessions:
+            turn(pins, server, session)
+        for session in sessions:
+            await pins.retain(session, None)
+        await asyncio.sleep(1.0)
+        found = sum(len(actions(fields, "tenter.extend")) for _, fields in server.prefills)
+        assert found == MAX_WAITING
 
 
 async def test_a_decision_that_no_request_takes_along_is_carried() -> None:
@@ -162,17 +256,58 @@ async def test_a_pin_that_nobody_asked_for_is_given_back_with_its_session() -> N
         turn(pins, server, A)
         await asyncio.sleep(20.0)
         await pins.release(A)
-        assert actions(pins.fields(None), "kv.deref")[0]["scope"] == "scope of a"
+        assert actions(pins.fields(B), "kv.deref")[0]["scope"] == "scope of a"
 
 
-async def test_a_pin_asked_for_during_a_turn_holds_what_the_turn_leaves() -> None:
+@pytest.mark.parametrize("kind", [Pins, References])
+async def test_a_pin_that_comes_too_late_is_none(kind: type[Pins | References]) -> None:
+    async with told() as server:
+        kept = kind(server)
+        turn(kept, server, A)
+        await asyncio.sleep(40.0)
+        await kept.retain(A, now() - 1.0)
+        kept.begin(A)
+        await kept.retain(A, None)  # of the pause before this turn
+        kept.fields(A)
+        kept.end(A, whole=True)
+        await asyncio.sleep(0.5)
+        assert server.prefills == []
+        await asyncio.sleep(60.0)
+        assert len(server.posts) == 2 * (kind is References)  # closed after each turn
+
+
+async def test_a_turn_that_begins_while_a_pin_is_renewed_has_its_own() -> None:
     async with told() as server:
         pins = Pins(server)
-        pins.begin(A)
-        await pins.retain(A, 60.0)
-        assert not actions(pins.fields(A), "tenter.extend")
-        pins.end(A, whole=True)
-        assert actions(pins.fields(None), "tenter.extend")[0]["duration"] == 60.0
+        turn(pins, server, A)
+        await asyncio.sleep(3.0)
+        server.prefill_s = 1.0
+        renewal = asyncio.ensure_future(pins.retain(A, None))
+        await asyncio.sleep(0.5)
+        turn(pins, server, A)
+        await renewal
+        await asyncio.sleep(3.0)
+        await pins.retain(A, None)
+        assert len(server.prefills) == 2  # the turn's pin had a grace only
+
+
+async def test_a_renewal_that_fails_is_not_relied_on_but_given_back() -> None:
+    async with told() as server:
+        pins = Pins(server)
+        turn(pins, server, A)
+        await asyncio.sleep(3.0)
+        server.bad_until_s = now() + 1.0
+        with pytest.raises(TryAgain):
+            await pins.retain(A, None)
+        await asyncio.sleep(2.0)
+        await pins.retain(A, None)
+        assert [prompt for prompt, _ in server.prefills] == [TOKENS]
+        server.bad_until_s = now() + 1.0
+        turn(pins, server, B)
+        await asyncio.sleep(3.0)
+        await pins.release(A)
+        await asyncio.sleep(1.0)
+        assert actions(server.prefills[-1][1], "kv.deref")
 
 
 async def test_a_turn_uses_up_the_pin_before_it() -> None:
@@ -195,7 +330,7 @@ async def test_a_shared_prefix_is_dearer() -> None:
         turn(pins, server, B)
         for session in (A, B):
             await pins.retain(session, None)
-        prefix, own = actions(pins.fields(None), "tenter.extend")
+        prefix, own = actions(pins.fields(SessionId("c")), "tenter.extend")
         assert prefix["priority"] > own["priority"] > 1
 
 
@@ -205,7 +340,8 @@ async def test_closing_gives_all_pins_back() -> None:
         for number in range(20):
             turn(pins, server, SessionId(str(number)))
             await pins.retain(SessionId(str(number)), None)
-        pins.fields(None), pins.fields(None)
+        pins.begin(A)
+        pins.fields(A)
         await pins.close()
         freed = [a["scope"] for _, f in server.prefills for a in actions(f, "kv.deref")]
         assert len(set(freed)) == 20
@@ -269,15 +405,52 @@ async def test_a_session_that_was_closed_is_computed_and_named_again() -> None:
         assert closed(server)[1] == (8.0, fields["session_id"])
 
 
-async def test_a_pin_asked_for_during_a_turn_counts_from_its_end() -> None:
+async def test_a_session_is_opened_again_by_one_of_a_pin_and_a_turn() -> None:
     async with told() as server:
         references = References(server)
-        references.begin(A)
-        name = references.fields(A)["session_id"]
-        await references.retain(A, 30.0)
-        references.end(A, whole=True)
+        turn(references, server, A)
+        await asyncio.sleep(3.0)
+        server.prefill_s = 1.0
+        renewal = asyncio.ensure_future(references.retain(A, None))
+        await asyncio.sleep(0.5)
+        name = turn(references, server, A)["session_id"]
+        await renewal
+        await asyncio.sleep(10.0)
+        assert closed(server)[1:] == [(5.5, name)]  # by the turn's own grace
+
+
+async def test_a_session_that_could_not_be_opened_again_is_closed() -> None:
+    async with told() as server:
+        references = References(server)
+        turn(references, server, A)
+        await asyncio.sleep(3.0)
+        server.bad_until_s = now() + 1.0
+        with pytest.raises(TryAgain):
+            await references.retain(A, None)
+        await asyncio.sleep(10.0)
+        assert len(closed(server)) == 2  # it may have arrived
+
+
+async def test_a_close_that_fails_is_repeated() -> None:
+    async with told() as server:
+        references = References(server)
+        name = turn(references, server, A)["session_id"]
+        server.bad_until_s = 5.0
         await asyncio.sleep(60.0)
-        assert closed(server) == [(30.0, name)]
+        ((at_s, closed_name),) = closed(server)
+        assert closed_name == name
+        assert 5.0 <= at_s < 10.0
+
+
+async def test_closing_closes_what_could_not_be_closed_before() -> None:
+    async with told() as server:
+        references = References(server)
+        name = turn(references, server, A)["session_id"]
+        server.bad_until_s = 3.0
+        await asyncio.sleep(3.1)
+        await references.close()
+        await asyncio.sleep(30.0)
+        assert [closed_name for _, closed_name in closed(server)] == [name]
 
 
 async def test_closing_closes_every_session() -> None:
@@ -331,9 +504,11 @@ async def test_touches_end_with_the_promise_the_next_turn_or_the_first_loss() ->
         await kept.retain(B, None)
         await asyncio.sleep(4.0)
         kept.begin(B)
+        await kept.retain(B, None)  # of the pause before: too late
         server.computed = 5000.0
         await asyncio.sleep(4.0)
         assert server.prefills == []
+        kept.end(B, whole=True)
         await kept.retain(B, None)
         await asyncio.sleep(2.0)
         server.cached_tokens = 10
@@ -352,6 +527,70 @@ async def test_touches_of_one_promise_are_bounded() -> None:
             server.computed = (server.computed or 0.0) + 1000.0
             await asyncio.sleep(2.0)
         assert kept.touches == MOST_TOUCHES
+
+
+async def test_a_look_or_a_touch_that_fails_ends_nothing() -> None:
+    async with told() as server:
+        kept = touches(server)
+        for session in (A, B):
+            turn(kept, server, session)
+            await kept.retain(session, None)
+        await asyncio.sleep(2.0)
+        server.bad_until_s = 10.0
+        await asyncio.sleep(10.0)
+        server.computed = 900.0
+        await asyncio.sleep(3.0)
+        assert len(server.prefills) == 2
+
+        prefill, failures = server.prefill, iter([BackendUnavailable("refused")])
+
+        async def fail_once(token_ids: tuple[int, ...], fields: dict[str, Any]) -> Usage:
+            for failure in failures:
+                raise failure
+            return await prefill(token_ids, fields)
+
+        server.prefill = fail_once  # type: ignore[method-assign]
+        server.computed = 1800.0
+        await asyncio.sleep(3.0)
+        assert len(server.prefills) == 3  # the other one
+        server.computed = 2700.0
+        await asyncio.sleep(3.0)
+        assert len(server.prefills) == 5
+        await kept.close()
+
+
+async def test_watching_begins_again_where_it_has_broken_off() -> None:
+    async with told() as server:
+        kept = touches(server)
+        load = server.load
+
+        async def broken() -> Load:
+            raise RuntimeError("no error of ours")
+
+        turn(kept, server, A)
+        server.load = broken  # type: ignore[method-assign]
+        await kept.retain(A, None)
+        await asyncio.sleep(5.0)
+        server.load = load  # type: ignore[method-assign]
+        await kept.retain(A, None)
+        await asyncio.sleep(2.0)
+        server.computed = 900.0
+        await asyncio.sleep(2.0)
+        assert kept.touches == 1
+        await kept.close()
+
+
+async def test_an_empty_cache_is_not_touched() -> None:
+    async with told() as server:
+        server.computed = 5000.0
+        kept = touches(server)
+        turn(kept, server, A)
+        await kept.retain(A, None)
+        await asyncio.sleep(2.0)
+        for computed in (10.0, 9000.0):  # the server was started again
+            server.computed = computed
+            await asyncio.sleep(3.0)
+        assert server.prefills == []
 
 
 async def test_a_server_that_does_not_tell_its_traffic_is_not_touched() -> None:
@@ -378,3 +617,11 @@ def test_the_tokens_of_sessions_are_bounded() -> None:
     contexts.remember(A, tuple(range(300)))  # more than all may have
     assert (len(contexts), contexts.tokens) == (0, 0)
     contexts.forget(B)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1 << 32])
+def test_numbers_that_are_no_tokens_are_not_remembered(wrong: int) -> None:
+    contexts = Contexts(250)
+    contexts.remember(A, TOKENS)
+    contexts.remember(A, (1, wrong))
+    assert (contexts.get(A), contexts.tokens) == (None, 0)

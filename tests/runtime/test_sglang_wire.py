@@ -12,16 +12,14 @@ pytest.importorskip("aiohttp")
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tenter.runtime.backends.sglang.answer import Answer, logprobs, usage
 from tenter.runtime.backends.sglang.info import ServerInfo
 from tenter.runtime.backends.sglang.wire import (
-    Answer,
-    logprobs,
     read_reply,
     room_for,
     sampling_params,
     server_priority,
     stream_interval,
-    usage,
 )
 from tenter.runtime.calls import CallId, Chunk, Request, Sampling
 from tenter.runtime.errors import CallFailed, TenterError, TryAgain
@@ -31,6 +29,7 @@ from tenter.runtime.tokenizer import HFTokenizer
 WHERE = "http://server/generate"
 TOKENIZER = HFTokenizer(tiny_path())
 EOS = min(TOKENIZER.eos_ids)
+VOCABULARY = 100_000
 
 
 def request(prompt: tuple[int, ...] = (10, 11, 12), **fields: Any) -> Request:
@@ -39,11 +38,13 @@ def request(prompt: tuple[int, ...] = (10, 11, 12), **fields: Any) -> Request:
 
 def answer(asked: Request, incremental: bool = False) -> Answer:
     detokenizer = TOKENIZER.detokenizer()
-    return Answer(asked, detokenizer, TOKENIZER.eos_ids, incremental=incremental, where=WHERE)
+    eos_ids = TOKENIZER.eos_ids
+    return Answer(asked, detokenizer, eos_ids, VOCABULARY, incremental=incremental, where=WHERE)
 
 
 def reply(tokens: list[int], finish: dict[str, Any] | None = None, **meta: Any) -> dict[str, Any]:
-    return {"text": "?", "output_ids": tokens, "meta_info": {"finish_reason": finish, **meta}}
+    meta = {"finish_reason": finish, "completion_tokens": len(tokens)} | meta
+    return {"text": "?", "output_ids": tokens, "meta_info": meta}
 
 
 STOP = {"type": "stop", "matched": EOS}
@@ -157,6 +158,7 @@ def test_pieces_are_what_is_new(incremental: bool) -> None:
         reply(
             tokens[end - 1 : end] if incremental else tokens[:end],
             LENGTH if end == ends[-1] else None,
+            completion_tokens=end,
         )
         for end in ends
     ]
@@ -212,9 +214,9 @@ def test_tokens_that_end_the_answer_by_themselves_are_refused() -> None:
 
 
 def test_the_log_probabilities_of_pieces_belong_to_their_tokens() -> None:
-    rows = [[-0.1, 40, None], [-0.2, 41, None], [None, 42, None]]
+    rows: list[Any] = [[-0.1, 40, None], [-0.2, 41, None], [None, 42, None]]
     asked = request(stream=True, logprobs=True, chunk_tokens=2, drawn=(39,))
-    first = [[None, 12, None], [-0.5, 39, None]]
+    first: list[Any] = [[None, 12, None], [-0.5, 39, None]]
     pieces = [
         reply([40], None, output_token_logprobs=rows[:1], input_token_logprobs=first),
         reply([40, 41, 42], LENGTH, output_token_logprobs=rows, input_token_logprobs=first),
@@ -275,11 +277,67 @@ def test_timings_are_the_servers_or_estimates() -> None:
 
 
 def test_too_few_log_probabilities_are_no_score() -> None:
-    assert logprobs([[None, 1, None], [-1.0, 2, None], [-2.0, 3, None]], 2, WHERE) == [-1.0, -2.0]
+    rows = [(None, 1, None), (-1.0, 2, None), (-2.0, 3, None)]
+    assert logprobs(rows, (2, 3), WHERE) == [-1.0, -2.0]
+    assert logprobs(rows, (), WHERE) == []
     with pytest.raises(TryAgain, match="2 log-probabilities were asked for, 1 came"):
-        logprobs([[-1.0, 2, None]], 2, WHERE)
+        logprobs(rows[1:2], (2, 3), WHERE)
+    with pytest.raises(TryAgain, match="of other tokens"):
+        logprobs(rows, (3, 2), WHERE)
     with pytest.raises(TryAgain):
-        logprobs(None, 1, WHERE)
+        logprobs(None, (1,), WHERE)
+
+
+ROWS: list[Any] = [[-0.1, 40, None], [-0.2, 41, None]]
+GARBLED: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "only text": ([reply([], STOP, completion_tokens=3)], "3 tokens were drawn, 0 came"),
+    "no count": ([{"output_ids": [40], "meta_info": {"finish_reason": STOP}}], "0 tokens were"),
+    "a token lost": ([reply([40], STOP, completion_tokens=2)], "2 tokens were drawn, 1 came"),
+    "a token doubled": ([reply([40, 40], STOP, completion_tokens=1)], "1 tokens were drawn"),
+    "shrinks": ([reply([40, 41]), reply([40], STOP)], "1 tokens were drawn, 2 came"),
+    "contradicts": ([reply([40, 41]), reply([40, 42], STOP)], "contradict each other"),
+    "more than asked": ([reply([40] * 9, STOP)], "8 tokens were asked for, and more came"),
+    "negative": ([reply([-5], STOP)], "not that of /generate"),
+    "enormous": ([reply([1 << 40], STOP)], "not that of /generate"),
+    "no such token": ([reply([VOCABULARY], STOP)], f"of a vocabulary of {VOCABULARY}"),
+    "no reason": ([reply([40], {})], "for no known reason"),
+    "another reason": ([reply([40], {"type": "bored"})], "for no known reason"),
+    "odd reason": ([reply([40], {"type": [1]})], "for no known reason"),
+    "NaN": ([reply([EOS], {"type": "stop", "matched": "NaN happened"})], "NaN happened"),
+    "rows": ([reply([40], STOP, output_token_logprobs=["x"])], "not that of /generate"),
+    "row": ([reply([40], STOP, output_token_logprobs=[["x", 40, None]])], "not that of"),
+    "few rows": ([reply([40, 41], STOP, output_token_logprobs=ROWS[:1])], "2 tokens came, 1 log"),
+    "many rows": ([reply([40], STOP, output_token_logprobs=ROWS)], "1 tokens came, 2 log"),
+    "no rows": ([reply([40], STOP)], "1 tokens came, 0 log"),
+}
+
+
+@pytest.mark.parametrize("name", GARBLED)
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
+def test_an_answer_that_does_not_add_up_is_never_handed_out(name: str, streamed: bool) -> None:
+    replies, reason = GARBLED[name]
+    asked = request(sampling=Sampling(max_tokens=8), stream=streamed, logprobs="row" in name)
+    with pytest.raises(TryAgain, match=f"{WHERE}.*{reason}"):
+        read_all(asked, replies)
+
+
+def test_log_probabilities_that_come_late_hold_their_tokens_back() -> None:
+    asked = request(stream=True, logprobs=True)
+    reading = answer(asked)
+    late = reply([40, 41], output_token_logprobs=ROWS[:1])
+    assert reading.read(read_reply(late, WHERE)) is None
+    last = reading.read(read_reply(reply([40, 41], LENGTH, output_token_logprobs=ROWS), WHERE))
+    assert last is not None
+    assert (last.token_ids, last.logprobs) == ((40, 41), (-0.1, -0.2))
+
+
+def test_our_own_stop_string_may_come_before_the_servers_end() -> None:
+    tokens = TOKENIZER.encode("go END on and on")
+    asked = request(sampling=Sampling(stop=("END",)))
+    (chunk,) = read_all(asked, [reply(tokens, LENGTH)])
+    assert (chunk.text, chunk.finish) == ("go ", "stop")
+    (chunk,) = read_all(asked, [reply(tokens, {"type": "stop", "matched": "END"})])
+    assert chunk.finish == "stop"
 
 
 JSON = st.recursive(

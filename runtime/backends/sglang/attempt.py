@@ -7,7 +7,8 @@ from contextlib import suppress
 
 from ...calls import Chunk, Request, Usage
 from ...errors import TenterError
-from .wire import Answer, Reply
+from .answer import Answer
+from .wire import Reply
 
 
 class Attempt:
@@ -26,7 +27,7 @@ class Attempt:
         self.halt: asyncio.Task[None] | None = None  # sees to its end, once it is to be aborted
         self.aborting = False
         self.ended = False
-        self.early = False  # it ended here while the server was still drawing
+        self.running = False  # the server may be at work on it
         self.whole = False  # it ended with an answer
         self._chunks: deque[Chunk] = deque()
         self._failure: TenterError | None = None
@@ -38,14 +39,18 @@ class Attempt:
     def take(self, reply: Reply) -> None:
         """Hand out what `reply` sets free. Raises where the server gave up by itself."""
         reason = reply.meta_info.finish_reason
+        aborted = reason is not None and reason.get("type") == "abort"
+        running = self.running and reason is None
+        if self.ended or aborted:
+            self.running = running
         if self.ended:
             return
-        if self.aborting and reason is not None and reason.get("type") == "abort":
+        if self.aborting and aborted:
             self.put(self.answer.abort(reply))
             return
         chunk = self.answer.read(reply)
+        self.running = running  # only now: an end that does not add up may be none
         if chunk is not None:
-            self.early = chunk.finish is not None and reason is None
             self.put(chunk)
 
     def put(self, chunk: Chunk) -> None:

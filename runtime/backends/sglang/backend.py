@@ -24,22 +24,23 @@ from ...calls import (
     Usage,
 )
 from ...clock import now
-from ...errors import BackendUnavailable, CallFailed, TenterError
+from ...errors import BackendUnavailable, CallFailed, InvalidConfig, TenterError
 from ..http import Client
+from .answer import Answer
 from .attempt import Attempt
 from .choice import choose_retention, make_retention
 from .evictions import LEAST_PAGE, evictions
-from .exchange import Exchange
+from .exchange import PATH, POST_S, Exchange
 from .health import CANARY_S, LOADS, Patience, ask, recovered
 from .info import ServerInfo
 from .loads import read_load
 from .retention import Contexts, Retention
 from .tokens import ModelTokenizer, vocabulary
-from .traffic import POST_S, Traffic
-from .wire import Answer
+from .traffic import Traffic
 
 log = logging.getLogger(__name__)
 REMEMBERED = 4  # times the server's KV capacity: tokens of sessions that are remembered here
+SPARE = 8  # connections for what is not a call
 SILENCE_S = 600.0  # between two pieces of an answer; its calls' deadlines are shorter
 
 
@@ -145,14 +146,16 @@ class SGLangBackend:
 
         The pins of a server that was never lost, but only asked whether it still answers, stay.
         """
-        lost = self.failure is not None
         info = await recovered(
             self._client, self.capabilities, self._canary, self._patience, self._random
         )
-        if not lost:
+        if self.failure is None and info == self.info:  # neither lost nor started anew
             return
         await self._forget_pins()
-        self._adopt(info)
+        try:
+            self._adopt(info)
+        except InvalidConfig as error:
+            raise BackendUnavailable(str(error)) from error
         self.failure = None
 
     async def __aenter__(self) -> Self:
@@ -196,6 +199,7 @@ class SGLangBackend:
             request,
             self._detokenizer(),
             self.tokenizer.eos_ids,
+            self._vocabulary,
             incremental=self.info.incremental_streaming_output,
             where=self._exchange.where,
         )
@@ -211,10 +215,13 @@ class SGLangBackend:
         request = attempt.request
         if request.session is None or request.choices is not None:
             return
-        if attempt.whole:
-            tokens = (*request.token_ids, *attempt.answer.tokens)
-            self.contexts.remember(request.session, tokens)
-        self.retention.end(request.session, whole=attempt.whole)
+        try:
+            if attempt.whole:
+                tokens = (*request.token_ids, *attempt.answer.tokens)
+                self.contexts.remember(request.session, tokens)
+        finally:
+            whole = attempt.whole and not attempt.running  # what we end is aborted, and not kept
+            self.retention.end(request.session, whole=whole)
 
     async def _canary(self, info: ServerInfo) -> None:
         """One token, really drawn."""
@@ -222,7 +229,7 @@ class SGLangBackend:
         body["sampling_params"] = {"max_new_tokens": 1, "temperature": 0.0}
         if self._rank is not None:
             body["routed_dp_rank"] = self._rank
-        await self._client.post("/generate", body, CANARY_S)
+        await self._client.post(PATH, body, CANARY_S, again=False)
 
     # -- what retention asks (`retention.Server`)
 
@@ -267,6 +274,8 @@ class SGLangBackend:
         name, wanted, max_running, kv_tokens = self._settings
         retention = choose_retention(info, wanted, self.url)
         self.info = info
+        calls = self._client.connections - SPARE
+        max_running = calls if max_running is None else min(max_running, calls)
         self.capabilities = info.capabilities(name, retention, max_running, kv_tokens)
         if not hasattr(self, "contexts"):
             self.contexts = Contexts(REMEMBERED * self.capabilities.kv_tokens)
@@ -274,7 +283,7 @@ class SGLangBackend:
         self._exchange = Exchange(self._client, info, self.retention, self._rank)
         if not hasattr(self, "_traffic"):
             self._traffic = Traffic(
-                self._client, self._exchange, self._patience, self._run, self._lose
+                self._client, self._exchange, self._patience, self._run, self._lose, self._rid
             )
         self._traffic.exchange = self._exchange
 

@@ -1,6 +1,7 @@
 """What goes over the wire: single answers, streams, batches of a group, scored choices."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -8,23 +9,24 @@ from ...calls import Chunk, Request, Usage
 from ...clock import now
 from ...errors import CallFailed, TryAgain
 from ..http import Client
+from ..http_exchange import NotBegun
+from .answer import logprobs, usage
 from .attempt import Attempt
 from .info import ServerInfo
 from .retention import Retention
 from .wire import (
     Reply,
     aborted,
-    logprobs,
     read_reply,
     room_for,
     sampling_params,
     server_priority,
     stream_interval,
-    usage,
 )
 
 PATH = "/generate"
 LATE_S = 1.0  # how much longer than its deadline a request may take; the abort comes first
+POST_S = 2.0  # for what has no answer
 PREFILL_S = 120.0  # longest wait for a prompt to be computed that nobody waits for
 
 
@@ -60,7 +62,7 @@ class Exchange:
             await self._read_stream([attempt], body, _timeout_s([request]))
         else:
             answer = await self._post(body, _timeout_s([request]))
-            attempt.take(read_reply(answer, self.where))
+            attempt.take(self._reply(answer))
         if not attempt.ended:
             raise TryAgain(f"{self.where}: the answer ended without a reason")
 
@@ -87,10 +89,11 @@ class Exchange:
     ) -> None:
         """Read to the end, so that the connection can be used again, unless we ended early."""
         alone = len(attempts) == 1
-        async with aclosing(self._client.stream(PATH, body, timeout_s)) as events:
+        stream = self._client.stream(PATH, body, timeout_s, again=False)
+        async with aclosing(stream) as events:
             async for event in events:
                 self.heard_s = now()
-                reply = read_reply(event, self.where)
+                reply = self._reply(event)
                 if not 0 <= reply.index < len(attempts):
                     raise TryAgain(f"{self.where}: there is no call {reply.index} in the batch")
                 attempt = attempts[reply.index]
@@ -100,7 +103,7 @@ class Exchange:
                     if alone:
                         raise
                     attempt.fail(error)
-                if attempt.early and all(each.ended for each in attempts):
+                if attempt.ended and _left(attempts):
                     return
 
     # -- choices
@@ -111,7 +114,7 @@ class Exchange:
         timeout_s = _timeout_s([request])
         choices, rids = request.choices or ((),), attempt.rids
         body = self._scoring(request, choices[0], rids[0])
-        replies = [read_reply(await self._post(body, timeout_s), self.where)]
+        replies = [self._reply(await self._post(body, timeout_s))]
         if len(choices) > 1 and not attempt.ended and not attempt.aborting:
             bodies = [
                 self._scoring(request, choice, rid)
@@ -125,11 +128,12 @@ class Exchange:
             answers = await self._post(batch, _timeout_s([request]))
             if not isinstance(answers, list):
                 raise TryAgain(f"{self.where}: a batch was asked for, no list of answers came")
-            replies += [read_reply(answer, self.where) for answer in answers]  # pyright: ignore
+            replies += [self._reply(answer) for answer in answers]  # pyright: ignore
         if attempt.aborting:
             attempt.give_up()
         else:
             attempt.put(self._scored(request, choices, replies))
+        attempt.running = False
 
     def _scoring(self, request: Request, choice: tuple[int, ...], rid: str) -> dict[str, Any]:
         body = self._scalars(request) | self.retention.fields(None)
@@ -152,7 +156,7 @@ class Exchange:
             if (failure := aborted(reason, self.where)) is not None:
                 raise failure
             rows = reply.meta_info.input_token_logprobs
-            scores.append(sum(logprobs(rows, len(choice), self.where)))
+            scores.append(sum(logprobs(rows, choice, self.where)))
         prompt = len(request.token_ids)
         parts = [usage(reply.meta_info, prompt, 0) for reply in replies]
         slowest = max(parts[1:], key=lambda part: part.prefill_s, default=Usage())
@@ -179,7 +183,13 @@ class Exchange:
         }
         if self.info.enable_priority_scheduling:
             body["priority"] = 0
-        reply = read_reply(await self._post(body, PREFILL_S), self.where)
+        try:
+            reply = self._reply(await self._post(body, PREFILL_S))
+        except NotBegun:
+            raise
+        except TryAgain:
+            await self.abort([rid])
+            raise
         failure = aborted(reply.meta_info.finish_reason or {}, self.where)
         if failure is not None:
             raise failure
@@ -213,9 +223,30 @@ class Exchange:
         return {} if self._rank is None else {"routed_dp_rank": self._rank}
 
     async def _post(self, body: dict[str, Any], timeout_s: float | None) -> Any:
-        answer = await self._client.post(PATH, body, timeout_s)
+        """A request id is good for one request: it is never sent twice."""
+        answer = await self._client.post(PATH, body, timeout_s, again=False)
         self.heard_s = now()
         return answer
+
+    def _reply(self, raw: Any) -> Reply:
+        """What a reply says, without credentials where it says why there is no answer."""
+        reply = read_reply(raw, self.where)
+        reason = reply.meta_info.finish_reason
+        if reason is not None and "message" in reason:
+            reason["message"] = self._client.quoted(str(reason["message"]))
+        return reply
+
+    # -- what nobody waits for any more
+
+    async def abort(self, rids: Iterable[str]) -> None:
+        """Ask the server to stop work on these requests; returns soon, whatever it says."""
+        posts = (self._client.post("/abort_request", {"rid": rid}, POST_S) for rid in rids)
+        await asyncio.gather(*posts, return_exceptions=True)
+
+
+def _left(attempts: Sequence[Attempt]) -> bool:
+    """Whether all have ended here, and not all on the server."""
+    return all(each.ended for each in attempts) and any(each.running for each in attempts)
 
 
 def _timeout_s(requests: Sequence[Request]) -> float | None:

@@ -1,6 +1,7 @@
 """Whether a server that says nothing still lives, and waiting for one that does not."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
@@ -13,6 +14,7 @@ from .info import ServerInfo, read_info
 ASK_S = 10.0  # longest wait for what a server says of itself
 CANARY_S = 30.0  # longest wait for one token
 LOADS = "/v1/loads?include=core"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,14 @@ class Patience:
 
 
 async def ask(client: Client) -> ServerInfo:
-    """What the server of `client` says of itself."""
+    """What the server of `client` says of itself; raises InvalidConfig if that is not enough."""
     server, model = await asyncio.gather(
         client.get("/server_info", ASK_S), client.get("/model_info", ASK_S)
     )
-    return read_info(server, model, client.url)
+    info = read_info(server, model, client.url)
+    if "model_path" not in server:
+        raise InvalidConfig(f"{client.url}: /server_info names no model; is this an SGLang server?")
+    return info
 
 
 async def lives(client: Client, patience: Patience) -> bool:
@@ -68,19 +73,21 @@ async def recovered(
 ) -> ServerInfo:
     """Wait until the server answers again, `canary` too; with growing pauses of random length.
 
-    Raises BackendUnavailable if something else answers in the place of what was there `before`.
+    While a server starts, or a proxy in front of it speaks in its place, answers may be odd and
+    keys refused: that is logged and waited out. Raises BackendUnavailable only if it tells that it
+    serves something else than what was there `before`.
     """
-    pause_s = patience.first_retry_s
+    pause_s, told = patience.first_retry_s, ""
     while True:
         try:
             info = await ask(client)
             if info.fingerprint == before.model_fingerprint:
                 await canary(info)
                 return info
-        except InvalidConfig as error:
-            raise BackendUnavailable(str(error)) from error
-        except TenterError:
-            pass
+        except TenterError as error:
+            if str(error) != told:
+                told = str(error)
+                log.warning("not back yet: %s", told)
         else:
             raise BackendUnavailable(
                 f"{client.url} serves {info.model_path} (weights {info.weight_version or '?'}) "

@@ -9,8 +9,11 @@ from collections import Counter
 from typing import Any
 
 from ...calls import SessionId
+from ...errors import BackendUnavailable, TryAgain
 from .info import RetentionName
 from .retention import GRACE_S, Server
+
+RETRY_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # pauses before a session is closed once more
 
 
 class References:
@@ -26,12 +29,11 @@ class References:
         self._names: dict[SessionId, str] = {}  # of sessions that may be open on the server
         self._opened = 0
         self._turns = Counter[SessionId]()  # on their way
-        self._wanted: dict[SessionId, float | None] = {}  # asked for during a turn
+        self._closing: set[str] = set()  # names that the server may not have heard the end of
         self._timers: dict[SessionId, asyncio.TimerHandle] = {}
 
     def begin(self, session: SessionId) -> None:
         self._turns[session] += 1
-        self._wanted.pop(session, None)
         self._stop_timer(session)
 
     def fields(self, session: SessionId | None, *, shared: bool = False) -> dict[str, Any]:
@@ -42,33 +44,49 @@ class References:
         if self._turns[session] > 0:
             return
         del self._turns[session]
-        if session in self._wanted:
-            self._close_at(session, self._wanted.pop(session))
-        else:
-            self._close_at(session, self._server.now() + self._grace_s)
+        self._close_at(session, self._server.now() + self._grace_s)
 
     async def retain(self, session: SessionId, until_s: float | None) -> None:
-        """Moves the end; where the session was closed, its tokens are sent again."""
-        if self._turns[session]:
-            self._wanted[session] = until_s
+        """Moves the end; where the session was closed, its tokens are sent again.
+
+        Comes too late, and does nothing, once the end has passed or the next turn has begun.
+        """
+        if self._turns[session] or (until_s is not None and until_s <= self._server.now()):
             return
-        if session not in self._names:
-            tokens = self._server.contexts.get(session)
-            if tokens is None:
-                return
-            await self._server.prefill(tokens, self.fields(session))
-        self._close_at(session, until_s)
+        if session in self._names:
+            self._close_at(session, until_s)
+            return
+        tokens = self._server.contexts.get(session)
+        if tokens is not None:
+            await self._open(session, tokens, until_s)
 
     async def release(self, session: SessionId) -> None:
-        self._wanted.pop(session, None)
         if not self._turns[session]:  # else the end of the turn closes it
             self._close(session)
 
     async def close(self) -> None:
-        names, self._names = list(self._names.values()), {}
+        names, self._names = [*self._names.values(), *self._closing], {}
+        self._closing.clear()
         for session in list(self._timers):
             self._stop_timer(session)
         await asyncio.gather(*map(self._tell, names), return_exceptions=True)
+
+    async def _open(
+        self, session: SessionId, tokens: tuple[int, ...], until_s: float | None
+    ) -> None:
+        """Send the tokens again; a turn that begins meanwhile takes the session over."""
+        try:
+            await self._server.prefill(tokens, self.fields(session))
+        except BaseException:
+            if self._is_idle(session):
+                self._close(session)
+            raise
+        if self._is_idle(session):
+            self._close_at(session, until_s)
+
+    def _is_idle(self, session: SessionId) -> bool:
+        """Whether no turn has used it since it was opened."""
+        return not self._turns[session] and session not in self._timers
 
     def _name(self, session: SessionId) -> str:
         if session not in self._names:
@@ -86,12 +104,25 @@ class References:
         self._stop_timer(session)
         name = self._names.pop(session, None)
         if name is not None:
-            self._server.spawn(self._tell(name))
+            self._closing.add(name)
+            self._server.spawn(self._insist(name))
 
     def _stop_timer(self, session: SessionId) -> None:
         timer = self._timers.pop(session, None)
         if timer is not None:
             timer.cancel()
+
+    async def _insist(self, name: str) -> None:
+        """A session that stays open would be kept for as long as the server runs."""
+        for pause_s in RETRY_S:
+            if name not in self._closing:
+                return  # told by `close`
+            try:
+                await self._tell(name)
+                break
+            except (BackendUnavailable, TryAgain):
+                await asyncio.sleep(pause_s)
+        self._closing.discard(name)
 
     async def _tell(self, name: str) -> None:
         await self._server.post("/close_session", {"session_id": name})

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, Protocol
 
 from ...calls import Load, SessionId, Usage
@@ -25,10 +26,14 @@ class Contexts:
         return len(self._known)
 
     def remember(self, session: SessionId, token_ids: tuple[int, ...]) -> None:
-        """The context of `session` is `token_ids` from now on."""
+        """The context of `session` is `token_ids` from now on.
+
+        Numbers that are no token ids make it unknown.
+        """
         self.forget(session)
-        self._known[session] = array("I", token_ids)
-        self.tokens += len(token_ids)
+        with suppress(OverflowError):
+            self._known[session] = array("I", token_ids)
+            self.tokens += len(token_ids)
         while self.tokens > self._limit_tokens:
             self.forget(next(iter(self._known)))
 
@@ -96,7 +101,10 @@ class Retention(Protocol):
         ...
 
     async def retain(self, session: SessionId, until_s: float | None) -> None:
-        """Keep the KV of `session` until `until_s` (the loop's clock; None: until released)."""
+        """Keep the KV of `session` until `until_s` (the loop's clock; None: until released).
+
+        It is about what the last turn has left: a turn that is on its way has used it up.
+        """
         ...
 
     async def release(self, session: SessionId) -> None:

@@ -6,11 +6,14 @@ request that draws nothing) only when they may soon be too many.
 """
 
 import asyncio
+import logging
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from ...calls import SessionId
+from ...errors import TenterError
 from .info import RetentionName, ServerInfo
 from .retention import Server
 
@@ -18,6 +21,8 @@ LOOK_S = 1.0  # between two looks at the server's load, which is as stale as tha
 FILL_SHARE = 0.5  # of the pool: so many new tokens may come before a prefix is touched
 MOST_TOUCHES = 16  # of one promise: more would cost more than computing the prefix again
 COMPUTED_TOKENS = "computed_tokens"  # counter of a load: prompt tokens computed since the start
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -39,11 +44,13 @@ class Touches:
         self._fill_tokens = FILL_SHARE * info.max_total_num_tokens
         self._page_tokens = info.page_size
         self._promises: dict[SessionId, _Promise] = {}
+        self._turns = Counter[SessionId]()  # on their way
         self._watching = False
         self.touches = 0
         self.lost = 0
 
     def begin(self, session: SessionId) -> None:
+        self._turns[session] += 1
         self._promises.pop(session, None)
 
     def fields(self, session: SessionId | None, *, shared: bool = False) -> dict[str, Any]:
@@ -51,14 +58,16 @@ class Touches:
 
     def end(self, session: SessionId, *, whole: bool) -> None:
         """Its prefix is the one used last."""
+        self._turns[session] -= 1
+        if self._turns[session] <= 0:
+            del self._turns[session]
 
     async def retain(self, session: SessionId, until_s: float | None) -> None:
+        """Comes too late, and does nothing, once the end has passed or the next turn has begun."""
         end_s = math.inf if until_s is None else until_s
-        known = self._promises.get(session)
-        if known is not None:
-            known.until_s = end_s
+        if self._turns[session] or end_s <= self._server.now():
             return
-        self._promises[session] = _Promise(end_s, None)
+        self._promises.setdefault(session, _Promise(end_s, None)).until_s = end_s
         if not self._watching:
             self._watching = True
             self._server.spawn(self._watch())
@@ -73,7 +82,10 @@ class Touches:
         """Runs while there is a promise."""
         try:
             while self._promises:
-                await self._look()
+                try:
+                    await self._look()
+                except TenterError as error:
+                    log.debug("the server did not tell its load: %s", error)
                 await asyncio.sleep(self._look_s)
         finally:
             self._watching = False
@@ -91,6 +103,8 @@ class Touches:
                 del self._promises[session]
             elif promise.computed is None:
                 promise.computed = computed
+            elif computed < promise.computed:  # it counts anew, with an empty cache
+                del self._promises[session]
             elif computed - promise.computed >= self._fill_tokens:
                 promise.computed = computed
                 await self._touch(session, promise)
@@ -102,7 +116,13 @@ class Touches:
             return
         promise.touches += 1
         self.touches += 1
-        usage = await self._server.prefill(tokens, {})
+        try:
+            usage = await self._server.prefill(tokens, {})
+        except TenterError as error:
+            log.debug("a prefix was not touched: %s", error)
+            promise.computed = None  # ask again when as much has come once more
+            return
         if len(tokens) - usage.cached_tokens > self._page_tokens + 1:
             self.lost += 1  # it has just been computed in vain; do not do so again
-            self._promises.pop(session, None)
+            if self._promises.get(session) is promise:
+                del self._promises[session]

@@ -2,26 +2,26 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from ...calls import CallId, Request
+from ...calls import CallId
 from ...clock import now
 from ...errors import BackendUnavailable, CallFailed, TenterError, TryAgain
 from ..http import Client
+from ..http_exchange import NotBegun
 from .attempt import Attempt
 from .exchange import Exchange
 from .health import Patience, lives
 from .wire import server_priority
 
 log = logging.getLogger(__name__)
-POST_S = 2.0  # for what has no answer
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class Traffic:
     """Attempts by their call. `spawn` runs a task for as long as the backend is in use, `lost`
-    is told why the server cannot be used any more."""
+    is told why the server cannot be used any more, `rid` makes a new request id."""
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Traffic:
         patience: Patience,
         spawn: Spawn,
         lost: Callable[[str], None],
+        rid: Callable[[], str],
     ) -> None:
         self.exchange = exchange
         self.attempts: dict[CallId, Attempt] = {}
@@ -37,6 +38,7 @@ class Traffic:
         self._patience = patience
         self._spawn = spawn
         self._lost = lost
+        self._rid = rid
         self._groups: dict[tuple[str, int], list[Attempt]] = {}  # of this turn of the loop
         self._halts: set[asyncio.Task[None]] = set()  # aborts that are not confirmed yet
         self._watching = False
@@ -52,10 +54,11 @@ class Traffic:
             self._spawn(self._watch())
 
     def remove(self, attempt: Attempt) -> None:
-        """Nobody waits for it any more: it is aborted, if it has not ended."""
+        """Nobody waits for it any more: it is aborted, if it has not ended here and there."""
         del self.attempts[attempt.request.call]
         if self._halt(attempt) is None:
             attempt.batch = ()  # a cycle less for the garbage collector
+            self._abandon([attempt])
 
     async def abort(self, attempt: Attempt) -> None:
         """Returns once it has ended; a caller who does not wait for that changes nothing."""
@@ -93,7 +96,7 @@ class Traffic:
     def _start(self, attempts: Sequence[Attempt]) -> None:
         task = self._spawn(self._drive(attempts))
         for attempt in attempts:
-            attempt.task, attempt.batch = task, attempts
+            attempt.task, attempt.batch, attempt.running = task, attempts, True
 
     async def _drive(self, attempts: Sequence[Attempt]) -> None:
         """Read the answers of `attempts` to their ends, however they end."""
@@ -105,10 +108,6 @@ class Traffic:
             log.exception("%s: reading an answer failed", self._client.url)
             for attempt in attempts:
                 attempt.fail(CallFailed(f"{self._client.url}: {type(error).__name__}: {error}"))
-        finally:
-            early = [rid for attempt in attempts if attempt.early for rid in attempt.rids]
-            if early:
-                self._spawn(self._post_aborts(early))
 
     def _ask(self, attempts: Sequence[Attempt]) -> Awaitable[None]:
         if len(attempts) > 1:
@@ -121,17 +120,27 @@ class Traffic:
         """Calls of a batch that was refused as a whole are asked for one by one."""
         refused = isinstance(error, CallFailed) and not isinstance(error, TryAgain)
         if refused and len(attempts) > 1:
-            for attempt in attempts:
-                if not attempt.ended:
-                    self._start([attempt])
+            self._split(attempts, error)
             return
-        if isinstance(error, BackendUnavailable):
+        gone = isinstance(error, BackendUnavailable)
+        if gone:
             self._lost(str(error))
-        late = [each for each in attempts if not each.ended and _is_late(each.request)]
-        if late:  # the server would notice only some seconds after we have gone
-            self._spawn(self._post_aborts([rid for attempt in late for rid in attempt.rids]))
         for attempt in attempts:
+            if gone or refused or isinstance(error, NotBegun):
+                attempt.running = False
             attempt.fail(error)
+
+    def _split(self, attempts: Sequence[Attempt], error: TenterError) -> None:
+        """Those that have begun to come cannot begin anew under the eyes of their callers."""
+        self._abandon(attempts)
+        for attempt in attempts:
+            if attempt.ended:
+                continue
+            if attempt.aborting or attempt.answer.come:
+                attempt.fail(TryAgain(f"{error}; it had begun to answer this call"))
+            else:
+                attempt.rids = (self._rid(),)
+                self._start([attempt])
 
     # -- aborts
 
@@ -142,23 +151,30 @@ class Traffic:
             attempt.give_up()
         if attempt.halt is None and not attempt.ended:
             attempt.halt = self._spawn(self._stop(attempt))
-            self._halts.add(attempt.halt)
-            attempt.halt.add_done_callback(self._halts.discard)
+            self._see_to(attempt.halt)
         return attempt.halt
 
     async def _stop(self, attempt: Attempt) -> None:
         """Abort until the server confirms it: an abort that overtakes its request has no effect."""
         for pause_s in self._patience.abort_s:
-            await self._post_aborts(attempt.rids)
+            await self.exchange.abort(attempt.rids)
             if await attempt.ends_within(pause_s):
                 return
         attempt.give_up()
         if attempt.task is not None and all(each.ended for each in attempt.batch):
             attempt.task.cancel()
 
-    async def _post_aborts(self, rids: Iterable[str]) -> None:
-        posts = (self._client.post("/abort_request", {"rid": rid}, POST_S) for rid in rids)
-        await asyncio.gather(*posts, return_exceptions=True)
+    def _abandon(self, attempts: Sequence[Attempt]) -> None:
+        """Whatever the server may still do for them is for nothing."""
+        rids = [rid for attempt in attempts if attempt.running for rid in attempt.rids]
+        for attempt in attempts:
+            attempt.running = False
+        if rids:
+            self._see_to(self._spawn(self.exchange.abort(rids)))
+
+    def _see_to(self, task: asyncio.Task[None]) -> None:
+        self._halts.add(task)
+        task.add_done_callback(self._halts.discard)
 
     # -- a server that says nothing
 
@@ -184,10 +200,7 @@ class Traffic:
         )
         self._lost(failure)
         for attempt in tuple(self.attempts.values()):
+            attempt.running = False  # it is left by closing its connection
             attempt.fail(BackendUnavailable(failure))
             if attempt.task is not None:
                 attempt.task.cancel()
-
-
-def _is_late(request: Request) -> bool:
-    return request.deadline_s is not None and now() >= request.deadline_s
