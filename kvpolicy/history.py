@@ -99,6 +99,23 @@ class History:
         """The share of amounts of `key` that are at most `amount`; 0 where nothing was seen."""
         return _share(self._windows(key), amount)
 
+    def place(self, key: str, amount: float) -> tuple[float, float]:
+        """The shares of amounts of `key` that are below `amount`, and that are at most it."""
+        head, _, word = key.partition(" ")
+        pool = self._pool.ordered
+        if not pool:
+            return 0.0, 0.0
+        below = bisect_left(pool, amount) / len(pool)
+        most = bisect_right(pool, amount) / len(pool)
+        window = self._heads.get(head)
+        while window is not None:
+            own = window.ordered
+            size = len(own) + PRIOR
+            below = (bisect_left(own, amount) + PRIOR * below) / size
+            most = (bisect_right(own, amount) + PRIOR * most) / size
+            window, word = (self._keys.get(key), "") if word else (None, "")
+        return below, most
+
     def within(self, key: str, more: float, so_far: float = 0.0) -> float:
         """The probability that what has come to `so_far` ends within `more`.
 
@@ -140,6 +157,8 @@ class History:
 
     def mean_left(self, key: str, so_far: float = 0.0) -> float | None:
         """The mean of what is still to come; None where nothing is known."""
+        if so_far <= 0:
+            return _mean(self._windows(key))
         curve = self.outlook(key)
         return None if curve is None else curve.mean_left(so_far)
 
@@ -195,6 +214,17 @@ def _share(windows: list[Window], amount: float) -> float:
         own = window.ordered
         share = (bisect_right(own, amount) + PRIOR * share) / (len(own) + PRIOR)
     return share
+
+
+def _mean(windows: list[Window]) -> float | None:
+    """The mean amount, each level shrunk toward the one before it; None where nothing was seen."""
+    pool = windows[0]
+    if not pool.ordered:
+        return None
+    mean = pool.total / len(pool.ordered)
+    for window in windows[1:]:
+        mean = (window.total + PRIOR * mean) / (len(window.ordered) + PRIOR)
+    return max(0.0, mean)
 
 
 def _least(windows: list[Window], target: float, above: float) -> float:

@@ -7,6 +7,11 @@ quantile that is to cover a share p, the raw distribution is asked for the ceil(
 smallest of the last m scores instead of for p. Where amounts are exchangeable that covers at least p
 (distributional conformal prediction, Chernozhukov, Wüthrich and Zhu, 1909.07889); the window of
 scores slides, so that it follows drift. Coverage holds over all keys together, not for each one.
+
+Many amounts are equal: answers of one token, programs of four turns. The score of such an amount is
+spread over the share that its equals hold (the randomised probability integral transform, here with
+a Weyl sequence, so that nothing is random): else one step of constant answers would have the
+quantiles of all other steps corrected.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,6 +23,7 @@ from .window import Window
 
 SCORES = 1_000
 SCORED_FROM = 32  # amounts seen; a distribution of fewer is too coarse for a score to tell
+_STEP = (5**0.5 - 1) / 2  # of the Weyl sequence: the golden ratio's is the most even one
 
 
 class Predictor:
@@ -26,11 +32,14 @@ class Predictor:
     def __init__(self) -> None:
         self._history = History()
         self._scores = Window(SCORES)
+        self._spread = 0.5
 
     def observe(self, key: str, amount: float) -> None:
         """An amount in full: the length of an answer that ended, the turns of a program."""
         if self._history.count() >= SCORED_FROM and amount >= 0:
-            self._scores.add(self._history.share(key, amount))
+            below, most = self._history.place(key, amount)
+            self._spread = (self._spread + _STEP) % 1.0
+            self._scores.add(below + self._spread * (most - below))
         self._history.observe(key, amount)
 
     def count(self, key: str | None = None) -> int:

@@ -8,22 +8,27 @@ from collections.abc import Iterable
 class Window:
     """At most `size` amounts; a new one pushes the oldest out. `ordered` is ascending."""
 
-    __slots__ = ("added", "ordered", "recent", "size")
+    __slots__ = ("added", "ordered", "recent", "size", "total")
 
     def __init__(self, size: int, amounts: Iterable[float] = ()) -> None:
         self.size = size
         self.recent: deque[float] = deque(amounts, maxlen=size)
         self.ordered: list[float] = sorted(self.recent)
         self.added = len(self.ordered)  # amounts ever added
+        self.total = sum(self.ordered)
 
     def __len__(self) -> int:
         return len(self.ordered)
 
     def add(self, amount: float) -> None:
-        if len(self.recent) == self.size:
-            del self.ordered[bisect_left(self.ordered, self.recent[0])]
-        self.recent.append(amount)
-        insort(self.ordered, amount)
+        ordered, recent = self.ordered, self.recent
+        if len(recent) == self.size:
+            oldest = recent[0]
+            del ordered[bisect_left(ordered, oldest)]
+            self.total -= oldest
+        recent.append(amount)
+        insort(ordered, amount)
+        self.total += amount
         self.added += 1
 
     def up_to(self, amount: float) -> int:

@@ -25,7 +25,7 @@ FLOORS = (
     {"load"},
     {"api", "spec", "schema", "tables", "report.tally", "report.summary"},
     {"run"},
-    {"replay"},
+    {"replay", "predict"},
     {"scheduler"},
     {"reasoning"},
     {"backends", "engine", "tokenizer", "models"},

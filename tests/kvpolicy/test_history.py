@@ -101,6 +101,30 @@ def test_a_curve_follows_what_is_learned() -> None:
     assert history.mean_left("a") == pytest.approx(4.6, rel=0.03)
 
 
+def test_the_mean_of_all_shrinks_as_shares_do() -> None:
+    history = taught(shell__make=[9.0] * 4, shell__ls=[1.0] * 4, read=[1.0] * 8)
+    of_shell = (40.0 + PRIOR * 3.0) / (8 + PRIOR)
+
+    assert history.mean_left("unseen") == pytest.approx(3.0)
+    assert history.mean_left("shell") == pytest.approx(of_shell)
+    assert history.mean_left("shell make") == pytest.approx((36.0 + PRIOR * of_shell) / (4 + PRIOR))
+    assert taught(a=[0.0, 0.0]).mean_left("a") == 0.0
+
+
+@given(own=AMOUNTS, other=AMOUNTS, amount=st.floats(0, 1e4))
+def test_a_place_is_the_shares_below_and_up_to_an_amount(
+    own: list[float], other: list[float], amount: float
+) -> None:
+    history = taught(a__b=own, c=other)
+    for name in ("a b", "a", "a new", "c", "new"):
+        below, most = history.place(name, amount)
+
+        assert most == pytest.approx(history.share(name, amount))
+        assert 0.0 <= below <= most <= 1.0
+        seen = amount in own or amount in other
+        assert (below < most) == seen
+
+
 # ---- snapshots ----------------------------------------------------------------------------------
 
 
@@ -119,7 +143,7 @@ def test_a_snapshot_goes_through_json_and_back(observed: list[tuple[str, float]]
     assert again.snapshot() == history.snapshot()
     for name in ("a", "a b", "d", "e"):
         assert again.quantile(name, 0.7, 1.0) == history.quantile(name, 0.7, 1.0)
-        assert again.mean_left(name) == history.mean_left(name)
+        assert again.mean_left(name) == pytest.approx(history.mean_left(name))
 
 
 def test_a_snapshot_can_be_cut_to_the_last_amounts() -> None:

@@ -60,6 +60,19 @@ def test_drift_is_followed() -> None:
     assert found is not None and found > 0.84
 
 
+def test_constant_answers_of_one_step_leave_the_others_as_they_are() -> None:
+    """Half of all calls answer with one token; the other step's median must stay its median."""
+    random = Random(5)
+    rows = [("flow/pick", 1.0), ("flow/write", 0.0)] * 1_500
+    rows = [(name, amount or round(random.lognormvariate(5, 1))) for name, amount in rows]
+    predictor, held_back = taught(rows[:2_000]), rows[2_000:]
+    written = [(name, amount) for name, amount in held_back if name == "flow/write"]
+
+    for share in (0.5, 0.9):
+        assert coverage(predictor, written, share) == pytest.approx(share, abs=0.06)
+    assert predictor.left("flow/pick", 0.9) == 1.0
+
+
 def test_few_amounts_are_covered_with_care() -> None:
     """With six amounts no 90 % quantile can be vouched for: the largest seen is given."""
     assert taught([("w", float(size)) for size in (5, 3, 9, 1, 2, 4)]).left("w", 0.9) == 9.0
