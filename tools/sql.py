@@ -7,7 +7,6 @@ that cannot reach files or other databases. Time, rows and bytes are bounded.
 
 import asyncio
 import json
-import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -170,8 +169,16 @@ async def _postgres(
 async def _sqlite(
     address: str, sql: str, values: Mapping[str, Any], write: bool, limits: _Limits
 ) -> _Answer:
+    import sqlite3
+
     path = _path(address)
     mode = "rw" if write else "ro"
+    forbidden = {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_PRAGMA}
+
+    def authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        """Asked before each part of a statement is compiled: no other file, no setting."""
+        loads = action == sqlite3.SQLITE_FUNCTION and (second or "").lower() == "load_extension"
+        return sqlite3.SQLITE_DENY if loads or action in forbidden else sqlite3.SQLITE_OK
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -181,7 +188,7 @@ async def _sqlite(
             check_same_thread=False,
         )
         connection.execute(f"PRAGMA query_only = {int(not write)}")
-        connection.set_authorizer(_authorize)
+        connection.set_authorizer(authorize)
         return connection
 
     return await _in_thread(connect, sql, values, write, limits)
@@ -234,15 +241,6 @@ async def _in_thread(
         await asyncio.wait([task])
         task.exception()
         raise
-
-
-_FORBIDDEN = frozenset({sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_PRAGMA})
-
-
-def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
-    """SQLite asks before it compiles each part of a statement: no other file, no setting."""
-    loads = action == sqlite3.SQLITE_FUNCTION and (second or "").lower() == "load_extension"
-    return sqlite3.SQLITE_DENY if loads or action in _FORBIDDEN else sqlite3.SQLITE_OK
 
 
 def _result(answer: _Answer, limits: _Limits) -> dict[str, Any]:

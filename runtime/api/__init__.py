@@ -3,7 +3,7 @@
 A plain `def` under `@workflow` is traced once into a graph; an `async def` runs as it is.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast, overload
 
 from pydantic import TypeAdapter
@@ -14,6 +14,7 @@ from ...planner.prompt import Prompt
 from ...tools import Effect, InvalidTool, Tool
 from ...tools.python import python_tool
 from ..run.context import Session, current_program
+from ..run.trust import Approve, Trust
 from ..workflow import ModelSpec
 from .handles import LLMStep, ToolHandle, WorkflowHandle, check_name
 from .places import Place, caller, here, refuse
@@ -258,9 +259,20 @@ def _tracer(what: str) -> Tracer:
     return tracer
 
 
-def session(system: str | None = None, *, model: str = "default") -> Session:
-    """A new chat inside an `async def` workflow; its context is kept while tools run."""
+def session(
+    system: str | None = None,
+    *,
+    model: str = "default",
+    allow: Iterable[str] = (),
+    approve: Approve | None = None,
+) -> Session:
+    """A new chat inside an `async def` workflow; its context is kept while tools run.
+
+    Once it has read what a tool or another stranger said, its model may call tools that have an
+    effect or are sensitive only where `allow` names them, or `approve(approval)` says True; its
+    answers are recorded, and a resumed run does not ask again.
+    """
     program = current_program.get()
     if program is None:
         raise refuse("session(...) belongs in an `async def` workflow, while it runs")
-    return program.session(system, model)
+    return program.session(system, model, Trust(frozenset(allow), approve))

@@ -1,24 +1,21 @@
 """One LLM step, compiled: from values to a request, and from an answer to the step's value."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from ...planner.graph import LLM
 from ...planner.values import compile_args
 from ..calls import CallId, Capabilities, Message, Request, Tokenizer
-from ..errors import BackendUnavailable, CallFailed, Drained, OutputInvalid
+from ..errors import BackendUnavailable, CallFailed, Drained
 from ..scheduler.core import DRAINED, NO_WORKER
 from ..scheduler.loop import Answer
+from .answers import parse_json
 from .codec import identity
 from .draft import CHUNK_TOKENS, GROWTH, Draft
-
-if TYPE_CHECKING:
-    from jsonschema.protocols import Validator
 
 SEED_BITS = 63
 
@@ -55,7 +52,6 @@ class Asking:
             (*model.tokenizer.encode(choice), *model.tokenizer.end_of_turn_ids)
             for choice in step.choices
         )
-        self._validator: Validator | None = None
         self.shared_tokens = 0  # of its prompts, once their common beginning is pinned
         self.group: str | None = None  # the name of that beginning
 
@@ -130,31 +126,9 @@ class Asking:
                 raise CallFailed("the backend did not score the choices", step.id)
             return step.choices[scores.index(max(scores))]
         text = without_thought(answer.text)
-        return text if step.schema is None else self._parse(text, answer.finish)
-
-    def _parse(self, text: str, finish: str) -> Any:
-        step = self.step
-        try:
-            value = json.loads(text, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
-            cure = (
-                f"it was cut off at max_tokens={step.sampling.max_tokens}; allow more"
-                if finish == "length"
-                else f"it is not JSON: {error}"
-            )
-            raise OutputInvalid(
-                f"the answer does not fit the output: {cure}", step.id, text
-            ) from None
-        if self._validator is None:
-            from jsonschema import Draft202012Validator
-
-            self._validator = Draft202012Validator(json.loads(step.schema or "{}"))
-        problems = self._validator.iter_errors(value)  # pyright: ignore[reportUnknownMemberType]
-        for problem in problems:
-            where = "/".join(str(part) for part in problem.absolute_path) or "the answer"
-            message = f"the answer does not fit the output: {where}: {problem.message[:200]}"
-            raise OutputInvalid(message, step.id, text)
-        return value
+        if step.schema is None:
+            return text
+        return parse_json(text, step.schema, step.id, answer.finish, step.sampling.max_tokens)
 
     def prefix(self) -> tuple[int, ...]:
         """The token ids that every call of the step begins with, whatever its arguments."""
@@ -183,11 +157,6 @@ def check_answer(answer: Answer, step: str) -> None:
         if answer.error.startswith(NO_WORKER):
             raise BackendUnavailable(answer.error)
         raise CallFailed(answer.error, step)
-
-
-def _refuse(constant: str) -> None:
-    """NaN and Infinity are no JSON, and the journal could not give them back."""
-    raise ValueError(f"{constant} is not a number")
 
 
 def without_thought(text: str) -> str:

@@ -8,6 +8,7 @@ from ...planner.graph import LLM, Sampling, ToolCall
 from ...tools import Tool
 from ..calls import Message
 from ..workflow import Workflow
+from .trust import Trust
 
 
 class HasTool(Protocol):
@@ -30,8 +31,14 @@ class Session(Protocol):
         content: str,
         tools: Iterable[Tool | HasTool] = (),
         sampling: Sampling | None = None,
+        schema: str | None = None,
+        untrusted: str | None = None,
     ) -> Message:
-        """Append a user turn and the model's answer; returns the assistant's message."""
+        """Append a user turn and the model's answer; returns the assistant's message.
+
+        `schema` (JSON Schema as text) holds the answer to it. `untrusted` says where `content`
+        comes from, if not from somebody who may choose what tools do.
+        """
         ...
 
     async def give(
@@ -49,11 +56,16 @@ class Session(Protocol):
         tools: Iterable[Tool | HasTool] = (),
         sampling: Sampling | None = None,
         max_turns: int = 10,
-    ) -> str:
+        max_tokens: int | None = None,
+        schema: str | None = None,
+        untrusted: str | None = None,
+    ) -> Any:
         """Ask, call the tools that the model wants, hand it their results, until it answers.
 
-        A tool that fails, does not exist or is called wrongly is told to the model as its
-        result. Raises StepFailed after `max_turns` turns without an answer.
+        The answer is text, or a JSON value of `schema`. Calls of one turn run at once. A tool that
+        fails, does not exist, is refused or called wrongly is told to the model as its result, and
+        a call that cannot be read gets one turn to be said again. Raises StepFailed after
+        `max_turns` turns, or once the model has written `max_tokens` tokens, without an answer.
         """
         ...
 
@@ -78,7 +90,9 @@ class Program(Protocol):
         """Call `tool` as a step of this program; its JSON result."""
         ...
 
-    def session(self, system: str | None = None, model: str = "default") -> Session:
+    def session(
+        self, system: str | None = None, model: str = "default", trust: Trust | None = None
+    ) -> Session:
         """A new chat whose context grows turn by turn."""
         ...
 

@@ -16,6 +16,7 @@ from .host import Host
 from .machine import Body, compile_graph
 from .owner import Owner
 from .session import ChatSession
+from .trust import Trust
 from .walk import Walk
 
 Ended = Callable[[Any, Exception | None], None]
@@ -176,9 +177,11 @@ class AsyncProgram:
         Walk(self.host, self.owner, body, workflow.tools, waiter.settle, prefix).start(values)
         return _own(await waiter.future)
 
-    def session(self, system: str | None = None, model: str = "default") -> ChatSession:
+    def session(
+        self, system: str | None = None, model: str = "default", trust: Trust | None = None
+    ) -> ChatSession:
         """A new chat whose context grows turn by turn."""
-        return ChatSession(self, system, model)
+        return ChatSession(self, system, model, trust)
 
 
 def _own(value: Any) -> Any:

@@ -1,11 +1,9 @@
 """A chat session of an `async def` workflow: an append-only context whose KV waits for its tools."""
 
 import asyncio
-import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -13,18 +11,20 @@ from ...planner.graph import Sampling
 from ...tools import Tool
 from ..calls import CallId, Chunk, Message, Request, SessionId, ToolSpec
 from ..clock import now
-from ..errors import StepFailed, ToolFailed
+from ..errors import StepFailed
 from ..journal.base import StepRecord
 from ..scheduler.events import CallShared
 from ..scheduler.loop import Answer
-from .asking import check_answer, seed_for, without_thought
+from ..trace import Record
+from .agent import AgentLimits, agent_loop, said_of
+from .asking import check_answer, seed_for
 from .context import HasTool
 from .draft import CHUNK_TOKENS, GROWTH, Draft, is_draft
+from .trust import Trust
+from .turns import read_turn
 
 if TYPE_CHECKING:
     from .program import AsyncProgram
-
-TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 
 
 class ChatSession:
@@ -34,7 +34,13 @@ class ChatSession:
     finds it in the cache; while a tool runs, the scheduler decides how long it stays there.
     """
 
-    def __init__(self, program: "AsyncProgram", system: str | None, model: str) -> None:
+    def __init__(
+        self,
+        program: "AsyncProgram",
+        system: str | None,
+        model: str,
+        trust: Trust | None = None,
+    ) -> None:
         if model not in program.host.models:
             known = ", ".join(sorted(program.host.models))
             raise StepFailed(f"there is no model {model!r}; known: {known}")
@@ -42,6 +48,8 @@ class ChatSession:
         self._model = program.host.models[model]
         self._name = SessionId(f"{program.owner.name}/{program.path('session')}")
         self.messages: list[Message] = [Message("system", system)] if system else []
+        self.trust = trust or Trust()
+        self.output_tokens = 0  # that the model has written in it
         self._context: _Context | None = None
 
     async def ask(
@@ -49,10 +57,18 @@ class ChatSession:
         content: str,
         tools: Iterable[Tool | HasTool] = (),
         sampling: Sampling | None = None,
+        schema: str | None = None,
+        untrusted: str | None = None,
     ) -> Message:
-        """Append a user turn and the model's answer; returns the assistant's message."""
+        """Append a user turn and the model's answer; returns the assistant's message.
+
+        `schema` (JSON Schema as text) holds the answer to it. `untrusted` says where `content`
+        comes from, if not from somebody who may choose what tools do.
+        """
+        if untrusted is not None:
+            self.trust.taint(untrusted)
         self.messages.append(Message("user", content))
-        return await self._turn(_tools(tools), sampling or Sampling())
+        return await self._turn(_tools(tools), sampling or Sampling(), schema)
 
     async def give(
         self,
@@ -61,9 +77,9 @@ class ChatSession:
         sampling: Sampling | None = None,
     ) -> Message:
         """Append the results of the last message's tool calls, in order, and the model's answer."""
-        for result in results:
-            text = result if isinstance(result, str) else json.dumps(result)
-            self.messages.append(Message("tool", text))
+        for name, _ in self.messages[-1].tool_calls if self.messages else ():
+            self.trust.taint(f"a result of tool {name!r}")
+        self.messages += said_of(results)
         return await self._turn(_tools(tools), sampling or Sampling())
 
     async def run(
@@ -72,44 +88,60 @@ class ChatSession:
         tools: Iterable[Tool | HasTool] = (),
         sampling: Sampling | None = None,
         max_turns: int = 10,
-    ) -> str:
+        max_tokens: int | None = None,
+        schema: str | None = None,
+        untrusted: str | None = None,
+    ) -> Any:
         """Ask, call the tools that the model wants, hand it their results, until it answers.
 
-        A tool that fails, does not exist or is called wrongly is told to the model as its
-        result. Raises StepFailed after `max_turns` turns without an answer.
+        See `agent.agent_loop`. The answer is text, or a JSON value of `schema`.
         """
-        known = _tools(tools)
-        message = await self.ask(content, known, sampling)
-        for _ in range(max_turns - 1):
-            if not message.tool_calls:
-                return message.content
-            calls = [self._call(known, name, arguments) for name, arguments in message.tool_calls]
-            message = await self.give(await asyncio.gather(*calls), known, sampling)
-        if message.tool_calls:
-            raise StepFailed(f"the agent still calls tools after {max_turns} turns; allow more")
-        return message.content
+        if untrusted is not None:
+            self.trust.taint(untrusted)
+        limits = AgentLimits(max_turns, max_tokens)
+        return await agent_loop(self, content, _tools(tools), sampling, limits, schema)
 
-    async def _call(self, tools: list[Tool], name: str, arguments: str) -> Any:
-        tool = next((tool for tool in tools if tool.name == name), None)
-        if tool is None:
-            known = ", ".join(tool.name for tool in tools) or "none"
-            return f"error: there is no tool {name!r}; there is {known}"
-        try:
-            values = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
-            return f"error: the arguments are not JSON: {error}"
-        if not isinstance(values, dict):
-            return "error: the arguments must be a JSON object"
-        self._program.owner.session = self._name  # whose KV waits for this tool
-        try:
-            return await self._program.use(tool, cast("Mapping[str, Any]", values))
-        except ToolFailed as error:
-            return f"error: {error}"
+    # ---- for the agent loop ----------------------------------------------------------------------
 
-    async def _turn(self, tools: list[Tool], sampling: Sampling) -> Message:
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def program(self) -> str:
+        return self._program.owner.name
+
+    async def use(self, tool: Tool, values: Mapping[str, Any]) -> Any:
+        """Call `tool`, while this session's KV waits for it."""
+        self._program.owner.session = self._name
+        return await self._program.use(tool, values)
+
+    def note(self, record: Record) -> None:
+        """Write down what is no event of the scheduler."""
+        self._program.host.note(record)
+
+    def path(self, step: str, values: Any) -> str:
+        """The place of this visit of `step`."""
+        return self._program.path(step, values)
+
+    def recorded(self, path: str) -> bytes | None:
+        """What an earlier attempt recorded at `path`."""
+        found = self._program.owner.recorded.get(path)
+        return None if found is None else found.value
+
+    async def record(self, path: str, value: bytes) -> None:
+        """Record `value` at `path`, before anybody acts on it."""
+        await self._keep(StepRecord(self._program.owner.row, path, value))
+
+    # ---- turns -----------------------------------------------------------------------------------
+
+    async def _turn(
+        self, tools: list[Tool], sampling: Sampling, schema: str | None = None
+    ) -> Message:
         program, host, owner = self._program, self._program.host, self._program.owner
         specs = tuple(ToolSpec(t.name, t.description, t.parameters) for t in tools)
-        path = program.path("turn", [self._model.name, sampling, self.messages, specs])
+        what = [self._model.name, sampling, self.messages, specs, *([schema] if schema else ())]
+        path = program.path("turn", what)
         record = owner.recorded.get(path)
         prompt = self._prompt(specs)
         if record is not None and not is_draft(record):
@@ -117,10 +149,11 @@ class ChatSession:
             found = msgspec.json.decode(record.value, type=_Said | str)
             said = _Said(found) if isinstance(found, str) else found  # 0.1.0 kept the text alone
         else:
-            answer = await self._generate(path, prompt, specs, sampling)
+            answer = await self._generate(path, prompt, specs, sampling, schema)
             said = _Said(answer.text, answer.token_ids)
             await self._keep(StepRecord(owner.row, path, msgspec.json.encode(said)))
-        message = read_turn(said.text)
+        message = read_turn(said.text, [tool.name for tool in tools])
+        self.output_tokens += len(said.token_ids or self._model.tokenizer.encode(said.text))
         self.messages.append(message)
         self._context = _Context((*prompt, *said.token_ids), tuple(self.messages), specs)
         if not said.token_ids:  # a backend that hands out text alone
@@ -147,15 +180,17 @@ class ChatSession:
         prompt: tuple[int, ...],
         specs: tuple[ToolSpec, ...],
         sampling: Sampling,
+        schema: str | None,
     ) -> Answer:
         host, owner, model = self._program.host, self._program.owner, self._model
         if sampling.temperature > 0 and sampling.seed is None:
             sampling = replace(sampling, seed=seed_for(host.seed, owner.row, path))
-        draft = host.draft(owner, path, model, sampling.max_tokens)
+        draft = host.draft(owner, path, model, sampling.max_tokens, schema)
         request = Request(
             call=CallId(f"{owner.name}/{path}"),
             token_ids=prompt,
             sampling=sampling,
+            schema=schema,
             session=self._name,
             deadline_s=now() + host.call_timeout_s if host.call_timeout_s else None,
             stream=draft is not None,
@@ -245,20 +280,3 @@ class _Turn:
 
 def _tools(tools: Iterable[Tool | HasTool]) -> list[Tool]:
     return [tool if isinstance(tool, Tool) else tool.tool for tool in tools]
-
-
-def read_turn(text: str) -> Message:
-    """The assistant's message in `text`, with the tool calls in it (Hermes and Qwen style).
-
-    A call that cannot be read stays in the content, where the author or the model sees it.
-    """
-    answer = without_thought(text)
-    calls: list[tuple[str, str]] = []
-    for found in TOOL_CALL.finditer(answer):
-        try:
-            call = json.loads(found[1])
-            calls.append((str(call["name"]), json.dumps(call.get("arguments", {}))))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
-    content = TOOL_CALL.sub("", answer).strip() if calls else answer
-    return Message("assistant", content, tuple(calls))

@@ -89,7 +89,9 @@ class FakeProgram:
             return await workflow.program(**values)
         return self.answers[workflow.name]
 
-    def session(self, system: str | None = None, model: str = "default") -> Any:
+    def session(
+        self, system: str | None = None, model: str = "default", trust: Any = None
+    ) -> Any:
         return (system, model)
 
 

@@ -139,8 +139,8 @@ async def test_a_tool_keeps_the_chat_that_called_it_and_no_other() -> None:
         one, two = current().session("be brief"), current().session("be kind")
         message = await one.ask("a", [tool])
         await two.ask("b")
-        (name, arguments) = message.tool_calls[0]
-        await one.give([await one._call([tool], name, arguments)], [tool])
+        assert message.tool_calls == (("look", "{}"),)
+        await one.give([await one.use(tool, {})], [tool])
 
     tool = python_tool(look, effect="pure")
     async with open_host({"default": backend}, trace=trace) as host:

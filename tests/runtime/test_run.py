@@ -35,7 +35,7 @@ from tenter.runtime.run.control import Control
 from tenter.runtime.run.local import open_host, run_program, run_workflow
 from tenter.runtime.run.program import Programs
 from tenter.runtime.run.rows import Limits, Row, RowRun
-from tenter.runtime.run.session import read_turn
+from tenter.runtime.run.turns import read_turn
 from tenter.runtime.scheduler.events import CallShared
 from tenter.runtime.trace import MemoryTrace, Trace
 from tenter.runtime.workflow import Input, Workflow
