@@ -13,11 +13,20 @@ from ..trace import Record
 
 
 class ProgramArrived(Record, frozen=True):
-    """A program (one row, one agent) wants to run."""
+    """A program (one row, one agent) wants to run.
+
+    `weight` is the share that its tenant is to get beside others. `expected_tokens` is a prediction
+    of the work of the whole program, in the unit of `CallReady.remaining_tokens`.
+    """
 
     program: str
     row: int
     workflow: str
+    tenant: str = ""
+    weight: float = 1.0
+    priority: int = 0  # among calls with equal keys the smaller one goes first
+    deadline_s: float | None = None  # on the run's clock: when it is wanted; it only orders
+    expected_tokens: float | None = None
 
 
 class ProgramEnded(Record, frozen=True):
@@ -31,7 +40,12 @@ class ProgramEnded(Record, frozen=True):
 
 
 class CallReady(Record, frozen=True):
-    """A call has its inputs and may be dispatched."""
+    """A call has its inputs and may be dispatched.
+
+    `expected_tokens` and `remaining_tokens` are predictions: the length of its answer, and the work
+    that its program still takes, this call included: prompt tokens to compute, plus OUTPUT_WEIGHT
+    (8) for each output token.
+    """
 
     call: str
     program: str
@@ -45,6 +59,8 @@ class CallReady(Record, frozen=True):
     group: str | None = None  # the prefix or the gang that it belongs to
     gang: int = 0  # so many calls of its group enter one worker together, or none of them
     blocks: tuple[int, ...] = ()  # of its prompt (placement), where there is a choice of workers
+    expected_tokens: float | None = None
+    remaining_tokens: float | None = None
 
 
 class CallEnded(Record, frozen=True):
@@ -107,6 +123,17 @@ class ToolEnded(Record, frozen=True):
     session: str | None = None
     error: str | None = None
     word: str = ""
+
+
+class ToolRefused(Record, frozen=True):
+    """A model asked for a tool that it may not choose after what its chat has read.
+
+    `sources` are where the untrusted text came from.
+    """
+
+    program: str
+    tool: str
+    sources: tuple[str, ...]
 
 
 class CancelProgram(Record, frozen=True):

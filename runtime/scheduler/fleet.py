@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from ...kvpolicy.state import PREFILL_TOKENS_PER_S
 from ..blocks import FINE_TOKENS
-from .admission import lacks, may_enter
-from .events import CallEnded, CallReady, Command, WorkerLoad, WorkerUp
+from .admission import Forecast, lacks, may_enter
+from .events import CallEnded, CallReady, Command, WorkerDown, WorkerLoad, WorkerUp
+from .line import Line
 from .placement import OUTPUT_WEIGHT
 from .sessions import Sessions
-from .state import CallState, Line, WorkerState
+from .state import CallState, WorkerState, need
 
 WEIGH_EVERY_S = 0.05  # how often the pins of a busy worker are weighed against the queue
 LINE = 2  # calls in a worker's own waiting line; with more it is given none
@@ -17,12 +18,22 @@ LINE = 2  # calls in a worker's own waiting line; with more it is given none
 class Fleet:
     """Workers by name and by model; a part of the core's state."""
 
-    def __init__(self, workers: dict[str, WorkerState], kept: Sessions) -> None:
+    def __init__(
+        self,
+        workers: dict[str, WorkerState],
+        calls: dict[str, CallState],
+        kept: Sessions,
+        forecast: Forecast | None = None,
+    ) -> None:
         self._workers = workers
+        self._calls = calls
         self._kept = kept
+        self._forecast = forecast
+        self.away: dict[str, tuple[str, int]] = {}  # may come back: their model, their KV tokens
         self._by_model: dict[str, list[WorkerState]] = {}
+        self._rooms: dict[str, int | None] = {}  # model -> what its largest worker holds
         self.weigh_again_s: float | None = None
-        self._outputs: dict[str, float] = {}  # model -> mean length of its late answers
+        self.outputs: dict[str, float] = {}  # model -> mean length of its late answers
 
     def of(self, model: str) -> Sequence[WorkerState]:
         """The workers that serve `model`."""
@@ -35,14 +46,29 @@ class Fleet:
         )
         self._workers[worker.name] = worker
         self._by_model.setdefault(worker.model, []).append(worker)
+        self.away.pop(worker.name, None)
+        self._measure(worker.model)
         return worker
 
-    def remove(self, name: str) -> WorkerState | None:
-        """A worker is gone; None if it was not there."""
+    def remove(self, event: WorkerDown) -> tuple[str, WorkerState | None] | None:
+        """A worker is gone: its model, and its state if it was up; None: nobody knew it."""
+        name = event.worker
         worker = self._workers.pop(name, None)
+        model, kv_tokens = self.away.pop(name, (event.model, 0))
         if worker is not None:
-            self._by_model[worker.model].remove(worker)
-        return worker
+            model, kv_tokens = worker.model, worker.kv_tokens
+            self._by_model[model].remove(worker)
+        if not model:
+            return None
+        if event.returns:
+            self.away[name] = (model, kv_tokens)
+        self._measure(model)
+        return model, worker
+
+    def _measure(self, model: str) -> None:
+        away = [kv_tokens for name, kv_tokens in self.away.values() if name == model]
+        here = self.largest(model)
+        self._rooms[model] = max([*away, here or 0]) or None if away else here
 
     def largest(self, model: str) -> int | None:
         """The KV capacity of the largest worker of `model`; None while there is none."""
@@ -50,6 +76,28 @@ class Fleet:
         if not workers:
             return None
         return max([worker.kv_tokens for worker in workers])
+
+    def room(self, model: str) -> int | None:
+        """The KV capacity of the largest worker of `model`, those included that may come back."""
+        return self._rooms.get(model)
+
+    def too_large(self, call: CallReady) -> str | None:
+        """Why no worker could take a call, even an empty one; None: one could, or there is none."""
+        room = self._rooms.get(call.model)
+        if room is None or call.prompt_tokens + call.max_tokens <= room:
+            return None
+        return (
+            f"it needs {call.prompt_tokens} prompt tokens plus {call.max_tokens} for the answer, "
+            f"more than the {room} KV tokens of the largest worker"
+        )
+
+    def kv_tokens(self, model: str) -> int:
+        """The KV capacity of all workers of `model` together."""
+        return sum(worker.kv_tokens for worker in self.of(model))
+
+    def chooses(self, model: str) -> bool:
+        """Whether calls of `model` may go to more than one worker."""
+        return len(self.of(model)) > 1
 
     def any_open(self, model: str, now_s: float) -> bool:
         """Whether a worker of `model` may be given one more call, memory aside."""
@@ -65,7 +113,7 @@ class Fleet:
         ready = call.ready
         if len(self._by_model[ready.model]) > 1:
             held = self._held(call, worker)
-            output = min(ready.max_tokens, self._outputs.get(ready.model, ready.max_tokens))
+            output = min(ready.max_tokens, self.outputs.get(ready.model, ready.max_tokens))
             call.matched_tokens = held
             call.work_tokens = int(ready.prompt_tokens - held + OUTPUT_WEIGHT * output)
             worker.work_tokens += call.work_tokens
@@ -96,8 +144,10 @@ class Fleet:
             return
         worker.broken = 0
         model = call.ready.model
-        mean = self._outputs.get(model, float(event.output_tokens))
-        self._outputs[model] = mean + (event.output_tokens - mean) / 16
+        if self._forecast is not None:
+            self._forecast.learn(model, event)
+        mean = self.outputs.get(model, float(event.output_tokens))
+        self.outputs[model] = mean + (event.output_tokens - mean) / 16
         missing = call.matched_tokens - event.cached_tokens
         if missing > FINE_TOKENS:
             worker.holds.missed(call.ready.blocks, missing)
@@ -126,7 +176,11 @@ class Fleet:
             demand = _demands(calls, worker)
             room = self._room(first, worker)
             running, slots = len(worker.running), worker.slots
-            if not may_enter(running, slots, worker.kv_reserved, room, demand, len(calls)):
+            if not may_enter(running, slots, worker.kv_reserved, room, demand, len(calls)) and (
+                self._forecast is None
+                or running + len(calls) > slots
+                or self._lacks(calls, worker, room, now_s) > 0
+            ):
                 continue
             if len(workers) == 1:
                 return worker
@@ -155,8 +209,10 @@ class Fleet:
         self.weigh_again_s = None
         first = calls[0]
         for worker in self.of(first.ready.model):
-            demand, running = _demands(calls, worker), len(worker.running)
-            fits = demand <= worker.kv_tokens and running + len(calls) <= worker.slots
+            running = len(worker.running)
+            fits = (
+                _demands(calls, worker) <= worker.kv_tokens and running + len(calls) <= worker.slots
+            )
             if not fits or not worker.kv_pinned or not worker.open(now_s):
                 continue
             if running:
@@ -164,7 +220,7 @@ class Fleet:
                     self.weigh_again_s = worker.weighed_s + WEIGH_EVERY_S
                     continue
                 worker.weighed_s = now_s
-            lack = lacks(running, worker.kv_reserved, self._room(first, worker), demand)
+            lack = self._lacks(calls, worker, self._room(first, worker), now_s)
             if self._kept.give_way(lack, worker, line, now_s, out, first.ready):
                 return worker
         return None
@@ -175,6 +231,20 @@ class Fleet:
             len(calls) <= worker.max_running and _demands(calls, worker) <= worker.kv_tokens
             for worker in self.of(calls[0].ready.model)
         )
+
+    def _lacks(
+        self, calls: Sequence[CallState], worker: WorkerState, room: int, now_s: float
+    ) -> int:
+        """How much memory is lacking on `worker` for all of `calls`; 0 or less: none."""
+        running = len(worker.running)
+        if self._forecast is not None and running:
+            entering = [(call, _demand(call, worker)) for call in calls]
+            beside = (self._calls[name] for name in sorted(worker.running))
+            model = worker.model
+            found = self._forecast.lacks(model, beside, entering, room, now_s)
+            if found is not None:
+                return found
+        return lacks(running, worker.kv_reserved, room, _demands(calls, worker))
 
     def _room(self, call: CallState, worker: WorkerState) -> int:
         """KV tokens of `worker` that no pin holds, the pin of the call's own session aside."""
@@ -207,11 +277,6 @@ class Fleet:
             assert worker.kv_reserved == sum(call.demand_tokens for call in mine), name
             assert worker.work_tokens == sum(call.work_tokens for call in mine), name
             assert worker.running == {call.ready.call for call in mine}, name
-
-
-def need(call: CallReady) -> int:
-    """KV tokens that a call's context may come to hold, shared ones too."""
-    return call.prompt_tokens + call.max_tokens
 
 
 def _demand(call: CallState, worker: WorkerState) -> int:

@@ -12,6 +12,7 @@ from ...kvpolicy import (
     Pause,
     Pin,
     Policy,
+    Price,
     QueueDelay,
     memory_price,
     to_release,
@@ -29,7 +30,8 @@ from .events import (
     ToolStarted,
     Warm,
 )
-from .state import CallState, Line, ProgramState, SessionState, WorkerState
+from .line import Line
+from .state import CallState, ProgramState, SessionState, WorkerState
 
 PIN_SHARE = 0.8  # of a worker's KV capacity that pins may hold; the rest is for what runs
 PREFIX_SHARE = 0.5  # of it that shared prefixes may hold, which are not weighed against the queue
@@ -79,8 +81,7 @@ class Sessions:
             self.by_name[name] = SessionState(call.ready.program, worker.name, 0)
             self._programs[call.ready.program].sessions.add(name)
         elif state.retained:
-            worker.kv_pinned -= state.tokens
-            state.retained = False
+            self._unpin(name, state)
             call.promised_tokens = min(state.tokens, call.ready.prompt_tokens)
 
     def grow(self, call: CallState, event: CallEnded, out: list[Command]) -> None:
@@ -124,12 +125,14 @@ class Sessions:
         worker = self._workers[state.worker]
         if state.retained or worker.kv_pinned + state.tokens > PIN_SHARE * worker.kv_tokens:
             return None
-        hold_s = self._decide(state, worker, line, now_s).hold_s
+        price = memory_price(_memory(worker, line))
+        hold_s = self._decide(state, worker, line, price, now_s).hold_s
         if hold_s is not None and hold_s <= 0:
             if state.told:  # for an earlier tool
                 self.release(event.session, out)
             return None
         state.retained = state.told = True
+        worker.pins.add(event.session)
         worker.kv_pinned += state.tokens
         state.until_s = until_s = None if hold_s is None else now_s + hold_s
         if until_s is not None:
@@ -150,7 +153,7 @@ class Sessions:
                 self._eta = turns_eta(self._turns)
 
     def _decide(
-        self, state: SessionState, worker: WorkerState, line: Line, now_s: float
+        self, state: SessionState, worker: WorkerState, line: Line, price: Price, now_s: float
     ) -> Decision:
         assert self._policy is not None
         return self._policy.decide(
@@ -164,7 +167,7 @@ class Sessions:
                 prefill_s=worker.rebuild_s(state.tokens),
                 queue_delay_s=self._delay.mean_s,
                 eta=self._eta,
-                price=memory_price(_memory(worker, line)),
+                price=price,
                 running_tokens=worker.kv_reserved,
                 arrival=self._programs[state.program].arrival,
             )
@@ -178,20 +181,23 @@ class Sessions:
             state = self.by_name.get(session)
             if state is None or not state.retained or state.until_s != until_s:
                 continue  # given up, or renewed, since
-            worker = self._workers[state.worker]
-            worker.kv_pinned -= state.tokens
-            state.retained = False
-            changed.append(worker.model)
+            self._unpin(session, state)
+            changed.append(self._workers[state.worker].model)
         return changed
 
     def release(self, session: str, out: list[Command]) -> None:
         """Give up a pin; the session's KV may be evicted from now on."""
         state = self.by_name[session]
         if state.retained:
-            self._workers[state.worker].kv_pinned -= state.tokens
-            state.retained = False
+            self._unpin(session, state)
         state.told = False
         out.append(Release(session=session, worker=state.worker))
+
+    def _unpin(self, session: str, state: SessionState) -> None:
+        worker = self._workers[state.worker]
+        worker.pins.discard(session)
+        worker.kv_pinned -= state.tokens
+        state.retained = False
 
     def forget(self, session: str, out: list[Command]) -> None:
         """Nobody will go on with it."""
@@ -204,12 +210,13 @@ class Sessions:
         if program is not None:
             program.sessions.discard(session)
 
-    def lost(self, worker: str) -> None:
-        """All that lay on a worker is gone with it."""
-        for session, state in list(self.by_name.items()):
-            if state.worker == worker:
-                del self.by_name[session]
-                self._programs[state.program].sessions.discard(session)
+    def lost(self, worker: str) -> list[str]:
+        """All that lay on a worker is gone with it: the sessions."""
+        gone = [session for session, state in self.by_name.items() if state.worker == worker]
+        for session in gone:
+            state = self.by_name.pop(session)
+            self._programs[state.program].sessions.discard(session)
+        return gone
 
     # ---- prefixes that many calls share ---------------------------------------------------------
 
@@ -247,13 +254,13 @@ class Sessions:
         `call` itself goes on with stays.
         """
         idle = not worker.running
-        price = inf if idle else memory_price(_memory(worker, line)).per_token_s
+        price = memory_price(_memory(worker, line))
         pins = [
-            Pin(name, state.until_s, state.tokens, self._worth(state, worker, line, now_s))
-            for name, state in self.by_name.items()
-            if state.retained and state.worker == worker.name and name != call.session
+            self._weigh(name, worker, line, price, now_s)
+            for name in worker.pins
+            if name != call.session
         ]
-        chosen = to_release(pins, lack_tokens, price)
+        chosen = to_release(pins, lack_tokens, inf if idle else price.per_token_s)
         lack_tokens -= sum(pin.tokens for pin in chosen)
         if lack_tokens > 0 and not idle:
             return False
@@ -268,10 +275,14 @@ class Sessions:
             self._unpin_prefix(prefix, worker, out)
         return lack_tokens <= 0
 
-    def _worth(self, state: SessionState, worker: WorkerState, line: Line, now_s: float) -> float:
-        if self._policy is None or not state.tool:
-            return 0.0
-        return self._decide(state, worker, line, now_s).worth
+    def _weigh(
+        self, session: str, worker: WorkerState, line: Line, price: Price, now_s: float
+    ) -> Pin:
+        state = self.by_name[session]
+        worth = 0.0
+        if self._policy is not None and state.tool:
+            worth = self._decide(state, worker, line, price, now_s).worth
+        return Pin(session, state.until_s, state.tokens, worth)
 
     def check(self) -> None:
         """Raise AssertionError where the state contradicts itself."""
@@ -283,6 +294,9 @@ class Sessions:
             )
             prefixes = sum(self.prefixes[session].tokens for session in worker.prefixes)
             assert worker.kv_pinned == pinned + prefixes, name
+            held = {session for session in worker.pins if self.by_name[session].retained}
+            assert held == worker.pins, name
+            assert all(self.by_name[session].worker == name for session in held), name
         for name, session in self.by_name.items():
             assert name in self._programs[session.program].sessions, name
 

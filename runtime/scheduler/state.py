@@ -13,12 +13,25 @@ class ProgramState:
     """A program between its arrival and its end."""
 
     arrival: int  # how many programs came before it
+    arrived_s: float = 0.0
+    tenant: str = ""
+    weight: float = 1.0  # of its tenant
+    priority: int = 0
+    deadline_s: float | None = None
+    expected_tokens: float | None = None  # work in all, as predicted
     started: bool = False
     cancelled: bool = False
     calls: set[str] = field(default_factory=set[str])
     sessions: set[str] = field(default_factory=set[str])
     attained_tokens: int = 0  # prompt tokens computed and output tokens of its finished calls
+    path_tokens: float = 0.0  # work of the longest chain of its finished calls
+    finish: float = 0.0  # when its work would be done in the virtual time of its tenant
+    waited_s: float = 0.0
+    served_s: float = 0.0
     turns: int = 0  # finished calls of its sessions
+
+
+Item = tuple[float, int, int, str]  # key, priority, sequence, call: the smallest goes first
 
 
 class CallState(msgspec.Struct, gc=False):
@@ -37,7 +50,17 @@ class CallState(msgspec.Struct, gc=False):
     work_tokens: int = 0  # what it adds to its worker's
     home_until_s: float = 0.0  # until then it waits for the worker of its session
     resting: bool = False  # between two attempts
-    queued: bool = False  # counted in its model's line
+    queued: bool = False  # in its model's line
+    tenant: str = ""
+    priority: int = 0
+    item: Item | None = None  # its place in the line
+    parked: str = ""  # the limit that holds it back
+    lifted: str = ""  # the limit that held it back, and holds others whose turn is after its own
+    since: int = -1  # how many calls had been taken from the line when it joined
+    path_tokens: float = 0.0  # its program's longest chain when it became ready
+    expected_tokens: float = 0.0  # its work, as expected when it became ready
+    sent_s: float = 0.0  # when it was dispatched
+    member: str = ""  # the model in whose working set it is counted
 
 
 @dataclass(slots=True)
@@ -52,6 +75,7 @@ class WorkerState:
     running: set[str] = field(default_factory=set[str])
     kv_reserved: int = 0
     kv_pinned: int = 0
+    pins: set[str] = field(default_factory=set[str])  # sessions that are kept
     prefixes: set[str] = field(default_factory=set[str])  # pinned for the whole run
     computed_tokens: int = 0  # of prompts, since it came up
     prefill_s: float = 0.0  # that they took
@@ -110,23 +134,31 @@ class SessionState:
     eta_s: float | None = None  # that the tool gave
 
 
-@dataclass(slots=True)
-class Line:
-    """The calls of one model that wait: a heap, and what they would come to hold together."""
-
-    heap: list[tuple[float, int, str]] = field(
-        default_factory=list[tuple[float, int, str]]
-    )  # (key, sequence, call); some are gone
-    calls: int = 0
-    tokens: int = 0
-
-
 class CallView(msgspec.Struct, frozen=True, gc=False):
-    """What an order policy may know of a waiting call and its program."""
+    """What an order policy may know of a waiting call and its program, when it became ready.
 
-    program_arrival: int
-    program_attained_tokens: int
-    sequence: int
+    Work is counted in tokens: those of a prompt that are computed, plus OUTPUT_WEIGHT for each
+    token of an answer. Times are seconds on the run's clock.
+    """
+
+    now_s: float
+    sequence: int  # how many calls were ready before it
+    ready_at_s: float
     prompt_tokens: int
     max_tokens: int
-    ready_at_s: float
+    work_tokens: float  # of this call, expected
+    remaining_tokens: float | None  # of the program from here on, where somebody predicts it
+    s_per_token: float  # of work, as late calls of its model took
+    program_arrival: int  # how many programs arrived before its own
+    program_arrived_s: float
+    program_deadline_s: float | None
+    program_finish: float  # in the virtual time of its tenant
+    program_attained_tokens: int  # all work done for the program
+    program_path_tokens: float  # the longest chain of its calls that had ended
+    program_waited_s: float  # its calls that were dispatched had waited, in sum
+    program_served_s: float  # its calls that ended had run, in sum
+
+
+def need(call: CallReady) -> int:
+    """KV tokens that a call's context may come to hold, shared ones too."""
+    return call.prompt_tokens + call.max_tokens

@@ -4,7 +4,9 @@ import heapq
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-Kind = Literal["deadline", "retry", "rest", "suspect", "patience", "home", "pin", "weigh"]
+Kind = Literal[
+    "deadline", "retry", "rest", "suspect", "patience", "home", "pin", "weigh", "budget", "acting"
+]
 SPARE = 64  # entries that nobody waits for any more, beside a few for each that is alive
 
 

@@ -1,0 +1,314 @@
+"""The calls that wait, and the decision which of them goes where: a part of the core."""
+
+from collections.abc import Callable
+
+from ...kvpolicy.state import PREFILL_TOKENS_PER_S
+from .events import CallEnded, CallReady, Command, Dispatch
+from .fair import FairLine
+from .fleet import Fleet
+from .gangs import Gangs
+from .line import Line
+from .placement import OUTPUT_WEIGHT
+from .policies import Order
+from .quota import Quota
+from .sessions import Sessions
+from .state import CallState, CallView, ProgramState, need
+from .tenants import Tenants
+from .timers import Timers
+from .working_set import WorkingSet
+
+LOOK_PAST = 32  # calls that wait for their own worker, while those behind them go first
+PARK_AT_ONCE = 256  # calls that limits hold back, before other events have their turn
+SET = "working set"  # holds back calls of programs that are not in it
+
+
+class Waiting:
+    """Lines by model. `changed` lists the models whose line or workers have changed."""
+
+    def __init__(
+        self,
+        order: Order,
+        calls: dict[str, CallState],
+        programs: dict[str, ProgramState],
+        fleet: Fleet,
+        kept: Sessions,
+        tenants: Tenants,
+        quota: Quota,
+        working: WorkingSet,
+        timers: Timers,
+        stop: Callable[[str, str, float, list[Command]], None],
+    ) -> None:
+        self._order = order
+        self._calls = calls
+        self._programs = programs
+        self._fleet = fleet
+        self._kept = kept
+        self._tenants = tenants
+        self._quota = quota
+        self._working = working
+        self._timers = timers
+        self._stop = stop
+        self.limited = quota.any or working.on
+        self._lines: dict[str, Line] = {}
+        self._pace: dict[str, float] = {}  # model -> seconds per token of work, of late calls
+        self.gangs = Gangs()
+        self.weighing: set[str] = set()  # models that a timer will have looked at
+        self.changed: list[str] = []
+
+    def line(self, model: str) -> Line:
+        """The calls of `model` that wait."""
+        line = self._lines.get(model)
+        if line is None:
+            about = (self._order, model, self._calls, self._look)
+            fair = self._order.fair
+            line = FairLine(*about, self._tenants.weight) if fair else Line(*about)
+            self._lines[model] = line
+        return line
+
+    # ---- calls come and go ----------------------------------------------------------------------
+
+    def join(self, call: CallState, now_s: float) -> None:
+        """A new call is ready, and waits for its turn, or for the others of its gang."""
+        ready = call.ready
+        if self._working.on and ready.session is not None:
+            self._working.wait(ready.session)
+        if ready.gang > 1:
+            leader = self.gangs.join(ready)
+            if leader is None:
+                return
+            call = self._calls[leader]
+        self.push(call, now_s)
+
+    def push(self, call: CallState, now_s: float) -> None:
+        """A call waits for its turn."""
+        self.line(call.ready.model).push(call, now_s)
+        self.changed.append(call.ready.model)
+
+    def drop(self, call: CallState, now_s: float) -> None:
+        """A call that waits is gone."""
+        self.line(call.ready.model).leave(call)
+        if call.ready.gang > 1:
+            self.gang_without(self.gangs.leave(call.ready), now_s)
+
+    def gang_without(self, leader: str | None, now_s: float) -> None:
+        """A gang is complete without one of its members."""
+        if leader is not None:
+            self.push(self._calls[leader], now_s)
+
+    def over(self, call: CallState, used_tokens: int, context_tokens: int, now_s: float) -> None:
+        """A call runs no more, or waits no more; what limits counted of it is free again.
+
+        Before it leaves its worker. It has used `used_tokens`, and its session keeps
+        `context_tokens` resident.
+        """
+        if self._quota.any and call.worker is not None:
+            for reason in self._quota.give(call, used_tokens, now_s):
+                self._lift(reason)
+        if self._working.on:
+            self._working.leave(call, context_tokens, now_s)
+            self.lift_set(call.ready.model)
+
+    def worked(self, call: CallState, event: CallEnded) -> float:
+        """What a call took, in tokens of work; its end tells the pace of its model."""
+        computed = event.prompt_tokens - event.cached_tokens
+        work = float(computed + OUTPUT_WEIGHT * event.output_tokens)
+        took_s, model = event.prefill_s + event.decode_s, call.ready.model
+        if work > 0 and took_s > 0:
+            pace = self._pace.get(model, took_s / work)
+            self._pace[model] = pace + (took_s / work - pace) / 16
+        if self._order.fair and call.worker is not None:
+            self.line(model).settle(call, work)
+        return work
+
+    # ---- limits ---------------------------------------------------------------------------------
+
+    def lift_quota(self, reason: str) -> None:
+        """It is time to look again at what an account holds back."""
+        self._quota.again(reason)
+        self._lift(reason)
+
+    def lift_set(self, model: str) -> None:
+        """There may be room in the working set of `model`."""
+        self.line(model).lift(SET)
+        self.changed.append(model)
+
+    def _lift(self, reason: str) -> None:
+        kind, _, name = reason.partition(" ")
+        if kind == "model":
+            self.changed.append(name)
+            return
+        for model, line in self._lines.items():
+            line.lift(reason)
+            self.changed.append(model)
+
+    def _held(self, calls: list[CallState], line: Line, now_s: float) -> bool | None:
+        """Whether a limit keeps calls from going, alone (they are parked) or with all (None)."""
+        first = calls[0]
+        if self._quota.any:
+            reason = self._quota.holds_back(calls, now_s)
+            if reason is not None:
+                if reason.startswith("model "):
+                    return None
+                line.park(first, reason)
+                return True
+        if self._working.on and not self._working.admits(calls):
+            line.park(first, SET)
+            return True
+        return False
+
+    # ---- whose turn it is -----------------------------------------------------------------------
+
+    def first(self, model: str, now_s: float = 0.0) -> CallState | None:
+        """The call of `model` whose turn is next, if any waits."""
+        return self.line(model).first(now_s)
+
+    def fill(self, model: str, now_s: float, out: list[Command]) -> None:
+        """Dispatch waiting calls of `model` in order, while the first one fits somewhere."""
+        line = self._lines.get(model)
+        if line is None or not line.calls:
+            return
+        skipped = parked = 0
+        limited = self.limited
+        while line.calls and skipped <= LOOK_PAST and self._fleet.any_open(model, now_s):
+            call = line.first(now_s)
+            if call is None:
+                break
+            if call.ready.session is not None or self._fleet.away:
+                alone = self._waits_for_one(call, now_s)
+            else:
+                alone = False
+            if alone:
+                line.skip(call)
+                skipped += 1
+                continue
+            calls = self._together(call, now_s) if call.ready.gang else [call]
+            if limited:
+                held = self._held(calls, line, now_s)
+                if held is None:
+                    break
+                if held:
+                    parked += 1
+                    if parked < PARK_AT_ONCE:
+                        continue
+                    self._look_again(model, now_s)
+                    break
+            if not self._send(calls, line, now_s, out):
+                break
+        if skipped:
+            line.restore()
+
+    def _together(self, call: CallState, now_s: float) -> list[CallState]:
+        """The call with its gang, unless that is larger than anything could take at once."""
+        ready = call.ready
+        names = self.gangs.members(ready)
+        if not names:
+            return [call]
+        calls = [self._calls[name] for name in names]
+        if self._fleet.could_take(calls) and self._quota.could_take(calls):
+            return calls
+        self.gangs.dissolve(ready)
+        for other in calls[1:]:
+            self.push(other, now_s)
+        return [call]
+
+    def _send(self, calls: list[CallState], line: Line, now_s: float, out: list[Command]) -> bool:
+        """Dispatch the first calls of `line` to one worker; False if they have to wait."""
+        fleet, ready = self._fleet, calls[0].ready
+        worker = fleet.choose(calls, fleet.of(ready.model), now_s)
+        if worker is None:
+            worker = fleet.make_room(calls, line, now_s, out)
+        if worker is None:
+            reason = fleet.too_large(ready)
+            if reason is not None:
+                self._stop(ready.call, reason, now_s, out)
+                return True
+            if fleet.weigh_again_s is not None:
+                self._look_again(ready.model, fleet.weigh_again_s)
+            return False
+        key = line.take(calls[0])
+        if ready.gang:
+            self.gangs.dissolve(ready)
+        for call in calls:
+            self._take(call, now_s)
+            fleet.take(call, worker)
+            if call.ready.session is not None:
+                self._kept.use(call.ready.session, call, worker, now_s, out)
+            out.append(Dispatch(call=call.ready.call, worker=worker.name, priority=key))
+        return True
+
+    def _look_again(self, model: str, at_s: float) -> None:
+        if model not in self.weighing:
+            self.weighing.add(model)
+            self._timers.add(at_s, "weigh", model, len(self._calls))
+
+    def _take(self, call: CallState, now_s: float) -> None:
+        """The call has left the line to run."""
+        call.sent_s = now_s
+        program = self._programs[call.ready.program]
+        program.waited_s += now_s - call.ready_at_s
+        if not self.limited:
+            return
+        if self._quota.any:
+            self._quota.take(call, now_s)
+        if self._working.on:
+            self._working.enter(call, program.arrival)
+
+    def _waits_for_one(self, call: CallState, now_s: float) -> bool:
+        """Whether a call waits for one worker alone, so that those behind it may go first.
+
+        For a larger one that is away; or for that of its session, though another one has room. For
+        that no longer than it would take to compute the session again: whichever turns out dearer,
+        at most twice the better choice is paid.
+        """
+        ready = call.ready
+        if self._fleet.away and need(ready) > (self._fleet.largest(ready.model) or 0):
+            return self._fleet.too_large(ready) is None
+        if ready.session is None or not self._fleet.chooses(ready.model):
+            return False
+        rebuild_s = self._fleet.full_home(call, now_s)
+        if rebuild_s is None:
+            return False
+        if not call.home_until_s:
+            call.home_until_s = now_s + rebuild_s
+            self._timers.add(call.home_until_s, "home", ready.call, len(self._calls))
+        return now_s < call.home_until_s
+
+    # ---- what an order may know -----------------------------------------------------------------
+
+    def _look(self, call: CallState, now_s: float) -> CallView:
+        ready = call.ready
+        program = self._programs[ready.program]
+        output = ready.expected_tokens
+        if output is None:
+            output = min(ready.max_tokens, self._fleet.outputs.get(ready.model, ready.max_tokens))
+        work = ready.prompt_tokens - ready.shared_tokens + OUTPUT_WEIGHT * output
+        call.expected_tokens = work
+        return CallView(
+            now_s=now_s,
+            sequence=call.sequence,
+            ready_at_s=call.ready_at_s,
+            prompt_tokens=ready.prompt_tokens,
+            max_tokens=ready.max_tokens,
+            work_tokens=work,
+            remaining_tokens=ready.remaining_tokens,
+            s_per_token=self._pace.get(ready.model, 1 / PREFILL_TOKENS_PER_S),
+            program_arrival=program.arrival,
+            program_arrived_s=program.arrived_s,
+            program_deadline_s=program.deadline_s,
+            program_finish=program.finish,
+            program_attained_tokens=program.attained_tokens,
+            program_path_tokens=call.path_tokens,
+            program_waited_s=program.waited_s,
+            program_served_s=program.served_s,
+        )
+
+    def refusal(self, ready: CallReady, tenant: str) -> str | None:
+        """Why limits will never let a call run; None: they may."""
+        return self._quota.refusal(ready, tenant) if self._quota.any else None
+
+    def check(self) -> None:
+        """Raise AssertionError where the state contradicts itself."""
+        for line in self._lines.values():
+            line.check()
+        self._quota.check(self._calls)
+        self._working.check(self._calls)

@@ -1,0 +1,205 @@
+"""The working set: the programs whose contexts share a model's KV capacity (ThunderAgent, 2602.13692).
+
+Too many live programs evict each other's context at every tool call, and all of them compute theirs
+again. So the number of live programs is bounded by the KV that they keep resident: the calls of a
+program that would exceed it wait, all of them, and where contexts outgrow the capacity, the program
+that arrived last and runs nothing is paused as a whole. A program counts with its calls in full,
+and between calls with the context of its sessions, for some seconds: one whose tool takes longer
+holds nothing that others should wait for. Where no member has a call, anybody may enter, so waiting
+always has an end.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+from .limits import Limits
+from .state import CallState, need
+
+SPARE = 64  # entries that nobody needs any more, beside two for each member
+
+
+@dataclass(slots=True)
+class _Member:
+    arrival: int
+    tokens: int = 0
+    calls: int = 0  # that have entered and not ended
+
+
+@dataclass(slots=True)
+class _Set:
+    """The members of one model. `tokens` is what they keep resident, in sum."""
+
+    members: dict[str, _Member] = field(default_factory=dict[str, _Member])
+    tokens: int = 0
+    calls: int = 0
+    late: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])  # heap, to pause
+
+
+@dataclass(slots=True)
+class _Context:
+    """What a session keeps resident between two calls."""
+
+    program: str
+    model: str
+    tokens: int
+    until_s: float = inf
+
+
+class WorkingSet:
+    """Who is in the working set of each model.
+
+    `capacity` tells a model's KV tokens, and `alarm(until_s)` asks for `expire` at that time.
+    """
+
+    def __init__(
+        self, limits: Limits, capacity: Callable[[str], int], alarm: Callable[[float], None]
+    ) -> None:
+        self._limits = limits
+        self._capacity = capacity
+        self._alarm = alarm
+        self._sets: dict[str, _Set] = {}
+        self._contexts: dict[str, _Context] = {}
+        self._ends: list[tuple[float, str]] = []
+        lives = any(limit.max_live is not None for limit in limits.models.values())
+        self.on = limits.working_set is not None or lives
+
+    def member(self, program: str, model: str) -> bool:
+        """Whether the program's calls may enter as they come."""
+        found = self._sets.get(model)
+        return found is not None and program in found.members
+
+    def admits(self, calls: Sequence[CallState]) -> bool:
+        """Whether the program of `calls` is a member, or may become one."""
+        model, program = calls[0].ready.model, calls[0].ready.program
+        found = self._sets.get(model)
+        if found is None or not found.calls or program in found.members:
+            return True
+        most = self._limits.of_model(model).max_live
+        if most is not None and len(found.members) >= most:
+            return False
+        return found.tokens + sum(need(call.ready) for call in calls) <= self._bound(model)
+
+    def wait(self, session: str) -> None:
+        """The session's next call waits: its context counts until that is over."""
+        kept = self._contexts.get(session)
+        if kept is not None:
+            kept.until_s = inf
+
+    def enter(self, call: CallState, arrival: int) -> None:
+        """The call is dispatched; its program is a member."""
+        ready = call.ready
+        kept = self._drop_context(ready.session) if ready.session is not None else None
+        found = self._sets.setdefault(ready.model, _Set())
+        member = found.members.setdefault(ready.program, _Member(arrival))
+        call.member = ready.model
+        member.calls += 1
+        found.calls += 1
+        self._add(found, member, need(ready))
+        if kept is not None and kept.model != ready.model:
+            self._settle(kept.model, kept.program)
+
+    def leave(self, call: CallState, context_tokens: int, now_s: float) -> None:
+        """The call is over, or was never dispatched; its session keeps so much resident."""
+        model, ready = call.member, call.ready
+        if not model:
+            self._begin(ready.session, now_s)
+            return
+        call.member = ""
+        found = self._sets[model]
+        member = found.members[ready.program]
+        member.calls -= 1
+        found.calls -= 1
+        self._add(found, member, -need(ready))
+        if ready.session is not None and context_tokens:
+            self._drop_context(ready.session)
+            self._contexts[ready.session] = _Context(ready.program, model, context_tokens)
+            self._begin(ready.session, now_s)
+            self._add(found, member, context_tokens)
+            if not member.calls:
+                heapq.heappush(found.late, (-member.arrival, ready.program))
+                if len(found.late) > SPARE + 2 * len(found.members):
+                    found.late = sorted({one for one in found.late if one[1] in found.members})
+        self._settle(model, ready.program)
+
+    def _begin(self, session: str | None, now_s: float) -> None:
+        """From now on the context counts for some seconds."""
+        kept = self._contexts.get(session) if session is not None else None
+        if kept is not None and session is not None:
+            kept.until_s = now_s + self._limits.acting_s
+            heapq.heappush(self._ends, (kept.until_s, session))
+            self._alarm(kept.until_s)
+
+    def forget(self, session: str) -> str | None:
+        """The session keeps nothing resident any more; the model that has room for it."""
+        kept = self._drop_context(session)
+        if kept is None:
+            return None
+        self._settle(kept.model, kept.program)
+        return kept.model
+
+    def expire(self, now_s: float) -> list[str]:
+        """Sessions whose tools take long count no more; the models that have room for them."""
+        models: list[str] = []
+        while self._ends and self._ends[0][0] <= now_s:
+            until_s, session = heapq.heappop(self._ends)
+            kept = self._contexts.get(session)
+            if kept is not None and kept.until_s == until_s:
+                self.forget(session)
+                models.append(kept.model)
+        return models
+
+    def to_pause(self, model: str) -> str | None:
+        """The program to pause, since contexts have outgrown the bound; None: they have not."""
+        found = self._sets.get(model)
+        if found is None or found.tokens <= self._bound(model):
+            return None
+        while found.late:
+            _, name = heapq.heappop(found.late)
+            member = found.members.get(name)
+            if member is not None and not member.calls and len(found.members) > 1:
+                return name
+        return None
+
+    def _bound(self, model: str) -> float:
+        share = self._limits.working_set
+        return inf if share is None else share * self._capacity(model)
+
+    def _drop_context(self, session: str) -> _Context | None:
+        kept = self._contexts.pop(session, None)
+        if kept is not None:
+            found = self._sets[kept.model]
+            self._add(found, found.members[kept.program], -kept.tokens)
+        return kept
+
+    def _add(self, found: _Set, member: _Member, tokens: int) -> None:
+        member.tokens += tokens
+        found.tokens += tokens
+
+    def _settle(self, model: str, program: str) -> None:
+        """A program that holds nothing is no member."""
+        found = self._sets[model]
+        member = found.members.get(program)
+        if member is not None and not member.calls and not member.tokens:
+            del found.members[program]
+            if not found.members:
+                del self._sets[model]
+
+    def check(self, calls: dict[str, CallState]) -> None:
+        """Raise AssertionError where the state contradicts itself."""
+        tokens: dict[tuple[str, str], int] = {}
+        for kept in self._contexts.values():
+            place = kept.model, kept.program
+            tokens[place] = tokens.get(place, 0) + kept.tokens
+        for call in calls.values():
+            if call.member:
+                place = call.member, call.ready.program
+                tokens[place] = tokens.get(place, 0) + need(call.ready)
+        for model, found in self._sets.items():
+            assert found.tokens == sum(member.tokens for member in found.members.values()), model
+            assert found.calls == sum(member.calls for member in found.members.values()), model
+            for program, member in found.members.items():
+                assert member.tokens == tokens.pop((model, program), 0), program
+                assert member.tokens or member.calls, program
+        assert not tokens
