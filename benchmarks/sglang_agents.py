@@ -49,7 +49,7 @@ from tenter.runtime.run.program import Programs
 from tenter.runtime.scheduler.events import CallEnded, PinJudged
 from tenter.runtime.tokenizer import HFTokenizer
 from tenter.runtime.trace import MemoryTrace
-from tenter.runtime.workflow import Input, ModelSpec, Workflow
+from tenter.runtime.workflow import Input, ModelSpec, Scheduling, Workflow
 from tenter.tools.python import python_tool
 
 MADE = Path(__file__).parents[1] / ".cache" / "models"
@@ -197,11 +197,11 @@ async def run_tenter(
             await chat.give([result], sampling=sampling)
 
     workflow = Workflow("agent", (Input("agent"),), program=work)
-    options = {} if policy is None else {"retention": policy}
+    scheduling = Scheduling(retention=policy)
     spec = ModelSpec(backend="sglang", options={"url": url, "tokenizer": str(model)})
     async with (
         open_replicas(spec) as replicas,
-        open_host({"default": replicas}, trace=trace, **options) as host,
+        open_host({"default": replicas}, trace=trace, scheduling=scheduling) as host,
     ):
         programs = Programs(host, workflow)
 

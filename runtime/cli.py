@@ -99,15 +99,32 @@ def map(
         float, Parameter(help="Seconds for an attempt at a call on a server; then it is repeated.")
     ] = 600.0,
     order: Annotated[
-        str, Parameter(help="Whose turn it is: `fcfs` (by program), `call-fcfs`, `least-attained`.")
-    ] = "fcfs",
-    retention: Annotated[
-        str,
+        str | None,
         Parameter(
-            help="How long an agent's KV is kept while its tool runs: `shadow-price`, `continuum`, "
-            "`fixed:SECONDS`, `never`, `forever`, `min-waste`."
+            help="Whose turn it is: `fcfs` (by program; the default), `call-fcfs`, "
+            "`least-attained`, `shortest-remaining`, `deadline`, `fair`, `fair:ORDER`."
         ),
-    ] = "shadow-price",
+    ] = None,
+    retention: Annotated[
+        str | None,
+        Parameter(
+            help="How long an agent's KV is kept while its tool runs: `shadow-price` (the default), "
+            "`continuum`, `fixed:SECONDS`, `never`, `forever`, `min-waste`."
+        ),
+    ] = None,
+    tenant: Annotated[
+        str | None,
+        Parameter(
+            help="The input whose value says for whom a row runs; see `fair` and `--limits`."
+        ),
+    ] = None,
+    limits: Annotated[
+        str | None,
+        Parameter(
+            help="Limits as YAML: `{models: {default: {tokens_per_minute: 200000}}, tenants: "
+            '{"*": {max_running: 8}}, working_set: 0.9}`.'
+        ),
+    ] = None,
     show: Annotated[int, Parameter(help="Print this many answers at the end.")] = 0,
     force: Annotated[bool, Parameter(help="Replace the output if it exists.", negative=())] = False,
     no_journal: Annotated[
@@ -129,7 +146,7 @@ def map(
     tenter map flows.py:triage tickets.parquet --out answers.parquet --columns id
     ```
     """
-    from .cli_work import map_rows, overrides
+    from .cli_work import limits_of, map_rows, overrides
     from .jobs import MapSpec
 
     spec = MapSpec(
@@ -147,6 +164,8 @@ def map(
         call_timeout_s=call_timeout,
         order=order,
         retention=retention,
+        tenant=tenant,
+        limits=limits_of(limits),
     )
     return map_rows(spec, show, force, json)
 

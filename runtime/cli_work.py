@@ -44,6 +44,22 @@ def overrides(models: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def limits_of(text: str | None) -> dict[str, Any]:
+    """`--limits` as data; what it may say is checked with the job."""
+    if text is None:
+        return {}
+    from .errors import InvalidWorkflow
+    from .spec.reader import Reader
+
+    try:
+        found = Reader().read(text).data
+    except InvalidWorkflow as error:
+        raise InvalidInput(f"--limits: {error}") from None
+    if not isinstance(found, dict):
+        raise InvalidInput("--limits: write a mapping, as in {working_set: 0.9}")
+    return cast("dict[str, Any]", found)
+
+
 # ---- signals and progress around a job ---------------------------------------------------------
 
 

@@ -3,10 +3,12 @@
 Everything that can be wrong with a job is found before a model is loaded or a row is run.
 """
 
+import asyncio
 import itertools
 import json
 import random
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -30,6 +32,7 @@ from .journal.base import Journal, Manifest
 from .journal.memory import NoJournal
 from .journal.store import Store, new_run_id
 from .load import load_workflow
+from .predict import Learned, due
 from .report.summary import summary
 from .report.tally import Tally, TallySnapshot
 from .run.control import Control
@@ -45,11 +48,12 @@ from .run.local import (
 from .run.program import Programs
 from .run.rows import Limits, Row, RowRun, Status
 from .scheduler.events import RunEnded, RunStarted
+from .scheduler.limits import Limits as CallLimits
 from .scheduler.loop import ATTEMPT_TIMEOUT_S
-from .scheduler.policies import ORDERS
+from .scheduler.policies import DEFAULT_ORDER, ordered
 from .tables import BadRow, Table, TableOutput, coerce, open_output, open_table
 from .trace import TRACE_VERSION, Fanout, Trace, TraceWriter
-from .workflow import ModelSpec, Workflow
+from .workflow import ModelSpec, Scheduling, Workflow
 
 __all__ = ["Control", "MapSpec", "Outcome", "explain", "map_table", "resume", "run_once"]
 
@@ -71,9 +75,10 @@ class MapSpec:
 
     `columns` are the input columns copied to the output (none: all). `models` overrides a
     workflow's models, as in {"default": "embedded:path=DIR,dtype=bfloat16"}. `home` is where runs
-    are kept; without `journal` nothing is, and the run cannot be resumed. `order` is a name in
-    `scheduler.policies.ORDERS`, `retention` one that `kvpolicy.named` knows. An attempt at a call
-    on a server that takes longer than `call_timeout_s` is broken off, and tried again.
+    are kept; without `journal` nothing is, and the run cannot be resumed. `order` and `retention`
+    are names of policies, `limits` plain data for `scheduler.limits.Limits.read`, `tenant` an
+    input: they go over what the workflow says. An attempt at a call on a server that takes longer
+    than `call_timeout_s` is broken off, and tried again.
     """
 
     workflow: str
@@ -87,8 +92,10 @@ class MapSpec:
     journal: bool = True
     consolidate: bool = True
     max_errors: int | None = None
-    order: str = "fcfs"
-    retention: str = DEFAULT_POLICY
+    order: str | None = None
+    retention: str | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tenant: str | None = None
     call_timeout_s: float = ATTEMPT_TIMEOUT_S
 
 
@@ -114,6 +121,7 @@ class _Job:
         if spec.out:
             _check_output(Path(spec.out))
         self.workflow = load_workflow(spec.workflow)
+        _check_tenant(spec.tenant, self.workflow)
         self.models = _models(self.workflow, spec.models)
         inputs = self.workflow.inputs
         there = open_table(spec.table).columns
@@ -171,6 +179,14 @@ class _Job:
         )
         return collect(inputs, tuple(self.columns), limit=STATS_ROWS)
 
+    def scheduling(self) -> Scheduling:
+        """What the workflow says, and over it what this job says."""
+        spec = self.spec
+        given = {"order": spec.order, "retention": spec.retention, "tenant": spec.tenant}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        said = self.workflow.scheduling
+        return replace(said, **chosen, limits={**said.limits, **spec.limits})
+
     def fingerprint(self) -> str:
         """What of the input determines the output."""
         kept = ",".join(self.keep)
@@ -196,11 +212,13 @@ async def map_table(spec: MapSpec, control: Control, tally: Tally) -> Outcome:
         run = new_run_id(time.time(), random.Random())
         journal: Journal = NoJournal()
         trace: Trace = tally
+        learned = None
         if spec.journal:
             store = Store(spec.home)
             journal = store.create(job.manifest(run, backends))
             trace = _open_trace(store, run, tally, stack)
-        return await _run(job, run, backends, journal, trace, control, tally)
+            learned = _learned(store, job, backends)
+        return await _run(job, run, backends, journal, trace, control, tally, learned=learned)
 
 
 async def resume(
@@ -227,7 +245,8 @@ async def resume(
         _, journal = store.open(name)
         trace = _open_trace(store, name, tally, stack)
         finished = info.rows_done + info.rows_failed
-        return await _run(job, name, backends, journal, trace, control, tally, finished)
+        learned = _learned(store, job, backends)
+        return await _run(job, name, backends, journal, trace, control, tally, finished, learned)
 
 
 async def _run(
@@ -239,6 +258,7 @@ async def _run(
     control: Control,
     tally: Tally,
     finished: int | None = None,
+    learned: Learned | None = None,
 ) -> Outcome:
     """Run what is left of a job; `finished` rows are recorded (None: the run is new)."""
     out = job.open_output()
@@ -254,8 +274,8 @@ async def _run(
             backends,
             journal=journal,
             trace=trace,
-            order=spec.order,
-            retention=spec.retention,
+            scheduling=job.scheduling(),
+            learned=learned,
             attempt_timeout_s=spec.call_timeout_s,
             max_programs=concurrency,
             share=spec.consolidate,
@@ -274,6 +294,8 @@ async def _run(
         if status != "done":
             out.abandon()
         await journal.set_status(status, summary_numbers(tally.snapshot()))
+        if learned is not None:
+            await asyncio.to_thread(_keep, learned)
     except BaseException:
         out.abandon()
         raise
@@ -281,6 +303,19 @@ async def _run(
         await _close(journal)
     dead = str(letters) if letters is not None else None
     return Outcome(run, status, sink.done, sink.failed, spec.out, dead, tally.snapshot())
+
+
+def _learned(store: Store, job: _Job, backends: Mapping[str, Replicas]) -> Learned:
+    """What earlier runs of this workflow on these models have taught."""
+    fingerprint = f"{job.workflow.fingerprint}/{_model_fingerprint(backends)}"
+    return Learned.load(store.home, job.workflow.name, fingerprint)
+
+
+def _keep(learned: Learned) -> None:
+    """Keep what was learned; a ranker is fitted where torch is there already."""
+    if "torch" in sys.modules and due(learned.known):
+        learned.fit(0)
+    learned.save()
 
 
 async def _close(journal: Journal) -> None:
@@ -373,12 +408,21 @@ def _check_options(spec: MapSpec) -> None:
             raise InvalidInput(f"--{option} {value}: it must be at least {lowest}")
     if not spec.call_timeout_s > 0:
         raise InvalidInput(f"--call-timeout {spec.call_timeout_s}: it must be more than 0 s")
-    if spec.order not in ORDERS:
-        raise InvalidInput(f"--order {spec.order}: there is {', '.join(ORDERS)}")
     try:
-        named(spec.retention)
+        ordered(spec.order or DEFAULT_ORDER)
+    except ValueError as error:
+        raise InvalidInput(f"--order: {error}") from None
+    try:
+        named(spec.retention or DEFAULT_POLICY)
     except ValueError as error:
         raise InvalidInput(f"--retention: {error}") from None
+    CallLimits.read(spec.limits)
+
+
+def _check_tenant(tenant: str | None, workflow: Workflow) -> None:
+    names = [given.name for given in workflow.inputs]
+    if tenant is not None and tenant not in names:
+        raise InvalidInput(f"--tenant {tenant}: it is an input of the workflow: {', '.join(names)}")
 
 
 def _check_rows(table: Table, path: str) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..tools.registry import EFFECTS
 from .spec.check import VERSION
-from .spec.keys import BLOCK, BRANCH_STEP, STEP_KINDS, TOOL_KINDS, TOP, Key, Table
+from .spec.keys import BLOCK, BRANCH_STEP, SCHEDULING, STEP_KINDS, TOOL_KINDS, TOP, Key, Table
 from .spec.reader import MAX_DIGITS
 from .spec.types import NAMES
 
@@ -24,6 +24,7 @@ def json_schema() -> dict[str, Any]:
             **{f"{kind}_step": _table(table) for kind, table in STEP_KINDS.items()},
             "branch_step": _table(BRANCH_STEP),
             "block": _table(BLOCK),
+            "scheduling": _table(SCHEDULING),
             "tool_definition": {"anyOf": [_ref(f"{kind}_tool") for kind in TOOL_KINDS]},
             **{f"{kind}_tool": _table(table) for kind, table in TOOL_KINDS.items()},
             "steps": _names(_ref("step")),
@@ -102,6 +103,10 @@ def _kind(key: Key) -> dict[str, Any]:
             return _names(_ref("tool_definition"))
         case "steps":
             return _ref("steps")
+        case "scheduling":
+            return _ref("scheduling")
+        case "data":
+            return {"type": "object"}
 
 
 def _bounds(key: Key) -> dict[str, Any]:

@@ -32,6 +32,24 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Scheduling:
+    """What a workflow's author wants of the scheduler; None leaves it to the one who runs it.
+
+    `order` and `retention` are names of policies. `limits` is plain data for
+    `scheduler.limits.Limits.read`. `tenant` is the input whose value says for whom a program runs:
+    limits of tenants and the orders that are fair between them go by it.
+    """
+
+    order: str | None = None
+    retention: str | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tenant: str | None = None
+
+
+NO_WISH = Scheduling()
+
+
+@dataclass(frozen=True, slots=True)
 class Workflow:
     """What the author wrote, ready to be planned (`graph`) or run as it is (`program`).
 
@@ -46,6 +64,7 @@ class Workflow:
     program: Callable[..., Awaitable[Any]] | None = None
     tools: Mapping[str, Tool] = field(default_factory=dict[str, Tool])
     models: Mapping[str, ModelSpec] = field(default_factory=dict[str, ModelSpec])
+    scheduling: Scheduling = NO_WISH
     result_schema: str = "{}"
     convert: Callable[[Any], Any] | None = None
     identity: str = ""

@@ -4,18 +4,23 @@ A plain `def` under `@workflow` is traced once into a graph; an `async def` runs
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, cast, overload
 
 from pydantic import TypeAdapter
 
+from ...kvpolicy import DEFAULT_POLICY, named
 from ...planner.errors import PromptError
 from ...planner.graph import LLM, Sampling
 from ...planner.prompt import Prompt
 from ...tools import Effect, InvalidTool, Tool
 from ...tools.python import python_tool
+from ..errors import InvalidConfig
 from ..run.context import Session, current_program
 from ..run.trust import Approve, Trust
-from ..workflow import ModelSpec
+from ..scheduler.limits import Limits
+from ..scheduler.policies import DEFAULT_ORDER, ordered
+from ..workflow import ModelSpec, Scheduling
 from .handles import LLMStep, ToolHandle, WorkflowHandle, check_name
 from .places import Place, caller, here, refuse
 from .symbols import Symbol, contains, length
@@ -183,7 +188,13 @@ def tool(
 def workflow(function: Callable[..., Any], /) -> WorkflowHandle: ...
 @overload
 def workflow(
-    *, name: str | None = None, models: Mapping[str, Any] | None = None
+    *,
+    name: str | None = None,
+    models: Mapping[str, Any] | None = None,
+    order: str | None = None,
+    retention: str | None = None,
+    limits: Mapping[str, Any] | Limits | None = None,
+    tenant: str | None = None,
 ) -> Callable[[Callable[..., Any]], WorkflowHandle]: ...
 def workflow(
     function: Callable[..., Any] | None = None,
@@ -191,19 +202,41 @@ def workflow(
     *,
     name: str | None = None,
     models: Mapping[str, Any] | None = None,
+    order: str | None = None,
+    retention: str | None = None,
+    limits: Mapping[str, Any] | Limits | None = None,
+    tenant: str | None = None,
 ) -> WorkflowHandle | Callable[[Callable[..., Any]], WorkflowHandle]:
     """Make a workflow of a function; its parameters are the inputs.
 
     `models` says what serves each model name: a backend's name, a dict with `backend` and its
-    settings, or a ModelSpec.
+    settings, or a ModelSpec. `order` and `retention` name policies, `limits` bounds what runs, and
+    `tenant` is the input that says for whom: see `docs/scheduling.md`.
     """
     place, local = here(), _locals()
+    scheduling = _scheduling(order, retention, limits, tenant)
     known = {key: model_spec(key, given, place) for key, given in (models or {}).items()}
 
     def made(function: Callable[..., Any]) -> WorkflowHandle:
-        return WorkflowHandle(function, name or function.__name__, known, local)
+        return WorkflowHandle(function, name or function.__name__, known, local, scheduling)
 
     return made if function is None else made(function)
+
+
+def _scheduling(
+    order: str | None,
+    retention: str | None,
+    limits: Mapping[str, Any] | Limits | None,
+    tenant: str | None,
+) -> Scheduling:
+    plain = asdict(limits) if isinstance(limits, Limits) else dict(limits or {})
+    try:
+        ordered(order or DEFAULT_ORDER)
+        named(retention or DEFAULT_POLICY)
+        Limits.read(plain)
+    except (ValueError, InvalidConfig) as error:
+        raise refuse(str(error)) from None
+    return Scheduling(order, retention, plain, tenant)
 
 
 def model_spec(name: str, given: Any, place: Place | None = None) -> ModelSpec:

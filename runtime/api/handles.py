@@ -16,7 +16,7 @@ from ...tools import Tool
 from ..calls import ToolSpec
 from ..errors import InvalidInput, OutputInvalid
 from ..run.context import Program, current_program
-from ..workflow import ModelSpec, Workflow
+from ..workflow import NO_WISH, ModelSpec, Scheduling, Workflow
 from .identity import graph_identity, program_identity, tools_of
 from .places import did_you_mean, place_of, refuse
 from .source import usable
@@ -180,9 +180,11 @@ class WorkflowHandle:
         name: str,
         models: Mapping[str, ModelSpec],
         local: Mapping[str, Any],
+        scheduling: Scheduling = NO_WISH,
     ) -> None:
         self._function = function
         self._local = local
+        self._scheduling = scheduling
         self._models = models
         self._signature: Signature | None = None
         self._workflow: Workflow | None = None
@@ -265,7 +267,9 @@ class WorkflowHandle:
     def _trace(self) -> Workflow:
         signature = self.signature
         tracer = Tracer(self._function, [each.name for each in signature.inputs])
-        graph = compiled(tracer.run(self.name), tracer, signature.inputs, self._models)
+        graph = compiled(
+            tracer.run(self.name), tracer, signature.inputs, self._models, self._scheduling.tenant
+        )
         models = {**tracer.models, **self._models}
         result = signature.result
         workflow = Workflow(
@@ -274,6 +278,7 @@ class WorkflowHandle:
             graph=graph,
             tools=tracer.tools,
             models=models,
+            scheduling=self._planned(signature),
             result_schema=signature.result_schema,
             convert=result.validate_python if result else None,
             file=place_of(self._function).file,
@@ -290,11 +295,19 @@ class WorkflowHandle:
             program=self._runner(),
             tools=tools,
             models=self._models,
+            scheduling=self._planned(signature),
             result_schema=signature.result_schema,
             convert=result.validate_python if result else None,
             identity=program_identity(self.name, self._function, signature.inputs),
             file=place_of(self._function).file,
         )
+
+    def _planned(self, signature: Signature) -> Scheduling:
+        tenant, names = self._scheduling.tenant, [each.name for each in signature.inputs]
+        if tenant is not None and tenant not in names:
+            cure = did_you_mean(tenant, names, "the inputs")
+            raise refuse(f"tenant: there is no input {tenant!r}{cure}", place_of(self._function))
+        return self._scheduling
 
     def _runner(self) -> Callable[..., Awaitable[Any]]:
         """The function from JSON inputs to a JSON result."""

@@ -12,16 +12,25 @@ from .tracing import Tracer
 
 
 def compiled(
-    graph: Graph, tracer: Tracer, inputs: Sequence[Input], models: Mapping[str, ModelSpec]
+    graph: Graph,
+    tracer: Tracer,
+    inputs: Sequence[Input],
+    models: Mapping[str, ModelSpec],
+    tenant: str | None = None,
 ) -> Graph:
-    """`graph` if nothing is wrong with it; otherwise all problems in one InvalidWorkflow."""
+    """`graph` if nothing is wrong with it; otherwise all problems in one InvalidWorkflow.
+
+    The input `tenant` is read by the scheduler.
+    """
     known: Collection[str] | None = {"default", *models, *tracer.models} if models else None
     try:
         checked = validate(graph, tracer.tools, known)
     except (SyntaxError, MemoryError, RecursionError):  # of Python, compiling an expression
         text = "an expression is nested too deeply: put the code in a @tool"
         raise InvalidWorkflow([*tracer.problems, problem(text, tracer.place)]) from None
-    found = [_located(each, tracer.place) for each in checked if grave(each)]
+    read = f"nothing reads the input {tenant!r}"
+    told = (each for each in checked if grave(each) and each.message != read)
+    found = [_located(each, tracer.place) for each in told]
     for step, text in type_problems(graph, inputs, tracer.tools):
         text = f"step {step.id!r}: {text}" if step else f"the result: {text}"
         found.append(problem(text, step.place if step else tracer.place))

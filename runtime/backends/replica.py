@@ -17,6 +17,8 @@ from ..engine.cache import PAGE_TOKENS, Page, PageCache
 from ..engine.state import Sequence
 
 Draw = Callable[[Sequence, int], None]
+StepCost = Callable[[int, int, int, float], float]
+"""Seconds of a step by its rows, tokens, the tokens that these look back on, and pairs of both."""
 
 
 class TieredCache(PageCache):
@@ -63,7 +65,8 @@ class Replica:
 
     `draw(sequence, count)` makes the next tokens of an answer. `host_tokens` of KV stay in the
     host's memory after their eviction; a step that brings some back lasts at least as long as the
-    copy, as with copies layer by layer (SGLang's hierarchical cache). `now_s` never decreases.
+    copy, as with copies layer by layer (SGLang's hierarchical cache). `step_cost` prices steps in
+    place of the roofline. `now_s` never decreases.
     """
 
     def __init__(
@@ -77,8 +80,10 @@ class Replica:
         chunk_tokens: int = 2048,
         page_tokens: int = PAGE_TOKENS,
         host_tokens: int = 0,
+        step_cost: StepCost | None = None,
     ) -> None:
         self._hardware, self._model, self._draw = hardware, model, draw
+        self._step_cost = step_cost
         pages, host_pages = kv_tokens // page_tokens + 1, host_tokens // page_tokens
         self._tiers = TieredCache(pages, page_tokens, host_pages) if host_pages else None
         self.cache = self._tiers or PageCache(pages, page_tokens)
@@ -209,6 +214,8 @@ class Replica:
         return answered
 
     def _step_s(self, tokens: int, context: int, pairs: float) -> float:
+        if self._step_cost is not None:
+            return self._step_cost(len(self.work), tokens, context, pairs)
         return step_seconds(self._hardware, self._model, tokens, context, pairs)
 
     def _elapsed_s(self, steps: int) -> float:

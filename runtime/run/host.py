@@ -21,6 +21,7 @@ from ..errors import (
     ToolFailed,
 )
 from ..journal.base import Journal, StepRecord
+from ..predict.learned import Learned
 from ..scheduler.core import DRAINED
 from ..scheduler.events import CallShared, Drain, ToolEnded, ToolStarted
 from ..scheduler.loop import Scheduler
@@ -55,6 +56,8 @@ class Host:
         call_timeout_s: float | None = None,
         drafts: bool = True,
         run: str = "",
+        tenant: str | None = None,
+        learned: Learned | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.models = models
@@ -66,10 +69,24 @@ class Host:
         self._resumed = resumed
         self._drafts = drafts
         self._run = run or token_hex(8)
+        self._tenant = tenant
+        self._learned = learned
         self.draining = False
         self.call_timeout_s = call_timeout_s
         self._asking: dict[int, Asking] = {}  # by the id of its step, which it keeps alive
         self._tool_tasks: dict[str, set[asyncio.Task[None]]] = {}
+
+    def arrive(
+        self,
+        owner: Owner,
+        workflow: str,
+        inputs: Mapping[str, Any],
+        start: Callable[[], None],
+    ) -> None:
+        """Announce a program; `start` is called when it may run."""
+        tenant = "" if self._tenant is None else str(inputs.get(self._tenant))
+        expected = self._learned.expected_work_tokens(workflow) if self._learned else None
+        self.scheduler.arrive(owner.name, owner.row, workflow, start, tenant, expected)
 
     # ---- LLM steps --------------------------------------------------------------------------------
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from random import Random
 from typing import Any
 
 from ...kvpolicy import DEFAULT_POLICY, named
@@ -11,14 +13,16 @@ from ...planner.graph import LLM, Each, Step
 from ...tools.lifetime import close_all
 from ..backends.base import Backend
 from ..backends.registry import open_replicas
-from ..errors import InvalidInput
+from ..errors import InvalidConfig, InvalidInput
 from ..journal.base import Journal
 from ..journal.memory import NoJournal
+from ..predict.learned import Learned
 from ..scheduler.core import Core
-from ..scheduler.loop import ATTEMPT_TIMEOUT_S, Scheduler
-from ..scheduler.policies import ORDERS
-from ..trace import NoTrace, Trace
-from ..workflow import ModelSpec, Workflow
+from ..scheduler.limits import Limits
+from ..scheduler.loop import ATTEMPT_TIMEOUT_S, Hints, Scheduler, Submission
+from ..scheduler.policies import DEFAULT_ORDER, ordered
+from ..trace import Fanout, NoTrace, Trace
+from ..workflow import NO_WISH, ModelSpec, Scheduling, Workflow
 from .asking import Model
 from .control import Control, Wish
 from .host import Host
@@ -98,8 +102,8 @@ async def open_host(
     *,
     journal: Journal | None = None,
     trace: Trace | None = None,
-    order: str = "fcfs",
-    retention: str = DEFAULT_POLICY,
+    scheduling: Scheduling = NO_WISH,
+    learned: Learned | None = None,
     max_programs: int = 1024,
     share: bool = True,
     seed: int = 0,
@@ -108,14 +112,25 @@ async def open_host(
     attempt_timeout_s: float | None = ATTEMPT_TIMEOUT_S,
     run: str = "",
 ) -> AsyncGenerator[Host]:
-    """What programs run on: a scheduler over `backends` (model name -> its replicas, entered)."""
+    """What programs run on: a scheduler over `backends` (model name -> its replicas, entered).
+
+    With `learned`, what earlier runs have taught is what this one begins with, and it goes on
+    learning. Raises InvalidConfig for a policy or a limit that does not exist.
+    """
     trace = trace or NoTrace()
-    core = Core(ORDERS[order], named(retention), max_programs)
+    core = _core(scheduling, max_programs, Random(seed))
+    foretell: Callable[[Submission], Hints] | None = None
+    if learned is not None:
+        trace = Fanout(trace, learned)
+        core.kept.durations.merge(learned.durations().snapshot())
+        foretell = partial(_foretell, learned)
     fleet = _Fleet(backends)
     failure: BaseException | None = None
     try:
         async with (
-            Scheduler(core, fleet.workers, fleet.serves, trace, attempt_timeout_s) as scheduler,
+            Scheduler(
+                core, fleet.workers, fleet.serves, trace, attempt_timeout_s, foretell
+            ) as scheduler,
             asyncio.TaskGroup() as tasks,
         ):
             host = Host(
@@ -130,6 +145,8 @@ async def open_host(
                 call_timeout_s=call_timeout_s,
                 drafts=journal is not None and not isinstance(journal, NoJournal),
                 run=run,
+                tenant=scheduling.tenant,
+                learned=learned,
             )
             try:
                 yield host
@@ -142,6 +159,31 @@ async def open_host(
         await close_all()  # what its tools kept open
     if failure is not None:
         raise failure from None
+
+
+def _core(scheduling: Scheduling, max_programs: int, random: Random) -> Core:
+    try:
+        order = ordered(scheduling.order or DEFAULT_ORDER)
+        hold = named(scheduling.retention or DEFAULT_POLICY)
+    except ValueError as error:
+        raise InvalidConfig(str(error)) from None
+    limits = Limits.read(scheduling.limits)
+    return Core(order, hold, max_programs, limits=limits, random=random)
+
+
+def _foretell(learned: Learned, call: Submission) -> Hints:
+    request = call.request
+    return learned.ask(
+        request.call,
+        call.program,
+        call.step,
+        len(request.token_ids),
+        0 if request.choices else request.sampling.max_tokens,
+        shared_tokens=call.shared_tokens,
+        token_ids=request.token_ids,
+        schema=request.schema is not None,
+        session=request.session is not None,
+    )
 
 
 class _BodyFailed(Exception):
@@ -215,5 +257,6 @@ async def run_workflow(
     async with AsyncExitStack() as stack:
         if backends is None:
             backends = await stack.enter_async_context(open_backends(model_specs(workflow)))
+        options.setdefault("scheduling", workflow.scheduling)
         host = await stack.enter_async_context(open_host(backends, trace=trace, **options))
         return await run_program(host, workflow, bind(workflow, inputs))

@@ -65,7 +65,7 @@ class Programs:
                 owner.task = task
 
         self.live[owner.name] = over
-        self._host.scheduler.arrive(owner.name, row, self.workflow.name, start)
+        self._host.arrive(owner, self.workflow.name, inputs, start)
 
     def _end(self, owner: Owner, error: Exception | None) -> ProgramEnded:
         ok, host = error is None, self._host

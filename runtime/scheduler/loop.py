@@ -98,12 +98,22 @@ class Submission(Protocol):
         ...
 
 
+class Hints(Protocol):
+    """What is foretold of a call, in the units of `CallReady`."""
+
+    @property
+    def expected_tokens(self) -> float | None: ...
+    @property
+    def remaining_tokens(self) -> float | None: ...
+
+
 class Scheduler:
     """Owns a core and performs its commands on `backends` (worker name -> backend).
 
     Use as an asynchronous context manager; leaving aborts what still runs. `models` says which
     model name each worker serves. An attempt at a remote worker that takes longer than
-    `attempt_timeout_s` is broken off, and tried again.
+    `attempt_timeout_s` is broken off, and tried again. `foretell` says how long answers and
+    programs will be, for orders that go by it.
     """
 
     def __init__(
@@ -113,8 +123,10 @@ class Scheduler:
         models: Mapping[str, str],
         trace: Trace | None = None,
         attempt_timeout_s: float | None = ATTEMPT_TIMEOUT_S,
+        foretell: "Callable[[Submission], Hints] | None" = None,
     ) -> None:
         self.core = core
+        self._foretell = foretell
         self._backends = backends
         self._models = models
         self._write = None if trace is None or isinstance(trace, NoTrace) else trace.write
@@ -207,10 +219,26 @@ class Scheduler:
 
     # ---- what others call -----------------------------------------------------------------------
 
-    def arrive(self, program: str, row: int, workflow: str, start: Callable[[], None]) -> None:
+    def arrive(
+        self,
+        program: str,
+        row: int,
+        workflow: str,
+        start: Callable[[], None],
+        tenant: str = "",
+        expected_tokens: float | None = None,
+    ) -> None:
         """Announce a program; `start` is called when it may run."""
         self._starts[program] = start
-        self.send(ProgramArrived(program=program, row=row, workflow=workflow))
+        self.send(
+            ProgramArrived(
+                program=program,
+                row=row,
+                workflow=workflow,
+                tenant=tenant,
+                expected_tokens=expected_tokens,
+            )
+        )
 
     def forget(self, program: str) -> None:
         """A program has ended, perhaps before it was started."""
@@ -224,6 +252,7 @@ class Scheduler:
             return
         self._calls[request.call] = call
         chooses = self.core.chooses(call.model)
+        hints = self._foretell(call) if self._foretell is not None else None
         self.send(
             CallReady(
                 call=request.call,
@@ -238,6 +267,8 @@ class Scheduler:
                 group=request.group,
                 gang=call.gang,
                 blocks=blocks_of(request.token_ids) if chooses else (),
+                expected_tokens=hints.expected_tokens if hints else None,
+                remaining_tokens=hints.remaining_tokens if hints else None,
             )
         )
 

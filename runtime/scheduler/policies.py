@@ -127,6 +127,9 @@ ORDERS: dict[str, Order] = {
 }
 
 
+DEFAULT_ORDER = "fcfs"
+
+
 def ordered(name: str) -> Order:
     """The order called `name`; `fair:NAME` is fair between tenants, and NAME within each.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...planner.errors import PlannerError
-from ...planner.graph import Each, Graph, Step, ToolCall, sort, walk
+from ...planner.graph import LLM, Each, Graph, Loop, Step, ToolCall, acts, sort, walk
 from ...planner.validate import validate
 from ..api.checks import type_problems
 from ..api.identity import graph_identity
@@ -18,6 +18,7 @@ from .check import Notes
 from .dump import dump
 from .keys import TOP
 from .reader import Item, Reader, decode
+from .scheduling import read_scheduling
 from .steps import Known, Steps, declared
 from .tools import read_tools
 from .types import is_schema, read_type
@@ -68,6 +69,8 @@ class _File:
         self._top = notes.table(root, TOP, "a workflow")
         self._inputs = self._read_inputs()
         models = self._read_models()
+        names = [each.name for each in self._inputs]
+        self._scheduling = read_scheduling(self._top.get("scheduling"), names, notes)
         listed = self._top.get("tools")
         self._known = Known(
             tools=read_tools(listed, folder, notes),
@@ -82,13 +85,14 @@ class _File:
         graph = self._graph()
         if graph is None or self._notes.problems:
             return None
-        used = {step.tool for step in walk(graph.steps) if isinstance(step, ToolCall)}
+        used = {name for step in walk(graph.steps) for name in _tools_of(step)}
         workflow = Workflow(
             name=graph.name,
             inputs=self._inputs,
             graph=graph,
             tools={name: tool for name, tool in self._known.tools.items() if name in used},
             models=self._known.models,
+            scheduling=self._scheduling,
             file=self._notes.file,
         )
         return replace(workflow, identity=graph_identity(workflow))
@@ -175,7 +179,7 @@ class _File:
             return
         inputs = self._top.get("inputs")
         for name, key in inputs.keys.items() if inputs is not None else ():
-            if name not in used:
+            if name not in used and name != self._scheduling.tenant:
                 self._notes.add(f"nothing reads the input {name!r}: use it or remove it", key)
         for name, key in self._known.places.items():
             if name not in used and name not in self._known.broken and not _acts(made[name]):
@@ -221,4 +225,15 @@ class _File:
 
 def _acts(step: Step) -> bool:
     """Whether a step may do something although nothing reads its result."""
-    return isinstance(step, Each) or (isinstance(step, ToolCall) and step.effect != "pure")
+    return isinstance(step, Each) or acts(step)
+
+
+def _tools_of(step: Step) -> tuple[str, ...]:
+    """The names of the tools that a step calls, or may call."""
+    match step:
+        case ToolCall(tool=name):
+            return (name,)
+        case LLM(loop=Loop(tools=names)):
+            return names
+        case _:
+            return ()

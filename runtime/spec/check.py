@@ -89,10 +89,10 @@ class Notes:
                 return self._effect(item)
             case "expression" | "condition":
                 return self._expression(item, key, name)
-            case "steps" | "inputs" | "models" | "tools" | "values":
+            case "steps" | "inputs" | "models" | "tools" | "values" | "scheduling":
                 wrong = item.kind != "map" and not (item.kind == "scalar" and item.scalar is None)
                 return not self._wrong(wrong, f"{name} is a mapping of names", item)
-            case "value" | "branch" | "type":
+            case "value" | "branch" | "type" | "data":
                 return True
 
     def _wrong(self, wrong: bool, expected: str, item: Item) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, cast
 
 import yaml
@@ -47,6 +48,9 @@ def dump(workflow: Workflow) -> str:
         top["models"] = {name: _model(spec) for name, spec in workflow.models.items()}
     if workflow.tools:
         top["tools"] = {name: _tool(tool) for name, tool in workflow.tools.items()}
+    scheduling = {k: v for k, v in asdict(workflow.scheduling).items() if v}
+    if scheduling:
+        top["scheduling"] = scheduling
     top["steps"] = {step.id: _step(step) for step in graph.steps}
     top["output"] = _value(graph.result)
     return yaml.dump(

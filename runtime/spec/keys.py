@@ -25,6 +25,8 @@ KeyKind = Literal[
     "models",
     "tools",
     "steps",
+    "scheduling",
+    "data",  # any data, checked by what reads it
 ]
 
 
@@ -50,8 +52,16 @@ TOP: Table = {
     "inputs": Key("inputs", "The inputs by name, each with its type."),
     "models": Key("models", "What serves each model name that steps use."),
     "tools": Key("tools", "The tools that steps call, by name."),
+    "scheduling": Key("scheduling", "The order of programs, what is kept for them, limits."),
     "steps": Key("steps", "The steps by id, in any order.", required=True),
     "output": Key("value", "The workflow's result.", required=True),
+}
+
+SCHEDULING: Table = {
+    "order": Key("text", "Whose turn it is: the name of an order."),
+    "retention": Key("text", "How long KV is kept while a tool runs: the name of a policy."),
+    "tenant": Key("text", "The input whose value says for whom a program runs."),
+    "limits": Key("data", "Limits of models and tenants, and of the memory kept for programs."),
 }
 
 _WHEN = Key("condition", "The step is skipped unless this holds.")

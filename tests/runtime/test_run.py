@@ -38,7 +38,7 @@ from tenter.runtime.run.rows import Limits, Row, RowRun
 from tenter.runtime.run.turns import read_turn
 from tenter.runtime.scheduler.events import CallShared
 from tenter.runtime.trace import MemoryTrace, Trace
-from tenter.runtime.workflow import Input, Workflow
+from tenter.runtime.workflow import Input, Scheduling, Workflow
 from tenter.tools import Tool
 
 
@@ -535,7 +535,7 @@ async def test_an_agent_calls_tools_until_it_answers_and_its_kv_is_pinned_meanwh
         return await here().session(system="Be brief.").run(f"Price of {x}?", tools=[tool(price)])
 
     backend = scripted(call("price", item="pen"), "It costs 7.")
-    async with open_host({"default": backend}, retention="forever") as host:
+    async with open_host({"default": backend}, scheduling=Scheduling(retention="forever")) as host:
         answer = await run_program(host, program(work), {"x": "pen"})
         assert answer == "It costs 7."
         await anyio.sleep(0.1)
