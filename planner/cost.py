@@ -1,7 +1,7 @@
-"""Estimates of what a plan takes: tokens per call and calls per row.
+"""Estimates of what a plan takes: tokens per call, calls per row, seconds per call.
 
-They are guesses from text lengths and column statistics, at four characters per token; the trace
-of a run has the truth.
+Tokens are guesses from text lengths and column statistics, at four characters per token; the trace
+of a run has the truth. Seconds are those of `hardware`, which the simulator counts with too.
 """
 
 import json
@@ -23,6 +23,13 @@ from .graph import (
     Value,
     names_in,
     reads,
+)
+from .hardware import (
+    Hardware,
+    ModelShape,
+    kv_capacity_tokens,
+    prefill_seconds,
+    step_seconds,
 )
 from .plan import Context, Estimate, Plan, PlanStep, repeatable
 from .prompt import Dynamic, Field, Static
@@ -258,3 +265,38 @@ def _result_chars(step: PlanStep, known: Sources) -> float:
             return _items(items, known)[0] * value_chars(result, known)
         case _:
             return DEFAULT_CHARS
+
+
+# ---- seconds ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CallSeconds:
+    """What calls of a step take on one engine: `alone_s` from first to last for a single one, and
+    `row_s` of the engine's time for each of many that decode together."""
+
+    alone_s: float
+    row_s: float
+
+
+def call_seconds(
+    hardware: Hardware, model: ModelShape, expected: Estimate, running: int = 64
+) -> CallSeconds:
+    """The seconds of a call as the simulator's engine counts them (`hardware.step_seconds`).
+
+    `running` calls decode together, as many as the KV cache holds.
+    """
+    cached = min(expected.shared_prefix_tokens, max(expected.prompt_tokens - 1, 0))
+    prefill_s = prefill_seconds(hardware, model, expected.prompt_tokens - cached, cached)
+    context = expected.prompt_tokens + expected.output_tokens // 2
+    fits = kv_capacity_tokens(hardware, model) // max(1, context)
+    together = max(1, min(running, fits))
+    alone_s = step_seconds(hardware, model, 1, context)
+    step_s = step_seconds(hardware, model, together, together * context)
+    output = expected.output_tokens
+    return CallSeconds(prefill_s + output * alone_s, prefill_s + output * step_s / together)
+
+
+def load_seconds(hardware: Hardware, model: ModelShape) -> float:
+    """Seconds to bring a model's weights from the host's memory to its GPUs."""
+    return model.weight_bytes / (hardware.host_bytes_per_s * hardware.gpus)

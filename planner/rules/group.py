@@ -1,7 +1,8 @@
 """Group: calls of one model with the same static prefix get one group (BatchLLM, 2412.03594 §4).
 
 The scheduler sends a group's leader first, which computes the prefix, and the others after it.
-This first version groups by equal static text; see ALGORITHMS.md card 4 for tries.
+Steps are grouped by equal static text, all that is known before there are rows; what the rows of a
+window share is found by `planner.prefixes`.
 """
 
 from dataclasses import replace

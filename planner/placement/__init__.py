@@ -1,0 +1,16 @@
+"""Placement: which workers answer which rows of which step, in which order, beside the tools.
+
+    problem.py    the nouns: stages, workers, visits, placements; what is compiled of them
+    timeline.py   when every row is answered, given what each worker does in which order
+    build.py      list scheduling: what each worker does, from priorities
+    alone.py      the best order for one worker that takes its rows through all steps
+    search.py     `place`: searches the priorities, then the visits themselves
+
+It minimises the makespan. Rows are handled as shares of the table, so that the cost of planning
+does not depend on how many there are.
+"""
+
+from .problem import AFFINITY, Placement, Stage, Visit, Worker, load_bound
+from .search import place
+
+__all__ = ["AFFINITY", "Placement", "Stage", "Visit", "Worker", "load_bound", "place"]
