@@ -174,7 +174,12 @@ async def run_stock(url: str, agents: Sequence[Agent], shape: Shape, model: Path
 
 
 async def run_tenter(
-    url: str, agents: Sequence[Agent], shape: Shape, model: Path, policy: str | None
+    url: str,
+    agents: Sequence[Agent],
+    shape: Shape,
+    model: Path,
+    policy: str | None,
+    working_set: float | None = None,
 ) -> Outcome:
     trace, count = MemoryTrace(), Count()
     system = " ".join(WORDS * 9)[: shape.system * 6]
@@ -197,7 +202,8 @@ async def run_tenter(
             await chat.give([result], sampling=sampling)
 
     workflow = Workflow("agent", (Input("agent"),), program=work)
-    scheduling = Scheduling(retention=policy)
+    limits = {"working_set": working_set} if working_set else {}
+    scheduling = Scheduling(retention=policy, limits=limits)
     spec = ModelSpec(backend="sglang", options={"url": url, "tokenizer": str(model)})
     async with (
         open_replicas(spec) as replicas,
@@ -279,7 +285,9 @@ def measure(figures: Figures, options: argparse.Namespace) -> None:
                     if way == "stock":
                         run = run_stock(url, agents, shape, model)
                     else:
-                        run = run_tenter(url, agents, shape, model, options.policy)
+                        run = run_tenter(
+                            url, agents, shape, model, options.policy, options.working_set
+                        )
                     outcome = asyncio.run(run)
                     outcomes.setdefault(way, []).append(outcome)
                     mean_s = statistics.mean(outcome.completion_s)
@@ -337,6 +345,7 @@ def main() -> None:
         "--model", choices=("tiny", "mid"), help="tiny, or a larger one: minutes a round"
     )
     parser.add_argument("--policy", help="retention policy; Tenter's default if not given")
+    parser.add_argument("--working-set", type=float, help="share of the pool for live agents")
     options = parser.parse_args()
     options.model = options.model or "tiny"
     figures = Figures("sglang_agents")

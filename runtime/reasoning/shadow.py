@@ -1,0 +1,99 @@
+"""Shadow runs: a sampled share thinks to the end, and shows whether the rule still keeps its word.
+
+A pure monitor. The evidence against the rule is a wealth that bets that the loss is above what was
+allowed; it may be looked at after every run (Ville's inequality), so drift is reported as soon as
+it is certain, and a rule that keeps its word is widened with probability `alpha` at most.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .rules import LADDER, NEVER, StopRule
+
+_MOST_BET = 0.5
+
+
+def is_shadow(program: str, share: float, seed: int = 0) -> bool:
+    """Whether this program runs to its end; the same answer in a resumed run."""
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share is {share}; it must be from 0 to 1")
+    digest = hashlib.blake2b(f"{seed}:{program}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < share * 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The rule lost more than was allowed: what it was, what replaces it, and the evidence."""
+
+    left: StopRule
+    rule: StopRule
+    runs: int
+    loss: float
+    allowed: float
+
+    def __str__(self) -> str:
+        return (
+            f"shadow runs: {self.left.name} loses {self.loss:.1%} of {self.runs} answers, "
+            f"more than the {self.allowed:.1%} allowed; now {self.rule.name}"
+        )
+
+
+@dataclass(slots=True)
+class Shadow:
+    """What the shadow runs of one workflow's rule have shown.
+
+    `allowed` is the loss that calibration allowed, in the same coin: with labels the share of
+    correct answers lost, without them the share of answers that full length changes.
+    """
+
+    rule: StopRule
+    allowed: float
+    alpha: float = 0.05
+    ladder: Sequence[StopRule] = LADDER
+    runs: int = field(default=0, init=False)
+    loss: float = field(default=0.0, init=False)
+    drifts: list[Drift] = field(default_factory=list[Drift], init=False)
+    _wealth: float = field(default=1.0, init=False)
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.allowed < 1.0 or not 0.0 < self.alpha < 1.0:
+            raise ValueError("allowed and alpha must lie between 0 and 1")
+
+    @property
+    def mean_loss(self) -> float:
+        """The loss of the present rule so far; 0 before the first run."""
+        return self.loss / self.runs if self.runs else 0.0
+
+    def observe(self, loss: float) -> Drift | None:
+        """Note one run to the end: `loss` in [-1, 1] between where the rule would have stopped and
+        the end. A drift if the evidence is enough; `rule` is then a more careful one."""
+        if not -1.0 <= loss <= 1.0:
+            raise ValueError(f"loss is {loss}; it must lie in [-1, 1]")
+        bet = min(_MOST_BET, max(0.05, self.mean_loss - self.allowed))
+        self._wealth *= 1 + bet * (loss - self.allowed)
+        self.runs += 1
+        self.loss += loss
+        if self._wealth < 1 / self.alpha:
+            return None
+        return self._widen()
+
+    def verdict(self) -> str:
+        """One line for the summary."""
+        if not self.runs:
+            return f"{self.rule.name}: no shadow runs yet"
+        return (
+            f"{self.rule.name}: {self.runs} shadow runs, loss {self.mean_loss:+.1%} "
+            f"(allowed {self.allowed:.1%})"
+        )
+
+    def _widen(self) -> Drift:
+        drift = Drift(self.rule, self._safer(), self.runs, self.mean_loss, self.allowed)
+        self.drifts.append(drift)
+        self.rule, self.runs, self.loss, self._wealth = drift.rule, 0, 0.0, 1.0
+        return drift
+
+    def _safer(self) -> StopRule:
+        names = [rule.name for rule in self.ladder]
+        at = names.index(self.rule.name) if self.rule.name in names else 0
+        return self.ladder[at - 1] if at > 0 else NEVER

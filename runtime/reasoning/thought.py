@@ -1,0 +1,123 @@
+"""One chain of thought, probed as it grows, stopped when its answer stands (ALGORITHMS 7)."""
+
+from bisect import insort
+from dataclasses import dataclass, field
+
+from . import answers
+from .certainty import certaindex, confidence, spelling
+from .nouns import Event, Failed, Probed, Thought
+from .rules import DEFAULT, StopRule, Trial
+from .strategy import Branch, Step
+
+MAX_TRIES = 3
+
+
+@dataclass(slots=True)
+class ChainOfThought(Step):
+    """Think to where the rule may stop, probe, and stop when `rule` says that the answer has settled.
+
+    The answer is then the trial answer, in the spelling most frequent among the trials. A thought
+    that its limit cuts is asked once more, and answers with that trial. With `stop` false the rule
+    is only noted (`would_stop`: where it would have stopped or cut, and with which answer) and the
+    thought runs to its end: a shadow run.
+    """
+
+    rule: StopRule = DEFAULT
+    stop: bool = True
+    trials: list[Trial] = field(default_factory=list[Trial], init=False)
+    would_stop: Trial | None = field(default=None, init=False)
+    _failures: int = field(default=0, init=False)
+    _cut: bool = field(default=False, init=False)
+    _place: int = field(default=0, init=False)  # of the probe that is under way
+
+    def start(self) -> None:
+        self._think_on(None)
+
+    def heed(self, event: Event, branch: Branch) -> None:
+        match event:
+            case Failed():
+                self._try_again(branch)
+            case Thought(ended=True):
+                self.finish(self.finished[-1].answer, "ended")
+            case Thought():
+                if branch.tokens >= self._limit(branch):
+                    self._force(branch)
+                elif not self._ask_trial(branch):
+                    self._think_on(branch)
+            case Probed():
+                self._take(event, branch)
+            case _:
+                pass
+
+    def settle(self, stopped: str) -> None:
+        """The last trial that was an answer."""
+        told = next((trial for trial in reversed(self.trials) if trial.key is not None), None)
+        said = told or (self.trials[-1] if self.trials else None)
+        if said is None:
+            self.finish(None, "failed")
+            return
+        given = [trial.answer for trial in self.trials]
+        best = spelling(given, said.key, self.equivalence) if said.key is not None else said.answer
+        self.finish(best, stopped, self.certainty())
+
+    def certainty(self) -> float:
+        """The certaindex of the trials that the rule looks at."""
+        return certaindex([trial.key for trial in self.trials[-max(2, self.rule.agree) :]])
+
+    def _limit(self, branch: Branch) -> int:
+        cap = self.rule.cap_tokens(self.limit_tokens) if self.stop else self.limit_tokens
+        return min(cap, branch.tokens + max(0, self.left_tokens - self._forced_tokens))
+
+    @property
+    def _forced_tokens(self) -> int:
+        return self.answer_tokens + self.suffix_tokens
+
+    def _think_on(self, branch: Branch | None) -> None:
+        at = branch.tokens if branch else 0
+        until = self._limit(branch or Branch(0))
+        if self.rule.stops:
+            cap = self.rule.cap_tokens(self.limit_tokens)
+            until = min(until, self.rule.next_check(at), cap if at < cap else until)
+        if self.think(branch.sample if branch else None, max(1, until - at)) is None:
+            self.settle("limit")
+
+    def _ask_trial(self, branch: Branch) -> bool:
+        """Probe where the rule wants to know more; False if it does not, or the budget is out."""
+        wanted = self.rule.wanted(self.trials, branch.tokens) if self.rule.stops else None
+        if wanted is None or not self.probe(branch.sample, wanted):
+            return False
+        self._place = wanted
+        return True
+
+    def _force(self, branch: Branch) -> None:
+        self._cut = True
+        self._place = branch.tokens
+        if not self.probe(branch.sample):
+            self.settle("limit")
+
+    def _take(self, event: Probed, branch: Branch) -> None:
+        self._failures = 0
+        answer = answers.trial(event.text)
+        trial = Trial(self._place, answer, self.key(answer), confidence(event.logprobs))
+        insort(self.trials, trial, key=lambda trial: trial.at_tokens)
+        if self._cut:
+            self.settle("limit")
+            return
+        if self._ask_trial(branch):
+            return
+        known = self.rule.wanted(self.trials, branch.tokens) is None
+        settled = self.rule.settled(self.trials) if known else None
+        if self.would_stop is None:
+            cut = branch.tokens >= self.rule.cap_tokens(self.limit_tokens)
+            self.would_stop = settled or (self.trials[-1] if cut else None)
+        if settled is not None and self.stop:
+            self.settle("settled")
+        else:
+            self._think_on(branch)
+
+    def _try_again(self, branch: Branch) -> None:
+        self._failures += 1
+        if self._failures > MAX_TRIES or self._cut:
+            self.settle("failed")
+        else:
+            self._think_on(branch)
