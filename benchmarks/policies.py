@@ -10,11 +10,21 @@ recently used KV is evicted. The bound is the default policy told how long each 
 saturation rate is the highest at which the baseline's programs take at most 3 times as long as
 alone in the mean, found by bisection to 7 %; it is another one for each workload, model and tier.
 
-    python benchmarks/policies.py [--quick] [--data DIR] [--cells FILE] [--only TEXT]
+    python benchmarks/policies.py [--quick | --ablations] [--data DIR] [--cells FILE]
+                                  [--part I/N] [--only TEXT] [--orders NAMES] [--seeds N]
 
-`--quick` takes few programs, 8B without a host tier, and orders other than the default for the
-default policy only: a sample, whose figures are rough. `--cells` keeps what was simulated in FILE,
-so that a run that was stopped goes on. `--only` takes the workloads whose name has TEXT in it.
+`--quick` takes few programs, 8B, the highest load, and orders other than the default for the default
+policy only: a sample, whose figures are rough. Groups that it has not begun after QUICK_S seconds it
+leaves out, and says so: first those with a host tier. `--cells` keeps what was simulated in FILE, so that a run
+that was stopped goes on. `--part 2/5` takes every fifth group of cells (a workload, a model, a tier),
+from the second on; with one FILE for all parts, the last part's run without `--part` prints the
+figures over all cells. `--only` takes the workloads whose name has TEXT in it. `--seeds` draws so
+many arrivals for each cell, whose times are the means over them: at the edge of saturation two
+draws differ by more than two policies do.
+
+`--ablations` leaves out one ingredient of ours at a time, without a host tier: the price of memory,
+the condition on the time elapsed, the order by program, the admission by working set, the prediction
+of lengths (Past-Future's). What is off unless asked for is switched on instead.
 
 Over all cells (a cell: workload, load, model, tier; always the default order): `gap_closed` is the
 share of the gap between baseline and bound that the default policy closes, and
@@ -25,11 +35,13 @@ tokens again or more. `worst_cell_ratio` is its time over the best named policy'
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +71,25 @@ SATURATED = 5.0  # times as long as alone
 HALVINGS = 6
 PRESSURE = 0.1
 SEED = 1
+QUICK_S = 22.0  # after so long no further group is begun
+ABLATED: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "price": {"without": ("price",)},
+    "elapsed time": {"without": ("elapsed",)},
+    "program order": {"order": "call-fcfs"},
+    "retention": {"policy": "never"},
+    "+ working set": {"working_set": 1.0},
+    "+ prediction": {"past_future": True},
+    "+ both": {"working_set": 1.0, "past_future": True},
+}
 
 # Programs of each workload: all of it, or a sample; in a full run and in a quick one.
 PROGRAMS = {
-    "coding-drawn": (60, 20),
+    "coding-drawn": (60, 12),
     "coding-capped": (60, 0),
-    "swe-bench": (150, 60),
-    "bfcl-web": (200, 60),
-    "text2sql": (90, 0),
+    "swe-bench": (150, 40),
+    "bfcl-web": (200, 40),
+    "text2sql": (90, 16),
 }
 
 
@@ -93,17 +116,31 @@ class Cells:
 
     known: dict[str, dict[str, Any]]
     path: Path | None
+    seeds: int = 1
 
     @classmethod
-    def of(cls, path: Path | None) -> "Cells":
+    def of(cls, path: Path | None, seeds: int) -> "Cells":
         lines = path.read_text().splitlines() if path is not None and path.exists() else []
-        return cls({row["key"]: row for row in map(json.loads, lines)}, path)
+        return cls({row["key"]: row for row in map(json.loads, lines)}, path, seeds)
 
-    def get(self, workload: Workload, name: str, rate: float, setup: Setup) -> dict[str, Any]:
+    def mean(self, workload: Workload, name: str, rate: float, setup: Setup) -> dict[str, Any]:
+        """The means of the figures over all draws of the arrivals."""
+        draws = range(SEED, SEED + self.seeds)
+        found = [self.get(workload, name, rate, setup, seed) for seed in draws]
+        means = {
+            figure: statistics.fmean(one[figure] for one in found)
+            for figure, amount in found[0].items()
+            if isinstance(amount, (int, float))
+        }
+        return {**found[0], **means}
+
+    def get(
+        self, workload: Workload, name: str, rate: float, setup: Setup, seed: int = SEED
+    ) -> dict[str, Any]:
         """The figures of a simulation, made now or before."""
-        key = f"{name} x{workload.programs} {rate!r} {setup!r}"
+        key = f"{name} x{workload.programs} {rate!r} {seed} {setup!r}"
         if key not in self.known:
-            result = simulate(poisson(workload, rate, SEED), setup)
+            result = simulate(poisson(workload, rate, seed), setup)
             self.known[key] = {"key": key, **result.record()}
             if self.path is not None:
                 with self.path.open("a") as file:
@@ -126,9 +163,9 @@ def saturation(cells: Cells, workload: Workload, name: str, stock: Setup) -> flo
     return low
 
 
-def contenders(quick: bool) -> Iterator[tuple[str, str]]:
+def contenders(orders: Sequence[str], quick: bool) -> Iterator[tuple[str, str]]:
     """(policy, order): every one with every order, or with the default one."""
-    for order in ORDERS:
+    for order in dict.fromkeys((ORDER, *orders)):
         for policy in (DEFAULT_POLICY, *NAMED, BOUND):
             if order == ORDER or policy == DEFAULT_POLICY or not quick:
                 yield policy, order
@@ -138,51 +175,88 @@ def contenders(quick: bool) -> Iterator[tuple[str, str]]:
 class Summary:
     """What is gathered over the cells, as ratios of mean completion times."""
 
-    ours: list[float]  # default over baseline, under pressure
-    bound: list[float]  # clairvoyant over baseline, under pressure
-    rival: list[float]  # default over Continuum's rule, under pressure
-    worst: float = 0.0
-    worst_where: str = ""
+    ours: list[float] = field(default_factory=list[float])  # over baseline, under pressure
+    bound: list[float] = field(default_factory=list[float])  # clairvoyant over baseline, likewise
+    rival: list[float] = field(default_factory=list[float])  # over Continuum's rule, likewise
+    cells: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
 
     def add(self, where: str, base: dict[str, Any], means: dict[str, float]) -> None:
         ours, stock = means[DEFAULT_POLICY], base["mean_completion_s"]
         best = min(NAMED, key=lambda name: means[name])
-        if ours / means[best] > self.worst:
-            self.worst, self.worst_where = ours / means[best], f"{where}: {best}"
+        self.cells.append((ours / means[best], f"{where}: {best}"))
         if base["recomputed_tokens"] >= PRESSURE * base["computed_tokens"]:
             self.ours.append(ours / stock)
             self.bound.append(means[BOUND] / stock)
             self.rival.append(ours / means[RIVAL])
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The cells of one workload, model and tier."""
+
+    name: str
+    workload: Workload
+    setup: Setup
+    saturation: float  # programs per second
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {
+            "workload": self.name,
+            "model": self.setup.model,
+            "host_gb": self.setup.host_gb,
+        }
+
+
+def group(cells: Cells, name: str, workload: Workload, setup: Setup) -> Group:
+    """What fits of `workload`, and the rate that saturates the baseline with it."""
+    seen = survey(workload)
+    setup = replace(setup, limit_tokens=seen.limit_tokens, page_tokens=seen.page_tokens)
+    workload = fitting(workload, setup.context_tokens)
+    return Group(name, workload, setup, saturation(cells, workload, name, _stock(setup)))
+
+
+def _stock(setup: Setup) -> Setup:
+    return replace(setup, policy=STOCK, order="call-fcfs")
+
+
 def measure(
     figures: Figures,
     cells: Cells,
     summary: Summary,
-    name: str,
-    workload: Workload,
-    setup: Setup,
+    of: Group,
+    loads: Sequence[float],
+    orders: Sequence[str],
     quick: bool,
 ) -> None:
-    """All loads and contenders on one workload, model and tier."""
-    seen = survey(workload)
-    setup = replace(setup, limit_tokens=seen.limit_tokens, page_tokens=seen.page_tokens)
-    workload = fitting(workload, setup.context_tokens)
-    stock = replace(setup, policy=STOCK, order="call-fcfs")
-    highest = saturation(cells, workload, name, stock)
-    about = {"workload": name, "model": setup.model, "host_gb": setup.host_gb}
-    figures.add("saturation", highest, unit="programs/s", **about, programs=workload.programs)
-    for load in LOADS[1:] if quick else LOADS:
-        base = cells.get(workload, name, load * highest, stock)
-        report(figures, base, None, {**about, "load": load})
+    """All contenders at `loads`."""
+    figures.add("saturation", of.saturation, unit="programs/s", **of.about)
+    for load in loads:
+        rate, about = load * of.saturation, {**of.about, "load": load}
+        base = cells.mean(of.workload, of.name, rate, _stock(of.setup))
+        report(figures, base, None, about)
         means: dict[str, float] = {}
-        for policy, order in contenders(quick):
-            one = replace(setup, policy=policy, order=order)
-            found = cells.get(workload, name, load * highest, one)
-            report(figures, found, base, {**about, "load": load})
+        for policy, order in contenders(orders, quick):
+            one = replace(of.setup, policy=policy, order=order)
+            found = cells.mean(of.workload, of.name, rate, one)
+            report(figures, found, base, about)
             if order == ORDER:
                 means[policy] = found["mean_completion_s"]
-        summary.add(f"{name} {setup.model} {setup.host_gb:g} GB {load}", base, means)
+        summary.add(" ".join(map(str, about.values())), base, means)
+
+
+def ablate(figures: Figures, cells: Cells, of: Group, loads: Sequence[float]) -> None:
+    """Ours without one ingredient at a time."""
+    for load in loads:
+        rate, whole = load * of.saturation, 0.0
+        for off, change in ABLATED.items():
+            setup = replace(of.setup, **change)
+            found = cells.mean(of.workload, of.name, rate, setup)
+            whole = whole or found["mean_completion_s"]
+            about = {**of.about, "load": load, "off": off}
+            figures.add(
+                "ablation_mean_completion_s", found["mean_completion_s"], whole, "s", **about
+            )
 
 
 def report(
@@ -204,7 +278,10 @@ def report(
 def conclude(figures: Figures, summary: Summary) -> None:
     """The figures over all cells."""
     setup = {"policy": DEFAULT_POLICY, "order": ORDER, "cells_under_pressure": len(summary.ours)}
-    figures.add("worst_cell_ratio", summary.worst, **setup, cell=summary.worst_where)
+    worst, where = max(summary.cells)
+    beyond = sum(ratio > 1.03 for ratio, _ in summary.cells)
+    about = {"cells": len(summary.cells), "cells_beyond_1.03": beyond}
+    figures.add("worst_cell_ratio", worst, **setup, cell=where, **about)
     if not summary.ours:
         return
     gap = 1 - statistics.fmean(summary.bound)
@@ -214,27 +291,53 @@ def conclude(figures: Figures, summary: Summary) -> None:
     figures.add("over_continuum_under_pressure", gained, unit="share", **setup)
 
 
+def groups(options: argparse.Namespace) -> Iterator[tuple[str, Workload, Setup]]:
+    """The groups of cells that were asked for: name, workload, setup."""
+    part, parts = map(int, options.part.split("/"))
+    models = MODELS[: 1 if options.quick else None]
+    tiers = HOST_GB[: 1 if options.ablations else None]
+    made = (
+        (name, workload, Setup(hardware=hardware, model=model, host_gb=host_gb))
+        for host_gb in tiers
+        for model, hardware in models
+        for name, workload in workloads(options.data, options.quick, options.only)
+    )
+    return islice(made, part - 1, None, parts)
+
+
 def main() -> None:
     about = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--ablations", action="store_true", help="ours without one ingredient")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--cells", type=Path, help="a file that keeps what was simulated")
+    parser.add_argument("--part", default="1/1", help="2/5: the second of five parts")
+    parser.add_argument("--orders", default="", help="these only: fcfs,least-attained")
     parser.add_argument("--only", default="", help="workloads whose name has this in it")
+    parser.add_argument("--seeds", type=int, default=1, help="draws of the arrivals per cell")
     options = parser.parse_args()
     if not (options.data / "agents").is_dir():
         sys.exit(f"no traces in {options.data}; give their folder with --data DIR")
-    figures, cells = Figures("policies"), Cells.of(options.cells)
-    summary = Summary([], [], [])
+    if re.fullmatch(r"[1-9]\d*/[1-9]\d*", options.part) is None or options.seeds < 1:
+        sys.exit("write --part as 2/5 (the second of five), and --seeds as 1 or more")
+    orders = options.orders.split(",") if options.orders else tuple(ORDERS)
+    figures, cells, summary = Figures("policies"), Cells.of(options.cells, options.seeds), Summary()
     began_s = time.monotonic()
-    for name, workload in workloads(options.data, options.quick, options.only):
-        for model, hardware in MODELS[: 1 if options.quick else None]:
-            for host_gb in HOST_GB[: 1 if options.quick else None]:
-                setup = Setup(hardware=hardware, model=model, host_gb=host_gb)
-                measure(figures, cells, summary, name, workload, setup, options.quick)
-                spent_s = time.monotonic() - began_s
-                print(f"{name} {model} {host_gb:g} GB: {spent_s:.0f} s so far", file=sys.stderr)
-    conclude(figures, summary)
+    for name, workload, setup in groups(options):
+        if options.quick and time.monotonic() - began_s > QUICK_S:
+            print(f"left out, for want of time: {name} {setup.host_gb:g} GB", file=sys.stderr)
+            continue
+        of = group(cells, name, workload, setup)
+        loads = LOADS[-1:] if options.quick else LOADS
+        if options.ablations:
+            ablate(figures, cells, of, loads)
+        else:
+            measure(figures, cells, summary, of, loads, orders, options.quick)
+        spent_s = time.monotonic() - began_s
+        print(f"{name} {setup.model} {setup.host_gb:g} GB: {spent_s:.0f} s so far", file=sys.stderr)
+    if summary.cells:
+        conclude(figures, summary)
     figures.table(f"Retention policies{' (quick: a sample)' if options.quick else ''}")
 
 

@@ -19,7 +19,7 @@ from .curve import Curve
 from .durations import Durations
 from .history import History, key
 from .peak import Running, future_peak_tokens, outputs_seen, peak_tokens, sample_left
-from .policies import DEFAULT_POLICY, POLICIES, fixed_ttl, named
+from .policies import DEFAULT_POLICY, POLICIES, fixed_ttl, named, tiered
 from .predict import Predictor, coverage
 from .price import FREE, Memory, Price, memory_price
 from .shadow_price import benefit_s, clairvoyant, shadow_price
@@ -60,6 +60,7 @@ __all__ = [
     "peak_tokens",
     "sample_left",
     "shadow_price",
+    "tiered",
     "to_release",
     "turns_eta",
 ]

@@ -5,6 +5,7 @@ leaves the KV to the server's own order of eviction (LRU), which is what a stock
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isfinite
 
 from .shadow_price import CLAIRVOYANT, SHADOW_PRICE
@@ -67,6 +68,13 @@ def steps_to_execution(pause: Pause) -> Decision:
     Nothing has a time to live; eviction takes place under pressure only.
     """
     return Decision(None, 0.0 if pause.steps is None else 1 / (1 + pause.steps))
+
+
+def tiered(policy: Policy, tokens_per_s: float) -> Policy:
+    """`policy` where lost KV comes back from the host's memory at `tokens_per_s`."""
+    if not tokens_per_s > 0:
+        raise ValueError(f"a rate must be above 0 tokens/s, not {tokens_per_s}")
+    return Policy(lambda pause: policy.decide(replace(pause, reload_s=pause.tokens / tokens_per_s)))
 
 
 def _recent(pause: Pause) -> float:

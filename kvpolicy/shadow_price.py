@@ -1,13 +1,17 @@
 """The default policy: keep KV while what it is expected to save exceeds the price of its memory.
 
-A session of C tokens is worth keeping while (ALGORITHMS.md card 1)
+A session of C tokens is worth keeping while (after ALGORITHMS.md card 1)
 
-    hazard(t | elapsed) * (R + T * eta) > price * C
+    hazard(t | elapsed) * R * lost > price * C
 
 with the hazard taken over the best horizon (`Curve.peak`), since a tool that never ends within its
-first second is still worth a second's wait for what comes after it. R counts once for each call
-that the engine keeps waiting while it computes the session again (`price.py`). Both sides over C
-give one number per pin: its worth, in seconds of delay saved per token and second held from now
+first second is still worth a second's wait for what comes after it. R is the time until the session
+is there again, computed or copied back from the host, whichever is less; it counts once for each
+call that the engine keeps waiting meanwhile (`price.py`). `lost` is the share of it that is gone
+without a pin: an LRU cache keeps much of what comes back soon. Continuum's other term, T * eta, the
+time that a session without KV queues for longer, is left out: while it waits others run in its
+place, so in the sum over all calls nothing is lost, and the price has counted them already.
+Both sides over C give one number per pin: its worth, in seconds of delay saved per token and second held from now
 on. A pin is kept while its worth exceeds the price, so without pressure all are kept, and as the
 price rises they go in order of worth.
 
@@ -21,21 +25,19 @@ from math import inf
 from .curve import Curve
 from .state import Decision, Pause, Policy
 
+MOMENT_S = 1e-3  # no end is nearer than this
 UNKNOWN_S = 1.0  # nothing is known: tools take Exp(1 s) at first, as in Continuum (2511.02230)
 
 
 def benefit_s(pause: Pause) -> float:
     """The delay, over all calls, that holding the session saves if its tool ends now: seconds."""
-    rebuild_s = pause.rebuild_s * pause.price.slowed
-    if pause.reload_s is not None:
-        rebuild_s = min(rebuild_s, pause.reload_s)  # a copy leaves the engine to others
-    return rebuild_s + pause.queue_delay_s * pause.eta
+    return pause.return_s * pause.price.slowed * pause.lost_share
 
 
 def shadow_price(pause: Pause) -> Decision:
     """Keep while the worth exceeds the price; a tool never seen is believed what it says of itself."""
     if pause.eta_s is not None and not pause.durations.count(pause.tool):
-        return clairvoyant(pause)
+        return _told(pause, pause.eta_s - pause.elapsed_s)
     curve = pause.durations.outlook(pause.tool)
     found = curve.peak(pause.elapsed_s) if curve is not None else None
     if curve is None or found is None:
@@ -54,11 +56,18 @@ def shadow_price(pause: Pause) -> Decision:
 def clairvoyant(pause: Pause) -> Decision:
     """The same rule for one who knows how long the tool takes: `eta_s` is the truth.
 
-    With the true duration it is the bound that other policies are compared with.
+    With the true duration it is the bound that other policies are compared with. It is one for
+    retention by this rule alone: order and admission decide when the call then goes on.
     """
-    if pause.eta_s is None or pause.eta_s <= pause.elapsed_s:
+    if pause.eta_s is None:
         return _unknown(pause)
-    left_s = pause.eta_s - pause.elapsed_s
+    return _told(pause, max(pause.eta_s - pause.elapsed_s, MOMENT_S))
+
+
+def _told(pause: Pause, left_s: float) -> Decision:
+    """A tool that is said to end in `left_s`."""
+    if left_s <= 0:
+        return _unknown(pause)
     rate = 1 / min(left_s, pause.price.lasts_s)
     limit = _limit(pause)
     hold_s = None if not limit else left_s if rate > limit else 0.0

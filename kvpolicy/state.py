@@ -16,7 +16,9 @@ class Pause:
 
     `tool`: its key in `durations`, which are only read. `eta_s`: how long the tool itself expects
     to take. `prefill_s`: computing the session's tokens again; None: guessed from their number.
-    `reload_s`: loading them back from a host tier; None: there is none. `queue_delay_s`: what
+    `reload_s`: loading them back from a host tier; None: there is none. `lost_share`: how much of a
+    session that is not pinned is usually gone when it comes back, from 1 (all of it) to 0 (the
+    server's own cache has kept it). `queue_delay_s`: what
     sessions that lost their KV have lately waited in addition. `eta`: how much a session's age
     tells of its end, from 1 (every program has as many turns) to 0 (nothing). `price`: of memory on
     the session's worker. `waiting`: calls that wait for this model; `running_tokens`: KV of the
@@ -38,6 +40,7 @@ class Pause:
     running_tokens: int = 0
     steps: int | None = None
     arrival: int = 0
+    lost_share: float = 1.0
 
     @property
     def rebuild_s(self) -> float:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..kvpolicy import DEFAULT_POLICY
@@ -12,7 +13,9 @@ from .cli_failure import say
 from .errors import InvalidInput
 from .replay import Workload, fitting, subsample, tools_slower
 from .simulate import STOCK, Result, Setup, load, simulate, survey
+from .simulate.report import page
 
+SLOWER = "tools x 2"
 EVERY_S = 1.0  # of real time: how often progress is told
 HEAD = (
     *("policy", "order", "mean s", "p50 s", "p95 s", "p99 s", "programs/h", "tokens/s"),
@@ -32,8 +35,13 @@ def simulate_workload(
     page_tokens: int | None,
     seed: int,
     json: bool,
+    what_if: bool = False,
+    report: Path | None = None,
 ) -> int:
-    """Simulate every policy with every order, and print what came out."""
+    """Simulate every policy with every order, and print what came out.
+
+    `what_if` adds what if tools took twice as long, memory were half, there were one replica more, and `report` writes an HTML page.
+    """
     asked = _shaped(load(workload, rate, seed), programs, slower_tools, seed)
     seen = survey(asked)
     setup = replace(
@@ -47,22 +55,51 @@ def simulate_workload(
             f"{workload}: no call fits into {setup.context_tokens:,} tokens, which is what "
             f"{setup.model} on {setup.hardware} takes; give it more memory"
         )
+    about = _about(fitted, setup, left.programs, left.calls, seen.calls - left.calls)
     if not json:
-        say(_about(fitted, setup, left.programs, left.calls, seen.calls - left.calls))
-    results: list[Result] = []
-    for one in setups:
+        say(about)
+    results: list[tuple[str, Result]] = []
+    for change, one in _asked(setups, what_if):
         shown = _Progress(one, left.programs, json)
-        results.append(simulate(fitted, one, on_progress=shown.told))
+        told = tools_slower(fitted, 2) if change == SLOWER else fitted
+        results.append((change, simulate(told, one, on_progress=shown.told)))
         shown.over()
         if json:
-            print(jsonlib.dumps(results[-1].record()), flush=True)
+            more = {"what_if": change} if change else {}
+            print(jsonlib.dumps(results[-1][1].record() | more), flush=True)
     if not json:
-        print("\n".join(_aligned([HEAD, *map(_cells, results)])))
-    for result in results:
+        print("\n".join(_aligned(list(_table(results, what_if)), 3 if what_if else 2)))
+    if report is not None:
+        _write(report, page(f"Simulated: {fitted.name}", about, results))
+    for _, result in results:
         if result.failed:
             name = result.setup.policy
             say(f"{name}: {result.failed:,} programs failed; the first: {result.why_failed}")
     return 0
+
+
+def _asked(setups: Sequence[Setup], what_if: bool) -> Iterator[tuple[str, Setup]]:
+    """The setups, and each of them changed in one respect."""
+    for setup in setups:
+        yield "", setup
+        if what_if:
+            yield SLOWER, setup
+            yield "half the memory", replace(setup, kv_share=setup.kv_share / 2)
+            yield "one replica more", replace(setup, replicas=setup.replicas + 1)
+
+
+def _table(results: Sequence[tuple[str, Result]], what_if: bool) -> Iterator[tuple[str, ...]]:
+    yield (*HEAD[:2], *(("what if",) if what_if else ()), *HEAD[2:])
+    for change, result in results:
+        cells = _cells(result)
+        yield (*cells[:2], *((change or "as asked",) if what_if else ()), *cells[2:])
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"the report cannot be written: {path}: {error.strerror}") from None
 
 
 def _shaped(workload: Workload, programs: int | None, slower: float, seed: int) -> Workload:
@@ -138,12 +175,12 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:,.1f}" if seconds >= 10 else f"{seconds:.3g}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Names to the left, numbers to the right."""
+def _aligned(rows: Sequence[Sequence[str]], names: int) -> Iterator[str]:
+    """The first `names` columns to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = (
-            cell.ljust(width) if index < 2 else cell.rjust(width)
+            cell.ljust(width) if index < names else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         yield "  ".join(cells).rstrip()

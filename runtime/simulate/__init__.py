@@ -5,6 +5,7 @@ source.py    workloads by name: a file, a recorded run, a generator
 text.py      prompts and answers as pages, instead of a token at a time
 stock.py     a server without a scheduler in front: the baseline
 drive.py     programs, pauses and replicas on one heap of events
+report.py    results as one HTML page
 result.py    what came out: completion times, tokens, seconds, dollars
 """
 

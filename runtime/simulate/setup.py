@@ -1,19 +1,35 @@
 """What is simulated: engines, how many, and who decides."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from ...kvpolicy import DEFAULT_POLICY, named
+from ...kvpolicy import DEFAULT_POLICY, FREE, Policy, named, tiered
 from ...planner.hardware import Hardware, ModelShape, kv_capacity_tokens
 from ..backends.replica import Draw, Replica
 from ..backends.sim import named_presets
 from ..errors import InvalidConfig
 from ..scheduler.core import Core
-from ..scheduler.policies import ORDERS
+from ..scheduler.limits import Limits
+from ..scheduler.policies import ordered
 from .stock import Stock
 
 STOCK = "stock"
 CLAIRVOYANT = "clairvoyant"
 CONTEXT_TOKENS = 131_072  # of the models that there are presets of
+
+
+def _unpriced(policy: Policy) -> Policy:
+    return Policy(lambda pause: policy.decide(replace(pause, price=FREE)))
+
+
+def _ageless(policy: Policy) -> Policy:
+    return Policy(lambda pause: policy.decide(replace(pause, elapsed_s=0.0)))
+
+
+ABLATIONS: Mapping[str, Callable[[Policy], Policy]] = {
+    "price": _unpriced,  # memory is free: all is kept, and under pressure goes in order of worth
+    "elapsed": _ageless,  # a tool that has run for a minute is judged as one that begins
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +41,8 @@ class Setup:
     is there; `host_gb` per replica hold what was evicted. `limit_tokens` is the `max_tokens` of
     every call: what an author would set, for lengths of answers are not known beforehand.
     `page_tokens` is the granularity of prefix reuse; it bounds the time that a simulation takes.
+    `working_set` and `past_future` are the scheduler's limits of those names. `without` names
+    ingredients of the retention policy to leave out, of ABLATIONS.
     Raises InvalidConfig for a name that is unknown or a number out of range.
     """
 
@@ -39,6 +57,9 @@ class Setup:
     max_running: int = 256
     chunk_tokens: int = 8_192
     page_tokens: int = 64
+    working_set: float | None = None
+    past_future: bool = False
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("replicas", "kv_share", "limit_tokens", "max_running", "page_tokens"):
@@ -46,8 +67,13 @@ class Setup:
                 raise InvalidConfig(f"{name} must be positive, not {getattr(self, name)}")
         if self.host_gb < 0:
             raise InvalidConfig(f"host_gb must be 0 or more, not {self.host_gb:g}")
-        if self.order not in ORDERS:
-            raise InvalidConfig(f"there is no order {self.order!r}; there is {', '.join(ORDERS)}")
+        unknown = [name for name in self.without if name not in ABLATIONS]
+        if unknown:
+            raise InvalidConfig(f"without: {unknown[0]!r} is none of {', '.join(ABLATIONS)}")
+        try:
+            ordered(self.order)
+        except ValueError as error:
+            raise InvalidConfig(str(error)) from None
         if self.policy != STOCK:
             try:
                 named(self.policy)
@@ -83,7 +109,20 @@ class Setup:
         """Who decides."""
         if self.policy == STOCK:
             return Stock()
-        return Core(ORDERS[self.order], named(self.policy))
+        limits = Limits(working_set=self.working_set, past_future=self.past_future)
+        return Core(self.order, self.retention, limits=limits)
+
+    @property
+    def retention(self) -> Policy:
+        """The retention policy, told of the host tier, and without what is to be left out."""
+        policy = named(self.policy)
+        if self.host_gb:
+            hardware, model = self.presets
+            rate = hardware.host_bytes_per_s * hardware.gpus / model.kv_bytes_per_token
+            policy = tiered(policy, rate)
+        for name in self.without:
+            policy = ABLATIONS[name](policy)
+        return policy
 
     def replica(self, draw: Draw) -> Replica:
         """One engine."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenter.kvpolicy import DEFAULT_POLICY, POLICIES, Durations, Pause, Price, named
+from tenter.kvpolicy import DEFAULT_POLICY, POLICIES, Durations, Pause, Price, named, tiered
 
 PAUSE = Pause(tool="a", durations=Durations(), tokens=10_000, prefill_s=e)
 
@@ -121,3 +121,22 @@ def test_no_policy_ever_answers_below_zero(
     assert decision.again_s is None or decision.again_s >= 0
     assert decision.worth >= 0
     assert POLICIES[name](pause) == decision.hold_s
+
+
+def test_a_tier_tells_every_policy_what_coming_back_takes() -> None:
+    shut = replace(PAUSE, tokens=10_000)
+    for name in ("continuum", "min-waste", "shadow-price"):
+        policy = tiered(named(name), 100_000.0)
+        assert policy.decide(shut) == named(name).decide(replace(shut, reload_s=0.1)), name
+    with pytest.raises(ValueError, match="above 0"):
+        tiered(named("never"), 0.0)
+
+
+def test_who_knows_the_time_keeps_what_ends_soon() -> None:
+    bound = POLICIES["clairvoyant"]
+    dear = replace(PAUSE, price=Price(per_token_s=1e-5))
+
+    assert bound(replace(dear, eta_s=5.0)) == 5.0
+    assert bound(replace(dear, eta_s=50.0)) == 0.0
+    late = replace(dear, eta_s=5.0, elapsed_s=9.0)  # its tool has ended: the call waits its turn
+    assert bound.decide(late).worth > bound.decide(replace(dear, eta_s=5.0)).worth

@@ -62,10 +62,25 @@ def test_a_host_tier_makes_a_session_cheaper_to_lose() -> None:
     )
 
 
-def test_queueing_counts_as_much_as_age_tells() -> None:
-    waits = replace(PAUSE, queue_delay_s=3.0, eta=0.5)
+def test_a_host_tier_in_company_still_slows_all_by_the_copy() -> None:
+    crowd = replace(PAUSE, reload_s=0.1, price=Price(1e-5, slowed=10.0))
 
-    assert priced(waits, 0.0).worth == pytest.approx(priced(PAUSE, 0.0).worth * 2.5)
+    assert shadow_price(crowd).worth == pytest.approx(10 * 0.1 / 2.0 / 10_000, rel=0.01)
+
+
+def test_what_the_servers_cache_keeps_anyway_is_worth_no_pin() -> None:
+    mostly_kept = replace(PAUSE, lost_share=0.25)
+
+    assert priced(mostly_kept, 0.0).worth == pytest.approx(priced(PAUSE, 0.0).worth / 4)
+    assert priced(mostly_kept, 0.2 * 0.5e-4).hold_s != 0.0
+    assert priced(mostly_kept, 0.3 * 0.5e-4).hold_s == 0.0
+    assert priced(replace(PAUSE, lost_share=0.0), 1e-9).hold_s == 0.0
+
+
+def test_a_place_in_the_queue_is_no_loss_to_all() -> None:
+    waits = replace(PAUSE, queue_delay_s=30.0, eta=1.0)
+
+    assert priced(waits, 1e-4) == priced(PAUSE, 1e-4), "while it waits, others run in its place"
 
 
 def test_a_queue_that_will_soon_be_gone_is_waited_out() -> None:

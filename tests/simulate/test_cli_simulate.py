@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from tenter.runtime.cli import main
+from tenter.runtime.cli_simulate import simulate_workload
+from tenter.runtime.errors import InvalidInput
 from tenter.runtime.replay import swe_bench, write_workload
+from tenter.runtime.simulate import Setup
 
 SMALL = ["simulate", "bfcl-web:8", "--rate", "0.5", "--seed", "3"]
 
@@ -75,3 +78,47 @@ def test_errors_say_what_is_wrong(
 ) -> None:
     assert main(given) == 2
     assert message in capsys.readouterr().err
+
+
+def simulated(report: Path | None, json: bool = False) -> int:
+    return simulate_workload(
+        *("bfcl-web:6", Setup(), ("stock", "shadow-price"), ()),
+        rate=0.5,
+        programs=None,
+        slower_tools=1.0,
+        page_tokens=None,
+        seed=3,
+        json=json,
+        what_if=True,
+        report=report,
+    )
+
+
+def test_what_ifs_are_asked_of_every_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.html"
+    assert simulated(path, json=True) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    done = [line for line in lines if line["type"] == "simulated"]
+    assert [line.get("what_if") for line in done[:4]] == [
+        *(None, "tools x 2", "half the memory", "one replica more")
+    ]
+    usual, slower, half, more = done[4:]
+    assert slower["mean_completion_s"] > usual["mean_completion_s"]
+    assert half["kv_tokens"] == usual["kv_tokens"] // 2
+    assert more["replicas"] == 2 and more["gpu_seconds"] > usual["gpu_seconds"]
+
+
+def test_a_report_is_one_page_that_fetches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.html"
+    assert simulated(path) == 0
+    text = path.read_text()
+    assert "half the memory" in capsys.readouterr().out
+    assert text.count("<polyline") == 8 and text.count("<tr>") == 9
+    for word in ("http:", "https:", "<script", "src=", "@import", "url("):
+        assert word not in text
+    with pytest.raises(InvalidInput, match="the report cannot be written: .*none"):
+        simulated(tmp_path / "none" / "report.html")

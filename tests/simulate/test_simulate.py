@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -9,6 +10,7 @@ import pytest
 
 from tenter.kvpolicy import named
 from tenter.planner.graph import Sampling
+from tenter.runtime.backends.replica import Draw, Replica
 from tenter.runtime.backends.sim import SimulatedBackend
 from tenter.runtime.blocks import block_end
 from tenter.runtime.calls import CallId, Chunk, Request, SessionId
@@ -27,7 +29,7 @@ from tenter.runtime.replay import (
     write_workload,
 )
 from tenter.runtime.scheduler.core import Core
-from tenter.runtime.scheduler.events import ProgramEnded, ToolEnded, ToolStarted
+from tenter.runtime.scheduler.events import ProgramEnded, Retain, ToolEnded, ToolStarted
 from tenter.runtime.scheduler.loop import Answer, Scheduler
 from tenter.runtime.scheduler.policies import ORDERS
 from tenter.runtime.simulate import Result, Setup, Stalled, load, simulate, survey
@@ -130,6 +132,52 @@ def test_a_host_tier_brings_back_what_was_evicted() -> None:
     assert bare.loaded_tokens == 0 < host.loaded_tokens
     assert host.recomputed_tokens < bare.recomputed_tokens / 10
     assert host.mean_s < bare.mean_s
+
+
+def test_with_a_host_tier_the_default_does_not_lose_to_keeping_nothing() -> None:
+    """Losing a session then costs a copy, not its computation; memory kept idle costs as before."""
+    workload = swe_bench(40, 0.25, 3)
+    kept, never = (
+        simulate(workload, Setup(policy=policy, kv_share=0.4, page_tokens=256, host_gb=500)).mean_s
+        for policy in ("shadow-price", "never")
+    )
+    assert kept < 1.03 * never
+
+
+class Retained:
+    """A trace that notes until when pins were taken."""
+
+    def __init__(self) -> None:
+        self.until_s: list[float | None] = []
+
+    def write(self, at_s: float, record: object) -> None:
+        if isinstance(record, Retain):
+            self.until_s.append(record.until_s)
+
+
+def test_an_ingredient_can_be_left_out() -> None:
+    workload = swe_bench(30, 0.25, 3)
+    full = Setup(kv_share=0.4, page_tokens=256)
+    whole, unpriced = Retained(), Retained()
+    simulate(workload, full, whole)
+    simulate(workload, replace(full, without=("price",)), unpriced)
+    assert any(until_s is not None for until_s in whole.until_s)
+    assert unpriced.until_s and all(until_s is None for until_s in unpriced.until_s)
+
+
+def test_steps_may_have_a_price_of_their_own() -> None:
+    def cost(rows: int, tokens: int, context: int, pairs: float) -> float:
+        return 0.5 * rows + 0.001 * tokens
+
+    class Priced(Setup):
+        def replica(self, draw: Draw) -> Replica:
+            pages = self.page_tokens
+            return Replica(*self.presets, self.kv_tokens, draw, page_tokens=pages, step_cost=cost)
+
+    turn = Turn((Span(1, 0, 100),), 5)
+    result = simulate(programs(Program(0.0, "a", ((turn,),))), Priced())
+    # One step computes the prompt and draws a token, four more draw one each.
+    assert result.mean_s == pytest.approx(0.6 + 4 * 0.501)
 
 
 def test_more_replicas_take_more_and_cost_more() -> None:
@@ -252,6 +300,7 @@ def test_the_heap_agrees_with_the_live_loop(policy: str) -> None:
         ({"model": "gpt-9"}, "no model 'gpt-9'; there is codellama"),
         ({"policy": "best"}, "no retention policy 'best'; known: .*stock"),
         ({"order": "random"}, "no order 'random'; there is fcfs"),
+        ({"without": ("luck",)}, "'luck' is none of price, elapsed"),
         ({"model": "llama-3.1-70b"}, r"leaves 0 tokens of KV on h100.*4xh100"),
         ({"replicas": 0}, "replicas must be positive, not 0"),
         ({"host_gb": -1.0}, "host_gb must be 0 or more, not -1"),
