@@ -89,9 +89,7 @@ class FakeProgram:
             return await workflow.program(**values)
         return self.answers[workflow.name]
 
-    def session(
-        self, system: str | None = None, model: str = "default", trust: Any = None
-    ) -> Any:
+    def session(self, system: str | None = None, model: str = "default", trust: Any = None) -> Any:
         return (system, model)
 
 
