@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from .cost import Piece, distinct_share, prompt_pieces, sources, tokens
-from .graph import LLM, Graph
+from .graph import LLM, Graph, Step
 from .lower import NOTHING, lower
 from .plan import Context, Plan, PlanStep, walk
 from .stats import TableStats
@@ -19,17 +19,25 @@ _VOLATILE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class LintWarning:
-    """A field that breaks a prefix: `tokens_lost` static tokens per call could have been shared."""
+    """A field that breaks a prefix: `tokens_lost` tokens per call could have been shared.
+
+    `line` counts from 1 in the template that has the field, 0 where it cannot be told. `calls` are
+    those of the whole run where statistics tell them, else 0.
+    """
 
     step: str
     field: str
     tokens_lost: int
     why: str
+    line: int = 0
+    calls: int = 0
 
     def __str__(self) -> str:
+        line = f" (line {self.line})" if self.line else ""
+        total = f", {self.tokens_lost * self.calls:,} in the run" if self.calls else ""
         return (
-            f"step {self.step!r}: the field {self.field!r} {self.why} and stands before about "
-            f"{self.tokens_lost} tokens that all calls share, so none of them is found in the "
+            f"step {self.step!r}: the field {self.field!r}{line} {self.why} and stands before about "
+            f"{self.tokens_lost} tokens that calls share{total}, so none of them is found in the "
             "cache; move it to the end of the prompt"
         )
 
@@ -51,11 +59,43 @@ def _first(
 ) -> tuple[LintWarning, ...]:
     for index, piece in enumerate(pieces):
         why = _why(piece, stats) if piece.field else ""
-        if why:
-            rest = sum(part.chars for part in pieces[index + 1 :] if part.columns == frozenset())
-            lost = tokens(rest)
-            return (LintWarning(step.id, piece.field, lost, why),) if lost >= LOST_TOKENS else ()
+        if not why:
+            continue
+        lost = tokens(_shared_chars(pieces[index + 1 :], stats))
+        if lost < LOST_TOKENS:
+            return ()
+        rows = stats.rows if stats and not stats.sampled else 0
+        calls = round(rows * step.estimate.calls_per_row)
+        line = _line(step.step, piece.field)
+        return (LintWarning(step.id, piece.field, lost, why, line, calls),)
     return ()
+
+
+def _shared_chars(rest: list[Piece], stats: TableStats | None) -> float:
+    """The text behind a field that calls would share if the field were not before it.
+
+    What comes behind columns is shared by the rows that agree in them, if the statistics know.
+    """
+    shared, seen = 0.0, frozenset[str]()
+    for piece in rest:
+        if piece.columns == frozenset():
+            shared += piece.chars * (1 - (distinct_share(seen, stats) if seen else 0.0))
+        elif stats and piece.columns and piece.columns <= stats.columns.keys():
+            seen |= piece.columns
+            shared += piece.chars * (1 - distinct_share(seen, stats))
+    return shared
+
+
+def _line(step: Step, field: str) -> int:
+    """The line on which a field is printed first, in the system prompt or else in the prompt."""
+    if not isinstance(step, LLM):
+        return 0
+    printed = re.compile(r"\{\{[-+]?\s*" + re.escape(field) + r"\b")
+    for prompt in (step.system, step.prompt):
+        found = printed.search(prompt.source) if prompt else None
+        if prompt and found:
+            return prompt.source.count("\n", 0, found.start()) + 1
+    return 0
 
 
 def _why(piece: Piece, stats: TableStats | None) -> str:
