@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from .graph import LLM, Args, Compute, Each, Graph, Select, Step, ToolCall
+from .graph import LLM, Args, Compute, Each, Graph, Loop, Select, Step, ToolCall
 from .lint import lint
 from .lower import NOTHING, lower
 from .optimize import optimize
@@ -67,6 +67,8 @@ def _what(step: Step) -> str:
     match step:
         case LLM():
             kind = "choice" if step.choices else "json" if step.schema else "text"
+            if step.loop is not None:
+                return f"agent {step.model} {kind}({_args(step.args)}) {_loop(step.loop)}"
             return f"llm {step.model} {kind}({_args(step.args)})"
         case ToolCall():
             return f"tool {step.tool}({_args(step.args)}) {step.effect}"
@@ -77,6 +79,13 @@ def _what(step: Step) -> str:
             return f"each {step.item} of {shorten(spell(step.items))}"
         case Compute():
             return f"compute {shorten(spell(step.value))}"
+
+
+def _loop(loop: Loop) -> str:
+    tokens = "" if loop.max_tokens is None else f", {loop.max_tokens} tokens"
+    allowed = f", allowed {', '.join(loop.allow)}" if loop.allow else ""
+    tools = ", ".join(loop.tools) or "no tools"
+    return f"with {tools}; at most {loop.max_turns} turns{tokens}{allowed}"
 
 
 def _args(args: Args) -> str:

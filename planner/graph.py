@@ -39,6 +39,33 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Loop:
+    """What makes an LLM step an agent: it calls `tools` until it can answer.
+
+    `max_turns` bounds the model's turns, `max_tokens` what it writes in all of them together
+    (None: no limit). `allow` names the tools that run whatever the agent has read. `pure`: no tool
+    has an effect, so that the step does nothing but answer.
+    """
+
+    tools: tuple[str, ...] = ()
+    max_turns: int = 10
+    max_tokens: int | None = None
+    allow: tuple[str, ...] = ()
+    pure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What makes an LLM step think for as long as it pays: several samples or one that is probed.
+
+    `strategy` is a name in `runtime.reasoning.named`, `settings` its settings as canonical JSON.
+    """
+
+    strategy: str = "thought"
+    settings: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where the author wrote a step; lines and columns count from 1, 0 is unknown."""
 
@@ -99,6 +126,8 @@ class LLM:
 
     `args` feeds the fields of `prompt` and `system`. With `choices` the result is one of them
     (a string); with `schema` (JSON Schema as text) it is a JSON value; otherwise text.
+    With a `loop` it is an agent: `sampling` is that of each of its turns. With `reasoning` it
+    thinks: `sampling` is that of each sample, its `max_tokens` the longest.
     A false `when` skips the step: its result is then None, and only a `Select` may read it.
     """
 
@@ -110,6 +139,8 @@ class LLM:
     sampling: Sampling = Sampling()
     choices: tuple[str, ...] = ()
     schema: str | None = None
+    loop: Loop | None = None
+    reasoning: Reasoning | None = None
     when: Value | None = None
     place: Place = field(default=NOWHERE, compare=False)
 
@@ -267,9 +298,38 @@ def _sorted_within(step: Step) -> Step:
     return step if body == step.body else replace(step, body=body)
 
 
+def tools_of(step: Step) -> tuple[str, ...]:
+    """The names of the tools that a step calls, or may call."""
+    match step:
+        case ToolCall(tool=name):
+            return (name,)
+        case LLM(loop=Loop(tools=names)):
+            return names
+        case _:
+            return ()
+
+
+def acts(step: Step) -> bool:
+    """Whether a step may do something besides making its result."""
+    match step:
+        case ToolCall(effect=effect):
+            return effect != "pure"
+        case LLM(loop=Loop(pure=pure)):
+            return not pure
+        case Each(body=body):
+            return any(acts(inside) for inside in body)
+        case _:
+            return False
+
+
 def canonical(graph: Graph) -> str:
     """The graph as canonical JSON text, without places: equal texts mean equal graphs."""
     return json.dumps(_plain(graph), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _unset(node: Any, name: str) -> bool:
+    """Whether a part that came later is not used: graphs without it keep their text."""
+    return name in ("loop", "reasoning") and getattr(node, name) is None
 
 
 def _plain(node: Any) -> Any:
@@ -282,7 +342,7 @@ def _plain(node: Any) -> Any:
             plain = {
                 part.name: _plain(getattr(node, part.name))
                 for part in fields(node)
-                if part.name != "place"
+                if part.name != "place" and not _unset(node, part.name)
             }
             return {"kind": type(node).__name__, **plain}
         case _:

@@ -52,9 +52,10 @@ def _edges(step: Step, node: str, sources: dict[str, None], nodes: dict[str, str
 
 def _shape(step: Step) -> str:
     match step:
-        case LLM():
+        case LLM(loop=loop):
             kind = "choice" if step.choices else "json" if step.schema else "text"
-            return f"[{_label(f'{step.id}: llm {step.model}, {kind}')}]"
+            what = "llm" if loop is None else f"agent with {', '.join(loop.tools) or 'no tools'},"
+            return f"[{_label(f'{step.id}: {what} {step.model}, {kind}')}]"
         case ToolCall():
             return f"[[{_label(f'{step.id}: tool {step.tool}, {step.effect}')}]]"
         case Select():

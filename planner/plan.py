@@ -156,8 +156,8 @@ def _check_body(step: PlanStep, each: Each, once: dict[str, bool]) -> None:
 def repeatable(step: Step) -> bool:
     """Whether a step gives equal results for equal inputs and does nothing else."""
     match step:
-        case LLM(sampling=sampling):
-            return sampling.deterministic
+        case LLM(sampling=sampling, loop=loop):
+            return sampling.deterministic and (loop is None or loop.pure)
         case ToolCall(effect=effect):
             return effect == "pure"
         case Each(body=body):

@@ -19,6 +19,7 @@ from .graph import (
     Each,
     Expr,
     ListOf,
+    Loop,
     Sampling,
     Select,
     Step,
@@ -101,6 +102,8 @@ def step_messages(step: Step) -> Iterator[str]:
             yield from _prompts(step)
             yield from (*_repeated(step.args), *_choices(step), *_schema(step))
             yield from _sampling(step.sampling)
+            if step.loop is not None:
+                yield from _loop(step, step.loop)
         case ToolCall(args=args):
             yield from _repeated(args)
         case _:
@@ -162,6 +165,21 @@ def _schema(step: LLM) -> Iterator[str]:
         return
     if not isinstance(schema, dict | bool):
         yield "its output schema must be a JSON object"
+
+
+def _loop(step: LLM, loop: Loop) -> Iterator[str]:
+    if step.choices:
+        yield "an agent has no choices; give it an output model"
+    for name, count in Counter(loop.tools).items():
+        if count > 1:
+            yield f"the tool {name!r} is given to it {count} times"
+    for name in loop.allow:
+        if name not in loop.tools:
+            yield f"allow names {name!r}, which is no tool of it{did_you_mean(name, loop.tools)}"
+    if loop.max_turns < 1:
+        yield f"max_turns is {loop.max_turns}; it must be 1 or more"
+    if loop.max_tokens is not None and loop.max_tokens < 1:
+        yield f"max_tokens of all turns is {loop.max_tokens}; it must be 1 or more"
 
 
 def _sampling(sampling: Sampling) -> Iterator[str]:

@@ -17,10 +17,11 @@ from .graph import (
     Place,
     Select,
     Step,
-    ToolCall,
     Value,
+    acts,
     names_in,
     reads,
+    tools_of,
     walk,
 )
 from .guards import implies
@@ -200,11 +201,12 @@ def _own(step: Step, known: _Known) -> Iterator[GraphProblem]:
         case LLM(model=name) if known.models is not None and name not in known.models:
             cure = did_you_mean(name, known.models)
             yield _problem(step, f"the model {name!r} is not defined{cure}")
-        case ToolCall(tool=name) if known.tools is not None and name not in known.tools:
+        case _:
+            pass
+    for name in tools_of(step):
+        if known.tools is not None and name not in known.tools:
             cure = did_you_mean(name, known.tools)
             yield _problem(step, f"the tool {name!r} is not defined{cure}")
-        case _:
-            return
 
 
 def _each(step: Each, scope: _Scope, known: _Known) -> Iterator[GraphProblem]:
@@ -252,6 +254,5 @@ def _unused(graph: Graph) -> Iterator[GraphProblem]:
         if name not in used:
             yield GraphProblem("", NOWHERE, f"nothing reads the input {name!r}", "warning")
     for step in graph.steps:
-        acts = isinstance(step, Each) or (isinstance(step, ToolCall) and step.effect != "pure")
-        if step.id not in used and not acts:
+        if step.id not in used and not (isinstance(step, Each) or acts(step)):
             yield _problem(step, "nothing reads its result, so it will not run", "warning")

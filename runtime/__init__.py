@@ -7,10 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api import Plan as Plan
+    from .api import agent as agent
     from .api import contains as contains
     from .api import each as each
     from .api import length as length
     from .api import llm as llm
+    from .api import open_plan as open_plan
+    from .api import plan_and_run as plan_and_run
+    from .api import reason as reason
     from .api import session as session
     from .api import tool as tool
     from .api import when as when
@@ -20,12 +25,17 @@ if TYPE_CHECKING:
     from .run.local import run_workflow as run_workflow
 
 _HOMES = {
+    "Plan": "api",
     "TenterError": "errors",
+    "agent": "api",
     "contains": "api",
     "each": "api",
     "length": "api",
     "llm": "api",
     "load_workflow": "load",
+    "open_plan": "api",
+    "plan_and_run": "api",
+    "reason": "api",
     "run_workflow": "run.local",
     "session": "api",
     "tool": "api",
@@ -34,12 +44,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "Plan",
     "TenterError",
+    "agent",
     "contains",
     "each",
     "length",
     "llm",
     "load_workflow",
+    "open_plan",
+    "plan_and_run",
+    "reason",
     "run_workflow",
     "session",
     "tool",

@@ -10,9 +10,7 @@ from typing import Any, cast, overload
 from pydantic import TypeAdapter
 
 from ...kvpolicy import DEFAULT_POLICY, named
-from ...planner.errors import PromptError
-from ...planner.graph import LLM, Sampling
-from ...planner.prompt import Prompt
+from ...planner.graph import LLM
 from ...tools import Effect, InvalidTool, Tool
 from ...tools.python import python_tool
 from ..errors import InvalidConfig
@@ -21,21 +19,32 @@ from ..run.trust import Approve, Trust
 from ..scheduler.limits import Limits
 from ..scheduler.policies import DEFAULT_ORDER, ordered
 from ..workflow import ModelSpec, Scheduling
+from .agents import AgentStep, agent
 from .handles import LLMStep, ToolHandle, WorkflowHandle, check_name
 from .places import Place, caller, here, refuse
+from .plans import Plan, PlanStep, open_plan, plan_and_run
+from .prompts import prompt_of, sampling_of
+from .reasons import reason
 from .symbols import Symbol, contains, length
 from .tracing import Tracer, current_tracer
 from .types import adapter_of, schema_text
 
 __all__ = [
+    "AgentStep",
     "LLMStep",
+    "Plan",
+    "PlanStep",
     "Symbol",
     "ToolHandle",
     "WorkflowHandle",
+    "agent",
     "contains",
     "each",
     "length",
     "llm",
+    "open_plan",
+    "plan_and_run",
+    "reason",
     "session",
     "tool",
     "when",
@@ -65,11 +74,11 @@ def llm(
     """
     check_name(name, "an llm step")
     adapter = None if output is None or output is str else adapter_of(output, "output")
-    sampling = _sampling(max_tokens, temperature, top_k, top_p, stop, seed)
+    sampling = sampling_of(max_tokens, temperature, top_k, top_p, stop, seed)
     step = LLM(
         id=name or "llm",
-        prompt=_prompt(prompt, "prompt"),
-        system=None if system is None else _prompt(system, "system"),
+        prompt=prompt_of(prompt, "prompt"),
+        system=None if system is None else prompt_of(system, "system"),
         model=model,
         sampling=sampling,
         choices=_choices(choices, adapter),
@@ -77,37 +86,6 @@ def llm(
         place=here(),
     )
     return LLMStep(step, adapter, name)
-
-
-def _sampling(
-    max_tokens: Any, temperature: Any, top_k: Any, top_p: Any, stop: Any, seed: Any
-) -> Sampling:
-    """Sampling settings of the right types; the graph's check looks at their ranges."""
-    whole = {"max_tokens": max_tokens, "top_k": top_k} | ({} if seed is None else {"seed": seed})
-    for name, value in {**whole, "temperature": temperature, "top_p": top_p}.items():
-        kind = int if name in whole else int | float
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise refuse(f"{name} is a {'whole ' if name in whole else ''}number, not {value!r}")
-    texts: tuple[Any, ...] = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(text, str) for text in texts):
-        raise refuse(f"stop is a text or a list of texts, not {stop!r}")
-    return Sampling(
-        max_tokens=max_tokens,
-        temperature=float(temperature),
-        top_k=top_k,
-        top_p=float(top_p),
-        stop=texts,
-        seed=seed,
-    )
-
-
-def _prompt(source: Any, what: str) -> Prompt:
-    if not isinstance(source, str):
-        raise refuse(f"the {what} of an llm step is a text, not a {type(source).__name__}")
-    try:
-        return Prompt.parse(source)
-    except PromptError as error:
-        raise refuse(f"the {what} does not parse: {error}") from None
 
 
 def _choices(choices: Sequence[str] | None, output: TypeAdapter[Any] | None) -> tuple[str, ...]:

@@ -64,20 +64,23 @@ class LLMStep:
 
     def _named(self) -> LLM:
         if self._asked is None:
-            name = self._name or name_of(self) or "llm"
+            name = self._name or name_of(self) or self.step.id
             args = tuple((field, Ref(field)) for field in self.fields)
             self._asked = replace(self.step, id=name, args=args)
         return self._asked
 
     async def _ask(self, program: Program, step: LLM, values: Mapping[str, Any]) -> Any:
         plain = {key: to_json(value, f"{step.id}: {key}") for key, value in values.items()}
-        result = await program.llm(step, plain)
+        result = await self._result(program, step, plain)
         if self._output is None:
             return result
         try:
             return self._output.validate_python(result)
         except ValidationError as error:
             raise OutputInvalid(misfit(error), step.id, str(result)) from None
+
+    async def _result(self, program: Program, step: LLM, values: Mapping[str, Any]) -> Any:
+        return await program.llm(step, values)
 
 
 def _fields(prompt: Any) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from ...planner.graph import LLM, NOWHERE, Compute, Graph, Ref, canonical
 from ...tools import Tool
 from ...tools.python import source_of
+from ..run.trust import Toolbox
 from ..workflow import Input, Workflow
 from .tracing import closure_of
 
@@ -62,12 +63,23 @@ def _described(name: str, thing: Any) -> list[Any]:
     step = getattr(thing, "step", None)
     tool = getattr(thing, "tool", None)
     if isinstance(step, LLM):
-        alone = Graph(name, (), (step, Compute(id="_", value=Ref("_"), place=NOWHERE)), Ref("_"))
-        return [name, canonical(alone)]
+        toolbox = getattr(thing, "toolbox", None)
+        tools = [_tools(toolbox.tools)] if isinstance(toolbox, Toolbox) else []
+        return [name, _alone(name, step), *tools]
     if isinstance(tool, Tool):
         return [name, _tools({tool.name: tool})]
     wrapped = getattr(thing, "__wrapped__", thing)
     return [name, source_of(wrapped) if isinstance(wrapped, FunctionType) else repr(thing)]
+
+
+def step_identity(name: str, step: LLM, tools: Mapping[str, Tool]) -> str:
+    """The identity of a step by itself, with the tools that it may call."""
+    return _text({"step": _alone(name, step), "tools": _tools(tools)})
+
+
+def _alone(name: str, step: LLM) -> str:
+    graph = Graph(name, (), (step, Compute(id="_", value=Ref("_"), place=NOWHERE)), Ref("_"))
+    return canonical(graph)
 
 
 def _reached(function: Callable[..., Any]) -> dict[str, Any]:

@@ -105,7 +105,9 @@ class Tracer:
     def llm(self, step: LLM, name: str | None, handle: Any, values: Mapping[str, Any]) -> Symbol:
         """Add a call of a model."""
         args = tuple((key, to_value(value)) for key, value in values.items())
-        return self.add(replace(step, id=self.id_for(name, handle, "llm"), args=args, place=here()))
+        return self.add(
+            replace(step, id=self.id_for(name, handle, step.id), args=args, place=here())
+        )
 
     def tool(self, tool: Tool, name: str | None, handle: Any, values: Mapping[str, Any]) -> Symbol:
         """Add a call of a tool."""

@@ -1,9 +1,10 @@
 """The summary of a run, for people and for programs: what it did, what it cost, what it saved."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
-from .tally import StepTally, TallySnapshot
+from .tally import ReasonTally, StepTally, TallySnapshot
 
 
 def summary(snapshot: TallySnapshot) -> dict[str, Any]:
@@ -40,6 +41,8 @@ def summary(snapshot: TallySnapshot) -> dict[str, Any]:
             "output_tokens_per_s": _ratio(total.output_tokens, snapshot.elapsed_s),
             "prompt_tokens_per_s": _ratio(total.prompt_tokens, snapshot.elapsed_s),
         },
+        "reasoning": asdict(snapshot.reasoning),
+        "refused_tool_calls": snapshot.refused,
         "slowest_step": slowest_step(snapshot),
         "steps": {name: _step(step) for name, step in snapshot.steps.items()},
         "errors": {
@@ -105,6 +108,10 @@ def render(snapshot: TallySnapshot) -> str:
         ("time in", seconds),
         ("speed", speed),
     ]
+    if snapshot.reasoning.steps:
+        lines.append(("reasoning", _reasoning(snapshot.reasoning)))
+    if snapshot.refused:
+        lines.append(("refused", f"{snapshot.refused:,} tool calls, after untrusted text"))
     slowest = slowest_step(snapshot)
     if slowest is not None:
         lines.append(("slowest step", f"{slowest} ({_time(snapshot.steps[slowest].seconds)})"))
@@ -135,6 +142,19 @@ def _time(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02} s"
     return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _reasoning(found: ReasonTally) -> str:
+    spent = found.thought_tokens + found.probe_tokens
+    text = (
+        f"{found.steps:,} steps, {found.settled:,} settled early: {found.thought_tokens:,} tokens of "
+        f"thought, {found.probe_tokens:,} of probes, about {found.full_tokens:,} to the end"
+    )
+    if found.full_tokens:
+        text += f" ({spent / found.full_tokens - 1:+.0%})"
+    if found.kept + found.lost:
+        text += f"; {found.kept:,} of {found.kept + found.lost:,} shadow runs keep the answer"
+    return text
 
 
 def _first_line(text: str) -> str:

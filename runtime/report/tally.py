@@ -48,6 +48,32 @@ class ErrorTally:
     first: str
 
 
+@dataclass(slots=True)
+class ReasonTally:
+    """What reasoning steps spent, and about what thinking to the end would have.
+
+    `kept` and `lost`: shadow runs whose answer the stop rule would have kept, or not.
+    """
+
+    steps: int = 0
+    settled: int = 0
+    thought_tokens: int = 0
+    probe_tokens: int = 0
+    full_tokens: int = 0
+    kept: int = 0
+    lost: int = 0
+
+    def add(self, record: events.Reasoned) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.settled += record.stopped == "settled"
+        self.thought_tokens += record.thought_tokens
+        self.probe_tokens += record.probe_tokens
+        self.full_tokens += record.full_tokens
+        self.kept += record.shadow is True
+        self.lost += record.shadow is False
+
+
 @dataclass(frozen=True, slots=True)
 class TallySnapshot:
     """The tally at one moment. `total` sums all steps; times are on the run's clock."""
@@ -70,6 +96,8 @@ class TallySnapshot:
     first_s: float
     last_s: float
     elapsed_s: float  # of all starts of the run together
+    reasoning: ReasonTally = field(default_factory=ReasonTally)
+    refused: int = 0  # tool calls that a model may not choose after what it had read
 
     @property
     def rows_finished(self) -> int:
@@ -134,6 +162,8 @@ class Tally:
     _first_s: float | None = None  # since the last start
     _last_s: float = 0.0
     _earlier_s: float = 0.0  # elapsed before the last start
+    _reasoning: ReasonTally = field(default_factory=ReasonTally)
+    _refused: int = 0
 
     def write(self, at_s: float, record: Record) -> None:
         self.add(at_s, record)
@@ -162,6 +192,10 @@ class Tally:
                 self._live.add(record.program)
             case events.ProgramEnded():
                 self._end_program(record)
+            case events.Reasoned():
+                self._reasoning.add(record)
+            case events.ToolRefused():
+                self._refused += 1
             case _:
                 pass
 
@@ -233,6 +267,8 @@ class Tally:
             first_s=first_s,
             last_s=self._last_s,
             elapsed_s=self._earlier_s + self._last_s - first_s,
+            reasoning=replace(self._reasoning),
+            refused=self._refused,
         )
 
 

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -28,7 +28,10 @@ REPAIRS = 1  # turns in a row that may be spent on saying a tool call again
 
 @dataclass(frozen=True, slots=True)
 class AgentLimits:
-    """How long an agent may go on: turns of the model, and tokens that it writes in all of them."""
+    """How long an agent may go on: turns of the model, and tokens that it writes in all of them.
+
+    No turn is given more tokens than are left, so that the limit is never passed.
+    """
 
     max_turns: int = 10
     max_tokens: int | None = None
@@ -52,40 +55,69 @@ async def agent_loop(
     is told to the model as its result; a call that cannot be read gets one more turn that says
     what is wrong with it. Raises StepFailed where the limits are reached without an answer.
     """
-    message = await session.ask(content, tools, sampling)
+    budget = _Budget(session, sampling or Sampling(), limits)
+    message = await session.ask(content, tools, budget.turn())
     repairs = 0
     for turn in range(1, limits.max_turns + 1):
         wrong = malformed(message)
         if not message.tool_calls and (wrong is None or repairs >= REPAIRS):
-            return message.content if schema is None else await _final(session, sampling, schema)
-        _check(session, limits, turn)
+            budget.check_answer()
+            return message.content if schema is None else await _final(session, budget, schema)
+        if turn >= limits.max_turns:
+            raise StepFailed(
+                f"the agent still calls tools after {turn} turns; allow more by max_turns"
+            )
         if message.tool_calls:
             calls = [_call(session, tools, *call) for call in message.tool_calls]
-            message = await session.give(await asyncio.gather(*calls), tools, sampling)
+            message = await session.give(await asyncio.gather(*calls), tools, budget.turn())
             repairs = 0
         else:
             repairs += 1
-            message = await session.ask(f"error: {wrong}. Say it again.", tools, sampling)
+            message = await session.ask(f"error: {wrong}. Say it again.", tools, budget.turn())
     raise AssertionError("unreachable")
 
 
-def _check(session: "ChatSession", limits: AgentLimits, turn: int) -> None:
-    if turn >= limits.max_turns:
-        raise StepFailed(f"the agent still calls tools after {turn} turns; allow more by max_turns")
-    if limits.max_tokens is not None and session.output_tokens >= limits.max_tokens:
-        raise StepFailed(
-            f"the agent has written {session.output_tokens} tokens without an answer; "
+class _Budget:
+    """The tokens that an agent may still write."""
+
+    def __init__(self, session: "ChatSession", sampling: Sampling, limits: AgentLimits) -> None:
+        self._session = session
+        self._sampling = sampling
+        self._limit = limits.max_tokens
+        self._before = session.output_tokens
+
+    def turn(self) -> Sampling:
+        """The sampling of the next turn; raises StepFailed where nothing is left."""
+        if self._limit is None:
+            return self._sampling
+        left = self._limit - self._written
+        if left <= 0:
+            raise self._spent()
+        return replace(self._sampling, max_tokens=min(left, self._sampling.max_tokens))
+
+    def check_answer(self) -> None:
+        """Raise StepFailed where the answer was cut off for want of tokens."""
+        if self._limit is not None and self._session.cut and self._written >= self._limit:
+            raise self._spent()
+
+    @property
+    def _written(self) -> int:
+        return self._session.output_tokens - self._before
+
+    def _spent(self) -> StepFailed:
+        return StepFailed(
+            f"the agent has written {self._written} tokens without an answer; "
             "allow more by max_tokens"
         )
 
 
-async def _final(session: "ChatSession", sampling: Sampling | None, schema: str) -> Any:
+async def _final(session: "ChatSession", budget: _Budget, schema: str) -> Any:
     """The answer as JSON: what was said if it is that, else a turn held to the schema."""
     last = session.messages[-1]
     try:
         return parse_json(last.content, schema, session.name)
     except OutputInvalid:
-        said = await session.ask(FINAL, (), sampling, schema)
+        said = await session.ask(FINAL, (), budget.turn(), schema)
         return parse_json(said.content, schema, session.name)
 
 

@@ -62,8 +62,9 @@ class Asking:
             step = self.step
             system = step.system.source if step.system is not None else None
             sampling = msgspec.to_builtins(step.sampling)
+            loop = [msgspec.to_builtins(step.loop)] if step.loop is not None else []
             self._identity = identity(
-                [step.prompt.source, system, step.model, sampling, step.choices, step.schema]
+                [step.prompt.source, system, step.model, sampling, step.choices, step.schema, *loop]
             )
         return self._identity
 
@@ -76,7 +77,10 @@ class Asking:
 
     def signature(self, chat: list[Message]) -> bytes | None:
         """16 bytes that equal calls have in common; None where an answer is not repeatable."""
+        loop = self.step.loop
         if not self.step.sampling.deterministic and not self.step.choices:
+            return None
+        if loop is not None and not loop.pure:
             return None
         if self._kind is None:
             self._kind = _digest_of_kind(self.step, self.model)
@@ -176,4 +180,8 @@ def _digest_of_kind(step: LLM, model: Model) -> "blake2b":
     """A hash of all that determines an answer beside the chat itself."""
     sampling = msgspec.to_builtins(step.sampling)
     kind = [model.capabilities.model_fingerprint, sampling, step.choices, step.schema]
+    if step.loop is not None:
+        kind.append(msgspec.to_builtins(step.loop))
+    if step.reasoning is not None:
+        kind.append(msgspec.to_builtins(step.reasoning))
     return blake2b(msgspec.json.encode(kind), digest_size=16)

@@ -8,7 +8,7 @@ from ...planner.graph import LLM, Sampling, ToolCall
 from ...tools import Tool
 from ..calls import Message
 from ..workflow import Workflow
-from .trust import Trust
+from .trust import EMPTY, Toolbox, Trust
 
 
 class HasTool(Protocol):
@@ -69,12 +69,27 @@ class Session(Protocol):
         """
         ...
 
+    async def compact(
+        self, keep_last: int = 0, summary: str | None = None, sampling: Sampling | None = None
+    ) -> str:
+        """Put a summary in the place of what was said, but for the last `keep_last` messages.
+
+        The system prompt stays, and so does what the chat is not trusted for. A kept result of a
+        tool keeps the call that it answers. Without `summary` the model is asked for one. What is
+        replaced is part of no later prompt, and the next turn lets go of its KV. Returns the
+        summary; "" where there was nothing to replace.
+        """
+        ...
+
 
 class Program(Protocol):
     """One run of a workflow for one input, seen from inside."""
 
-    async def llm(self, step: LLM, values: Mapping[str, Any]) -> Any:
-        """Run one LLM step on values by field name; the JSON result (text, choice, object)."""
+    async def llm(self, step: LLM, values: Mapping[str, Any], toolbox: Toolbox = EMPTY) -> Any:
+        """Run one LLM step on values by field name; the JSON result (text, choice, object).
+
+        `toolbox` has the tools of a step that is an agent.
+        """
         ...
 
     async def tool(self, step: ToolCall, values: Mapping[str, Any]) -> Any:

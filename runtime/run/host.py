@@ -1,7 +1,7 @@
 """What the programs of one run share: models, tools, results, the journal and the scheduler."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from secrets import token_hex
@@ -31,6 +31,7 @@ from .codec import decode, encode, identity
 from .draft import WORTH_TOKENS, Draft, is_draft
 from .owner import Owner
 from .sharing import Settled, Sharing
+from .trust import EMPTY, Toolbox
 from .work import LLMWork
 
 MAX_ASKING = 4096  # compiled steps that are kept: programs may make new ones for each row
@@ -74,7 +75,7 @@ class Host:
         self.draining = False
         self.call_timeout_s = call_timeout_s
         self._asking: dict[int, Asking] = {}  # by the id of its step, which it keeps alive
-        self._tool_tasks: dict[str, set[asyncio.Task[None]]] = {}
+        self._side_tasks: dict[str, set[asyncio.Task[None]]] = {}  # tools and agents, by program
 
     def arrive(
         self,
@@ -105,15 +106,34 @@ class Host:
         return found
 
     def answer(
-        self, owner: Owner, path: str, asking: Asking, values: Mapping[str, Any], done: Settled
+        self,
+        owner: Owner,
+        path: str,
+        asking: Asking,
+        values: Mapping[str, Any],
+        done: Settled,
+        toolbox: Toolbox = EMPTY,
     ) -> None:
-        """Run an LLM step; `done(value, error)` is called once, perhaps before this returns."""
+        """Run an LLM step; `done(value, error)` is called once, perhaps before this returns.
+
+        An agent calls the tools of `toolbox` that its step names.
+        """
         if owner.recorded and self._answered_before(owner, path, asking.step.id, done):
             return
         chat = asking.chat(values)
         signature = asking.signature(chat) if self.sharing is not None else None
-        work = LLMWork(self, owner, path, asking, chat, signature, done)
-        self._share(owner, asking.step.id, signature, work.start, done)
+        if asking.step.reasoning is not None:
+            from .reason_step import ReasonWork  # which needs a host in turn
+
+            start = ReasonWork(self, owner, path, asking, chat, signature, done).start
+        elif asking.step.loop is None:
+            start = LLMWork(self, owner, path, asking, chat, signature, done).start
+        else:
+            from .agent_step import AgentWork  # which runs steps of its own, on this host
+
+            work = AgentWork(self, owner, path, asking, chat, signature, done, toolbox)
+            signature, start = work.signature, work.start
+        self._share(owner, asking.step.id, signature, start, done)
 
     def _answered_before(self, owner: Owner, path: str, step: str, done: Settled) -> bool:
         record = owner.recorded.get(path)
@@ -253,21 +273,12 @@ class Host:
                 self.abandon(signature)
                 return
             work = self._use(owner, path, step, tool, values, session, signature, done)
-            task = self._tasks.create_task(work)
-            self._tool_tasks.setdefault(owner.name, set()).add(task)
-            task.add_done_callback(lambda task: self._tool_over(owner.name, task))
+            self.run_for(owner, work)
 
         if tool.effect == "once":
             self._declare(owner, path, step, tool, values, start, done)
         else:
             self._share(owner, step, signature, start, done)
-
-    def _tool_over(self, program: str, task: asyncio.Task[None]) -> None:
-        mine = self._tool_tasks.get(program)
-        if mine is not None:
-            mine.discard(task)
-            if not mine:
-                del self._tool_tasks[program]
 
     def _tool_signature(self, tool: Tool, values: Mapping[str, Any]) -> bytes | None:
         if self.sharing is None:
@@ -383,7 +394,7 @@ class Host:
     def stop(self, owner: Owner) -> None:
         """Cancel what still runs for a program, except its calls, which the scheduler stops."""
         self.scheduler.forget(owner.name)
-        for task in tuple(self._tool_tasks.pop(owner.name, ())):
+        for task in tuple(self._side_tasks.pop(owner.name, ())):
             task.cancel()
         if owner.task is not None and owner.task is not asyncio.current_task():
             owner.task.cancel()
@@ -399,9 +410,24 @@ class Host:
         """Run a coroutine as a child of the run."""
         return self._tasks.create_task(work)
 
+    def run_for(self, owner: Owner, work: Coroutine[Any, Any, None]) -> None:
+        """Run a part of a program, which is cancelled with it."""
+        task = self._tasks.create_task(work)
+        self._side_tasks.setdefault(owner.name, set()).add(task)
+        task.add_done_callback(lambda task: self._part_over(owner.name, task))
+
+    def _part_over(self, program: str, task: asyncio.Task[None]) -> None:
+        mine = self._side_tasks.get(program)
+        if mine is not None:
+            mine.discard(task)
+            if not mine:
+                del self._side_tasks[program]
+
     def share_prefixes(self, steps: list[LLM]) -> None:
         """Have the fixed beginnings of these steps' prompts computed once and pinned."""
         for step in steps:
+            if step.loop is not None:
+                continue  # its turns begin with its tools too, and follow one another anyway
             model = self.models[step.model]
             prefix = self.asking(step).prefix()
             if len(prefix) >= model.capabilities.page_tokens:

@@ -16,7 +16,7 @@ from .host import Host
 from .machine import Body, compile_graph
 from .owner import Owner
 from .session import ChatSession
-from .trust import Trust
+from .trust import EMPTY, Toolbox, Trust
 from .walk import Walk
 
 Ended = Callable[[Any, Exception | None], None]
@@ -140,12 +140,12 @@ class AsyncProgram:
         self._visits[step] = visit + 1
         return f"{self._prefix}{step}" if visit == 0 else f"{self._prefix}{step}#{visit}"
 
-    async def llm(self, step: LLM, values: Mapping[str, Any]) -> Any:
+    async def llm(self, step: LLM, values: Mapping[str, Any], toolbox: Toolbox = EMPTY) -> Any:
         """Run one LLM step on values by field name; its JSON value."""
         waiter = _Waiter()
         asking = self.host.asking(step)
         path = self.path(step.id, [asking.identity, values])
-        self.host.answer(self.owner, path, asking, values, waiter.settle)
+        self.host.answer(self.owner, path, asking, values, waiter.settle, toolbox)
         return _own(await waiter.future)
 
     async def tool(self, step: ToolCall, values: Mapping[str, Any]) -> Any:

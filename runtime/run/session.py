@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ...planner.graph import Sampling
 from ...tools import Tool
-from ..calls import CallId, Chunk, Message, Request, SessionId, ToolSpec
+from ..calls import CallId, Message, Request, SessionId, ToolSpec
 from ..clock import now
 from ..errors import StepFailed
 from ..journal.base import StepRecord
@@ -18,13 +18,18 @@ from ..scheduler.loop import Answer
 from ..trace import Record
 from .agent import AgentLimits, agent_loop, said_of
 from .asking import check_answer, seed_for
+from .chat_work import ChatContext, Said, TurnWork
 from .context import HasTool
-from .draft import CHUNK_TOKENS, GROWTH, Draft, is_draft
+from .draft import CHUNK_TOKENS, GROWTH, is_draft
 from .trust import Trust
 from .turns import read_turn
 
 if TYPE_CHECKING:
     from .program import AsyncProgram
+
+
+SUMMARISE = "Summarise this conversation: what was asked, what was found, what is left to do."
+SUMMARY = "What was said before, in short:"
 
 
 class ChatSession:
@@ -50,7 +55,9 @@ class ChatSession:
         self.messages: list[Message] = [Message("system", system)] if system else []
         self.trust = trust or Trust()
         self.output_tokens = 0  # that the model has written in it
-        self._context: _Context | None = None
+        self.cut = False  # whether its last answer ended at the limit of its turn
+        self._context: ChatContext | None = None
+        self._tools: list[Tool] = []  # of its last turn
 
     async def ask(
         self,
@@ -101,6 +108,31 @@ class ChatSession:
         limits = AgentLimits(max_turns, max_tokens)
         return await agent_loop(self, content, _tools(tools), sampling, limits, schema)
 
+    async def compact(
+        self, keep_last: int = 0, summary: str | None = None, sampling: Sampling | None = None
+    ) -> str:
+        """Put a summary in the place of what was said, but for the last `keep_last` messages.
+
+        The system prompt stays, and so does what the chat is not trusted for. A kept result of a
+        tool keeps the call that it answers. Without `summary` the model is asked for one. What is
+        replaced is part of no later prompt, and the next turn lets go of its KV. Returns the
+        summary; "" where there was nothing to replace.
+        """
+        if keep_last < 0:
+            raise ValueError(f"keep_last is 0 or more, not {keep_last}")
+        first = 1 if self.messages and self.messages[0].role == "system" else 0
+        last = max(first, len(self.messages) - keep_last)
+        while first < last < len(self.messages) and self.messages[last].role == "tool":
+            last -= 1
+        if last <= first:
+            return ""
+        if summary is None:
+            replaced = self.messages[:last]
+            summary = (await self._aside(replaced, SUMMARISE, sampling)).strip()
+        self.messages[first:last] = [Message("user", f"{SUMMARY}\n\n{summary}")]
+        self._context = None
+        return summary
+
     # ---- for the agent loop ----------------------------------------------------------------------
 
     @property
@@ -146,19 +178,37 @@ class ChatSession:
         prompt = self._prompt(specs)
         if record is not None and not is_draft(record):
             host.note(CallShared(program=owner.name, step="turn", how="journal"))
-            found = msgspec.json.decode(record.value, type=_Said | str)
-            said = _Said(found) if isinstance(found, str) else found  # 0.1.0 kept the text alone
+            found = msgspec.json.decode(record.value, type=Said | str)
+            said = Said(found) if isinstance(found, str) else found  # 0.1.0 kept the text alone
         else:
             answer = await self._generate(path, prompt, specs, sampling, schema)
-            said = _Said(answer.text, answer.token_ids)
+            said = Said(answer.text, answer.token_ids)
             await self._keep(StepRecord(owner.row, path, msgspec.json.encode(said)))
         message = read_turn(said.text, [tool.name for tool in tools])
-        self.output_tokens += len(said.token_ids or self._model.tokenizer.encode(said.text))
+        written = said.token_ids or tuple(self._model.tokenizer.encode(said.text))
+        self.output_tokens += len(written)
+        closed = written[-1:] and written[-1] in self._model.tokenizer.eos_ids
+        self.cut = len(written) >= sampling.max_tokens and not closed
         self.messages.append(message)
-        self._context = _Context((*prompt, *said.token_ids), tuple(self.messages), specs)
+        self._tools = tools
+        self._context = ChatContext((*prompt, *said.token_ids), tuple(self.messages), specs)
         if not said.token_ids:  # a backend that hands out text alone
             self._context = None
         return message
+
+    async def _aside(
+        self, messages: list[Message], question: str, sampling: Sampling | None
+    ) -> str:
+        """The answer to a question about `messages` that does not become part of the chat."""
+        kept, context = self.messages, self._context
+        self.messages = [*messages, Message("user", question)]
+        try:
+            said = await self._turn(self._tools, sampling or Sampling())
+        finally:
+            self.messages, self._context = kept, context
+        if said.tool_calls:
+            raise StepFailed("the model called a tool instead of summing up: give a summary=")
+        return said.content
 
     def _prompt(self, specs: tuple[ToolSpec, ...]) -> tuple[int, ...]:
         """The tokens of the next turn: an exact extension of those of the last one.
@@ -201,7 +251,7 @@ class ChatSession:
             tools=specs,
         )
         owner.session = self._name
-        turn = _Turn(request, owner.name, model.pool, draft)
+        turn = TurnWork(request, owner.name, model.pool, draft)
         host.scheduler.submit(turn)
         answer = await turn.answer
         try:
@@ -220,62 +270,6 @@ class ChatSession:
 
         self._program.host.journal.record(record, then)
         await durable
-
-
-class _Said(msgspec.Struct):
-    """What the model said in one turn, as the journal keeps it."""
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-
-
-class _Context(NamedTuple):
-    """The tokens of a chat up to its last answer, and the messages they were made of."""
-
-    token_ids: tuple[int, ...]
-    said: tuple[Message, ...]
-    specs: tuple[ToolSpec, ...]
-
-    def begins(self, messages: list[Message]) -> bool:
-        """Whether `messages` go on where this ends."""
-        return len(messages) > len(self.said) and tuple(messages[: len(self.said)]) == self.said
-
-    def followed_by(self, rest: list[int], eos_ids: frozenset[int]) -> tuple[int, ...]:
-        """With `rest` behind it, which begins with the end of the turn: said once, not twice."""
-        if self.token_ids[-1] in eos_ids:
-            ends = [place for place, token in enumerate(rest) if token in eos_ids]
-            rest = rest[ends[0] + 1 :] if ends else rest
-        return (*self.token_ids, *rest)
-
-
-class _Turn:
-    """One turn on its way through the scheduler (a `Submission`): never shared with others."""
-
-    step = "turn"
-    shared_tokens = 0
-    gang = 0
-
-    def __init__(self, request: Request, program: str, model: str, draft: Draft | None) -> None:
-        self.request = request
-        self.program = program
-        self.model = model
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._draft = draft
-
-    def heard(self, chunk: Chunk) -> None:
-        """Write down a growing answer."""
-        if self._draft is not None:
-            self._draft.heard(chunk)
-
-    def lost(self) -> None:
-        """The answer begins anew."""
-        if self._draft is not None:
-            self._draft.restart()
-
-    def done(self, answer: Answer) -> None:
-        """Hand the answer to the program, if it still waits."""
-        if not self.answer.done():
-            self.answer.set_result(answer)
 
 
 def _tools(tools: Iterable[Tool | HasTool]) -> list[Tool]:

@@ -27,6 +27,17 @@ class Approval:
     sources: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    """What an agent step may use: tools by name, and who approves of calls that need it."""
+
+    tools: Mapping[str, Tool] = field(default_factory=dict[str, Tool])
+    approve: Approve | None = None
+
+
+EMPTY = Toolbox()
+
+
 @dataclass(slots=True)
 class Trust:
     """The label of one chat. `sources` are where its untrusted text came from, each once."""

@@ -14,6 +14,7 @@ from ..errors import StepFailed, TenterError
 from .host import Host
 from .machine import Body
 from .owner import Owner
+from .trust import Toolbox
 
 Ended = Callable[[Any, Exception | None], None]
 
@@ -93,6 +94,7 @@ class Walk:
         self._owner = owner
         self._body = body
         self._tools = tools
+        self._toolbox = Toolbox(tools)
         self._ended: Ended | None = ended
         self._prefix = prefix
         self._ready: deque[tuple[_Frame, int]] = deque()
@@ -145,7 +147,8 @@ class Walk:
             asking = self._host.asking(step)
             values = asking.arguments(frame.values)
             path = frame.prefix + node.id
-            self._host.answer(self._owner, path, asking, values, _Wait(self, frame, index))
+            wait = _Wait(self, frame, index)
+            self._host.answer(self._owner, path, asking, values, wait, self._toolbox)
             return
         assert node.value is not None
         value = node.value(frame.values)

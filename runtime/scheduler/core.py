@@ -26,6 +26,7 @@ from .events import (
     CallBroke,
     CallEnded,
     CallReady,
+    CancelCall,
     CancelProgram,
     Command,
     Drain,
@@ -83,6 +84,7 @@ class Core(Upkeep):
             ToolEnded: self._tool_ended,
             PrefixKnown: self._prefix_known,
             CancelProgram: self._cancel_program,
+            CancelCall: self._cancel_call,
             Drain: self._drain,
             WorkerUp: self._worker_up,
             WorkerDown: self._worker_down,
@@ -168,6 +170,10 @@ class Core(Upkeep):
         if program.started:
             self._live -= 1
             self._start_programs(out)
+
+    def _cancel_call(self, event: CancelCall, now_s: float, out: list[Command]) -> None:
+        if event.call in self.calls:
+            self._stop_call(event.call, "nobody wants it any more", now_s, out)
 
     def _cancel_program(self, event: CancelProgram, now_s: float, out: list[Command]) -> None:
         program = self.programs.get(event.program)

@@ -136,10 +136,36 @@ class ToolRefused(Record, frozen=True):
     sources: tuple[str, ...]
 
 
+class Reasoned(Record, frozen=True):
+    """A reasoning step has decided. Tokens are of all its samples together.
+
+    `full_tokens` is about what thinking to the end would have taken: the mean of the samples that
+    ended by themselves (or the limit), for each that was to be drawn. `shadow`: this one thought to
+    its end on purpose, and whether the rule would have kept its answer.
+    """
+
+    program: str
+    step: str
+    strategy: str
+    stopped: str
+    samples: int
+    thought_tokens: int
+    probe_tokens: int
+    full_tokens: int
+    certainty: float | None = None
+    shadow: bool | None = None
+
+
 class CancelProgram(Record, frozen=True):
     """Somebody wants a program stopped: its waiting calls are dropped, its running ones aborted."""
 
     program: str
+
+
+class CancelCall(Record, frozen=True):
+    """Nobody wants this call's answer any more: it is dropped, or aborted where it runs."""
+
+    call: str
 
 
 class Drain(Record, frozen=True):
@@ -208,6 +234,7 @@ Event = (
     | ToolEnded
     | PrefixKnown
     | CancelProgram
+    | CancelCall
     | Drain
     | WorkerUp
     | WorkerDown

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...planner.errors import PlannerError
-from ...planner.graph import LLM, Each, Graph, Loop, Step, ToolCall, acts, sort, walk
+from ...planner.graph import Each, Graph, Step, acts, sort, tools_of, walk
 from ...planner.validate import validate
 from ..api.checks import type_problems
 from ..api.identity import graph_identity
@@ -85,7 +85,7 @@ class _File:
         graph = self._graph()
         if graph is None or self._notes.problems:
             return None
-        used = {name for step in walk(graph.steps) for name in _tools_of(step)}
+        used = {name for step in walk(graph.steps) for name in tools_of(step)}
         workflow = Workflow(
             name=graph.name,
             inputs=self._inputs,
@@ -226,14 +226,3 @@ class _File:
 def _acts(step: Step) -> bool:
     """Whether a step may do something although nothing reads its result."""
     return isinstance(step, Each) or acts(step)
-
-
-def _tools_of(step: Step) -> tuple[str, ...]:
-    """The names of the tools that a step calls, or may call."""
-    match step:
-        case ToolCall(tool=name):
-            return (name,)
-        case LLM(loop=Loop(tools=names)):
-            return names
-        case _:
-            return ()

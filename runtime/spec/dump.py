@@ -16,6 +16,7 @@ from ...planner.graph import (
     Each,
     Expr,
     ListOf,
+    Loop,
     Ref,
     Sampling,
     Select,
@@ -26,6 +27,7 @@ from ...planner.graph import (
 from ...tools import Tool
 from ..api.source import literal, quote, source_of
 from ..errors import InvalidInput
+from ..reasoning.named import SAMPLING
 from ..workflow import Input, ModelSpec, Workflow
 from .check import Notes
 from .reader import Item, Reader
@@ -164,7 +166,14 @@ def _step(step: Step) -> dict[str, Any]:
 
 
 def _llm(step: LLM) -> dict[str, Any]:
-    made: dict[str, Any] = {"llm": step.prompt.source}
+    loop, reasoning = step.loop, step.reasoning
+    kind = "agent" if loop is not None else "llm" if reasoning is None else "reason"
+    made: dict[str, Any] = {kind: step.prompt.source}
+    if loop is not None:
+        made |= _loop(loop)
+    if reasoning is not None:
+        made["strategy"] = reasoning.strategy
+        made |= {"settings": json.loads(reasoning.settings)} if reasoning.settings != "{}" else {}
     if step.system is not None:
         made["system"] = step.system.source
     made |= _with(step.args, implicit=True)
@@ -176,9 +185,21 @@ def _llm(step: LLM) -> dict[str, Any]:
         made["model"] = step.model
     for name in ("max_tokens", "temperature", "top_k", "top_p", "stop", "seed", "ignore_eos"):
         value = getattr(step.sampling, name)
-        if value != getattr(_DEFAULTS, name):
-            made[name] = list(value) if name == "stop" else value
+        if value != getattr(_DEFAULTS if reasoning is None else SAMPLING, name):
+            key = "turn_tokens" if name == "max_tokens" and loop is not None else name
+            made[key] = list(value) if name == "stop" else value
     return made
+
+
+def _loop(loop: Loop) -> dict[str, Any]:
+    """What makes a step an agent, as far as it is not the default."""
+    made = {
+        "tools": list(loop.tools),
+        "max_turns": loop.max_turns if loop.max_turns != Loop().max_turns else None,
+        "max_tokens": loop.max_tokens,
+        "allow": list(loop.allow),
+    }
+    return {key: value for key, value in made.items() if value}
 
 
 def _with(args: Args, *, implicit: bool) -> Mapping[str, Any]:

@@ -83,6 +83,37 @@ LLM_STEP: Table = {
     "ignore_eos": Key("boolean", "Run to max_tokens; for benchmarks."),
     "when": _WHEN,
 }
+AGENT_STEP: Table = {
+    "agent": Key("prompt", "What the agent is asked: a Jinja template.", required=True),
+    "tools": Key("texts", "The tools under `tools` that it may call."),
+    "system": Key("prompt", "The system prompt: a Jinja template."),
+    "with": _WITH,
+    "output": Key("type", "The answer is JSON of this type."),
+    "model": Key("text", "Which of the models; `default` if not given."),
+    "max_turns": Key("integer", "How often the model may speak; 10 if not given.", least=1),
+    "max_tokens": Key("integer", "How much it may write in all turns together.", least=1),
+    "turn_tokens": Key("integer", "How much it may write in one turn; 256 if not given.", least=1),
+    "allow": Key("texts", "Tools that may run although it has read what strangers wrote."),
+    "temperature": Key("number", "0 takes the likeliest token each time.", least=0),
+    "top_k": Key("integer", "How many tokens to draw from; 0 for all.", least=0),
+    "top_p": Key("number", "Draw from tokens of this total share.", least=0, most=1, above=True),
+    "seed": Key("integer", "Makes a draw repeatable."),
+    "when": _WHEN,
+}
+REASON_STEP: Table = {
+    "reason": Key("prompt", "What is to be thought about: a Jinja template.", required=True),
+    "strategy": Key("text", "thought, self-consistency, vote or first-finish."),
+    "settings": Key("data", "Settings of the strategy, such as n, rule, answers, shadow."),
+    "system": Key("prompt", "The system prompt: a Jinja template."),
+    "with": _WITH,
+    "model": Key("text", "Which of the models; `default` if not given."),
+    "max_tokens": Key("integer", "The longest sample.", least=1),
+    "temperature": Key("number", "0 takes the likeliest token each time.", least=0),
+    "top_k": Key("integer", "How many tokens to draw from; 0 for all.", least=0),
+    "top_p": Key("number", "Draw from tokens of this total share.", least=0, most=1, above=True),
+    "seed": Key("integer", "Makes a draw repeatable."),
+    "when": _WHEN,
+}
 TOOL_STEP: Table = {
     "tool": Key("text", "The tool's name under `tools`.", required=True),
     "with": _WITH,
@@ -119,6 +150,8 @@ WORKFLOW_STEP: Table = {
 # The key that says what kind a step is -> its keys. A step with `then` and none of these branches.
 STEP_KINDS: Mapping[str, Table] = {
     "llm": LLM_STEP,
+    "agent": AGENT_STEP,
+    "reason": REASON_STEP,
     "tool": TOOL_STEP,
     "each": EACH_STEP,
     "select": SELECT_STEP,

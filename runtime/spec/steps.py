@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from ...planner.graph import (
     LLM,
     Compute,
     Const,
     Each,
+    Loop,
     Place,
+    Reasoning,
     Ref,
     Sampling,
     Select,
@@ -17,10 +20,12 @@ from ...planner.graph import (
     Value,
 )
 from ...tools import Tool
+from ..api.agents import pure
 from ..api.inline import inline
 from ..api.places import did_you_mean
 from ..api.source import all_of, const, guard, negated
 from ..api.types import schema_text
+from ..reasoning.named import DEFAULT_STRATEGY, SAMPLING, checked
 from ..workflow import ModelSpec, Workflow
 from .args import args_of_prompts, bound_args, parameters
 from .check import Notes, scalars
@@ -58,6 +63,11 @@ def declared(item: Item | None) -> Iterator[tuple[str, Item]]:
             block = entry.pairs.get(side)
             if block is not None and _is_block(block):
                 yield from declared(block.pairs["steps"])
+
+
+def _texts(item: Item) -> list[str]:
+    """A text, or a list of texts, as a list."""
+    return [str(one.scalar) for one in (item.items if item.kind == "list" else [item])]
 
 
 def _is_block(item: Item) -> bool:
@@ -116,6 +126,8 @@ class Steps:
         place = Place(self._notes.file, key.line, key.column)
         make: dict[str, Callable[[str, dict[str, Item], Place, Guards], None]] = {
             "llm": self._llm,
+            "agent": self._agent,
+            "reason": self._reason,
             "tool": self._tool,
             "each": self._each,
             "select": self._select,
@@ -139,46 +151,96 @@ class Steps:
     # ---- kinds -----------------------------------------------------------------------------------
 
     def _llm(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
+        if "choices" in pairs and "output" in pairs:
+            self._notes.add(f"the step {name!r} has choices and output: keep one", pairs["output"])
+        step = self._asking("llm", name, pairs, place, guards)
+        choices = (
+            tuple(str(one.scalar) for one in pairs["choices"].items) if "choices" in pairs else ()
+        )
+        if step is not None:
+            self.made.append(replace(step, choices=choices, sampling=self._sampling(pairs)))
+
+    def _agent(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
+        step = self._asking("agent", name, pairs, place, guards)
+        limits = scalars(pairs, "max_turns", "max_tokens")
+        loop = Loop(
+            tools=self._tools_of_agent(name, pairs),
+            allow=tuple(_texts(pairs["allow"])) if "allow" in pairs else (),
+            **limits,
+        )
+        loop = replace(loop, pure=pure(self._known.tools[each] for each in loop.tools))
+        turn = {key: item for key, item in pairs.items() if key != "max_tokens"}
+        if "turn_tokens" in pairs:
+            turn["max_tokens"] = pairs["turn_tokens"]
+        if step is not None:
+            self.made.append(replace(step, loop=loop, sampling=self._sampling(turn)))
+
+    def _reason(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
+        step = self._asking("reason", name, pairs, place, guards)
+        strategy = str(pairs["strategy"].scalar) if "strategy" in pairs else DEFAULT_STRATEGY
+        at = pairs.get("settings", pairs.get("strategy", pairs["reason"]))
+        given: Any = pairs["settings"].data if "settings" in pairs else {}
+        if not isinstance(given, dict):
+            self._notes.add(f"settings is a mapping of names, not {at.spell()}", at)
+            return
+        try:
+            settings = checked(strategy, cast("dict[str, Any]", given))
+        except ValueError as error:
+            self._notes.add(str(error), at)
+            return
+        if step is not None:
+            thinking, sampling = Reasoning(strategy, settings), self._sampling(pairs, SAMPLING)
+            self.made.append(replace(step, reasoning=thinking, sampling=sampling))
+
+    def _tools_of_agent(self, name: str, pairs: dict[str, Item]) -> tuple[str, ...]:
+        """The tools that an agent names and that there are; others are noted."""
+        found: list[str] = []
+        given = pairs.get("tools")
+        for at in (given.items if given.kind == "list" else [given]) if given else ():
+            tool = str(at.scalar)
+            if tool in self._known.tools:
+                found.append(tool)
+                continue
+            self._known.broken.add(name)
+            if tool not in self._known.declared_tools:
+                cure = did_you_mean(tool, self._known.declared_tools)
+                self._notes.add(f"the tool {tool!r} is not under tools{cure}", at)
+        return tuple(found)
+
+    def _asking(
+        self, kind: str, name: str, pairs: dict[str, Item], place: Place, guards: Guards
+    ) -> LLM | None:
+        """What steps that ask a model have in common; None where a prompt does not parse."""
         prompts = {
             what: prompt
-            for what in ("llm", "system")
+            for what in (kind, "system")
             if what in pairs and (prompt := self._scope.prompt(pairs[what])) is not None
         }
         model = str(pairs["model"].scalar) if "model" in pairs else "default"
         self._check_model(model, pairs.get("model"))
-        if "choices" in pairs and "output" in pairs:
-            self._notes.add(f"the step {name!r} has choices and output: keep one", pairs["output"])
         schema = read_type(pairs["output"], self._notes) if "output" in pairs else None
         args = args_of_prompts(self._scope, pairs, prompts)
-        choices = (
-            tuple(str(one.scalar) for one in pairs["choices"].items) if "choices" in pairs else ()
-        )
-        if not all(what in prompts for what in ("llm", "system") if what in pairs):
-            return
-        step = LLM(
+        if not all(what in prompts for what in (kind, "system") if what in pairs):
+            return None
+        return LLM(
             id=name,
-            prompt=prompts["llm"],
+            prompt=prompts[kind],
             system=prompts.get("system"),
             args=args,
             model=model,
-            sampling=self._sampling(pairs),
-            choices=choices,
             schema=None if schema is None or schema == {"type": "string"} else schema_text(schema),
             when=all_of(guards),
             place=place,
         )
-        self.made.append(step)
 
-    def _sampling(self, pairs: dict[str, Item]) -> Sampling:
+    def _sampling(self, pairs: dict[str, Item], base: Sampling | None = None) -> Sampling:
         found = scalars(pairs, *_SAMPLING)
         for key in ("temperature", "top_p"):
             if key in found:
                 found[key] = float(found[key])
         if "stop" in pairs:
-            stop = pairs["stop"]
-            texts = [one.scalar for one in stop.items] if stop.kind == "list" else [stop.scalar]
-            found["stop"] = tuple(str(text) for text in texts)
-        return Sampling(**found)
+            found["stop"] = tuple(_texts(pairs["stop"]))
+        return replace(base or Sampling(), **found)
 
     def _check_model(self, model: str, at: Item | None) -> None:
         known = self._known.declared_models

@@ -23,7 +23,7 @@ from tenter.runtime.run.rows import Limits, Row, RowRun
 from tenter.runtime.scheduler.events import ToolStarted
 from tenter.runtime.tokenizer import HFTokenizer
 from tenter.runtime.trace import MemoryTrace
-from tenter.runtime.workflow import Input, ModelSpec, Workflow
+from tenter.runtime.workflow import Input, ModelSpec, Scheduling, Workflow
 from tenter.tools.python import python_tool
 
 
@@ -214,3 +214,119 @@ def test_the_tiny_model_finds_its_whole_last_turn_in_the_cache() -> None:
     assert len(usages) == 3
     for (prompt, _, output), (_, cached, _) in itertools.pairwise(usages):
         assert cached >= prompt + output - 1 - 16  # whole pages; the last token has no KV
+
+
+class TestCompaction:
+    async def test_a_summary_takes_the_place_of_what_was_said(self) -> None:
+        backend = Speller("one", "two", "in short: a, b", "three")
+
+        async def talk(chat: Any) -> list[str]:
+            await chat.ask("a")
+            await chat.ask("b")
+            assert await chat.compact(keep_last=1) == "in short: a, b"
+            await chat.ask("c")
+            return [message.content for message in chat.messages]
+
+        said = await run(backend, talk)
+        assert said == [
+            "be brief",
+            "What was said before, in short:\n\nin short: a, b",
+            "two",
+            "c",
+            "three",
+        ]
+        asked, after = backend.requests[2], backend.requests[3]
+        assert [message.content for message in asked.messages[:4]] == ["be brief", "a", "one", "b"]
+        assert b"one" not in bytes(token for token in after.token_ids if token < 256)
+
+    async def test_the_summary_is_asked_for_on_what_is_in_the_cache(self) -> None:
+        backend = Speller("one", "short")
+
+        async def talk(chat: Any) -> None:
+            await chat.ask("a")
+            await chat.compact()
+
+        await run(backend, talk)
+        turn, aside = backend.requests
+        said = tuple(300 + byte for byte in b"one")
+        assert aside.token_ids[: len(turn.token_ids) + 3] == (*turn.token_ids, *said)
+
+    async def test_a_result_is_not_parted_from_its_call(self) -> None:
+        asked = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+
+        async def look() -> str:
+            return "seen"
+
+        async def talk(chat: Any) -> list[str]:
+            tool = python_tool(look, effect="pure")
+            await chat.run("a", [tool])
+            assert await chat.compact(keep_last=2, summary="short") == "short"
+            return [message.role for message in chat.messages]
+
+        roles = ["system", "user", "assistant", "tool", "assistant"]
+        assert await run(Speller(asked, "done"), talk) == roles
+
+    async def test_nothing_to_replace_is_left_alone(self) -> None:
+        async def talk(chat: Any) -> int:
+            assert await chat.compact() == ""
+            await chat.ask("a")
+            assert await chat.compact(keep_last=2) == ""
+            with pytest.raises(ValueError, match="keep_last"):
+                await chat.compact(keep_last=-1)
+            return len(chat.messages)
+
+        assert await run(Speller("one"), talk) == 3
+
+    async def test_distrust_outlives_what_caused_it(self) -> None:
+        async def talk(chat: Any) -> list[str]:
+            await chat.ask("a", untrusted="a page")
+            await chat.compact(summary="nothing")
+            return list(chat.trust.sources)
+
+        assert await run(Speller("one"), talk) == ["a page"]
+
+    async def test_what_is_replaced_is_kept_no_longer(self) -> None:
+        """A tool's pause pins the short context from then on, not the long one."""
+        asked = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+        pinned: list[int] = []
+
+        async def look() -> str:
+            await anyio.sleep(1)
+            worker = next(iter(host.scheduler.core.workers.values()))
+            pinned.append(worker.kv_pinned)
+            return "seen"
+
+        async def work(x: str) -> None:
+            tool = python_tool(look, effect="idempotent")
+            chat = current().session("be brief")
+            await chat.run("a" * 4000, [tool])
+            await chat.compact(summary="short")
+            await chat.run("b", [tool])
+
+        chat, held = Speller(asked, "one", asked, "two"), Scheduling(retention="forever")
+        async with open_host({"default": chat}, scheduling=held) as host:
+            ended = anyio.Event()
+            programs = Programs(host, Workflow("w", (Input("x"),), program=work))
+            programs.arrive(0, {"x": ""}, lambda value, error: ended.set())
+            await ended.wait()
+        long, short = pinned
+        assert long > 4000
+        assert 0 < short < 600
+
+    async def test_a_resumed_chat_is_compacted_alike(self) -> None:
+        journal, turns = MemoryJournal(), 1
+
+        async def talk(chat: Any) -> None:
+            await chat.ask("a")
+            await chat.compact()
+            if turns == 1:
+                raise Drained("stopped")
+            await chat.ask("b")
+
+        await run(Speller("one", "short"), talk, journal)
+        turns = 2
+        resumed = Speller("two")
+        await run(resumed, talk, journal, resumed=True)
+        (request,) = resumed.requests
+        said = ["What was said before, in short:\n\nshort", "b"]
+        assert [message.content for message in request.messages][1:] == said
