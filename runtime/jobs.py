@@ -204,6 +204,11 @@ class _Job:
         )
 
 
+def open_job(spec: MapSpec) -> _Job:
+    """A job whose workflow and table fit together; raises InvalidInput where they do not."""
+    return _Job(spec)
+
+
 async def map_table(spec: MapSpec, control: Control, tally: Tally) -> Outcome:
     """Run a workflow over every row of a table. Raises InvalidInput before anything runs."""
     job = _Job(spec)

@@ -21,6 +21,7 @@ ROOMS = {
 FLOORS = (
     {"__main__"},
     {"cli", "progress", "report", "serve", "doctor"},
+    {"calibrating"},
     {"jobs", "simulate"},
     {"load"},
     {"api", "spec", "schema", "tables", "report.tally", "report.summary"},

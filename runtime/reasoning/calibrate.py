@@ -19,6 +19,8 @@ from .rules import LADDER, NEVER, StopRule, Vouch
 # What "no measurable loss" means: not above zero by the interval, and less than this by its bound.
 UNMEASURABLE = 0.02
 LEVEL = 0.9
+TYPICAL_TOKENS = 3_000  # of the thoughts that the ladder was made for
+MIN_STEP_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,22 @@ class Calibration:
     def enough_data(self) -> bool:
         """Whether so few problems could have vouched for any rule at all."""
         return self.problems >= self.needed
+
+
+def ladder_for(lengths: Sequence[int], ladder: Sequence[StopRule] = LADDER) -> list[StopRule]:
+    """`ladder` for thoughts of these lengths in tokens: it is made for those of some thousand.
+
+    Where thoughts are shorter, its starts and its probes come as much earlier.
+    """
+    middle = sorted(lengths)[len(lengths) // 2] if lengths else TYPICAL_TOKENS
+    scale = min(1.0, middle / TYPICAL_TOKENS)
+    if scale == 1.0:
+        return list(ladder)
+    step = max(MIN_STEP_TOKENS, round(64 * scale))
+    return [
+        replace(rule, start_tokens=max(step, round(rule.start_tokens * scale)), step_tokens=step)
+        for rule in ladder
+    ]
 
 
 def costs(

@@ -22,6 +22,8 @@ from ..errors import (
 )
 from ..journal.base import Journal, StepRecord
 from ..predict.learned import Learned
+from ..reasoning.nouns import Outcome
+from ..reasoning.strategy import Step
 from ..scheduler.core import DRAINED
 from ..scheduler.events import CallShared, Drain, ToolEnded, ToolStarted
 from ..scheduler.loop import Scheduler
@@ -74,6 +76,7 @@ class Host:
         self._learned = learned
         self.draining = False
         self.call_timeout_s = call_timeout_s
+        self.observe_thought: Callable[[int, Step, Outcome], None] | None = None  # by row
         self._asking: dict[int, Asking] = {}  # by the id of its step, which it keeps alive
         self._side_tasks: dict[str, set[asyncio.Task[None]]] = {}  # tools and agents, by program
 

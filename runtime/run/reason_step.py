@@ -107,6 +107,8 @@ class ReasonWork:
         drive = _Drive(self._host, owner, self._path, self._asking, prompt, suffix)
         outcome = await drive.run(strategy)
         self._account(strategy, outcome, shadow)
+        if self._host.observe_thought is not None:
+            self._host.observe_thought(owner.row, strategy, outcome)
         if outcome.answer is None:
             why = drive.failure or f"its budget of {strategy.budget_tokens} tokens gave no answer"
             raise StepFailed(why, step.id)

@@ -1,0 +1,119 @@
+"""`tenter calibrate`: thoughts to their end, and the boldest rule that they vouch for."""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenter.runtime.backends.fake import FakeBackend
+from tenter.runtime.calibrating import calibrate_step
+from tenter.runtime.calls import Chunk, Request, Usage
+from tenter.runtime.clock import VirtualLoop
+from tenter.runtime.errors import InvalidInput
+from tenter.runtime.jobs import MapSpec
+from tenter.runtime.reasoning.calibrate import ladder_for
+from tenter.runtime.reasoning.rules import LADDER, StopRule
+
+YAML = """\
+version: 1
+name: solve
+inputs: {x: string}
+steps:
+  answer:
+    reason: "What is {{ x }}?"
+    max_tokens: 2000
+    settings: {suffix: "BOX{"}
+output: "{{ answer }}"
+"""
+THOUGHT = "hm " * 400 + "\nanswer: 4"
+SETTLED = 300  # tokens after which a probe says what the end says
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualLoop}
+
+
+class Settling(FakeBackend):
+    """Changes its mind once, long before it ends. Called a fake."""
+
+    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        prompt = bytes(token for token in request.token_ids if token < 256)
+        usage = Usage(prompt_tokens=len(request.token_ids), output_tokens=1)
+        said = prompt.count(b"hm") * 3
+        if prompt.endswith(b"BOX{"):
+            text = "4}" if said > SETTLED else "7}"
+            yield Chunk(text=text, token_ids=(*text.encode(), 256), finish="stop", usage=usage)
+            return
+        rest = THOUGHT[said:].encode()
+        piece = rest[: request.sampling.max_tokens // 3 * 3 or 3]
+        ended = len(piece) == len(rest)
+        ids = (*piece, *((256,) if ended else ()))
+        finish = "stop" if ended else "length"
+        yield Chunk(text=piece.decode(), token_ids=ids, finish=finish, usage=usage)
+
+
+@pytest.fixture(name="spec")
+def spec_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MapSpec:
+    @asynccontextmanager
+    async def opened(models: Any) -> AsyncGenerator[Any]:
+        yield {"default": Settling()}
+
+    monkeypatch.setattr("tenter.runtime.calibrating.open_backends", opened)
+    (tmp_path / "solve.yaml").write_text(YAML)
+    rows = [{"x": f"2 + 2 + 0 * {n}", "right": "4"} for n in range(400)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return MapSpec(str(tmp_path / "solve.yaml"), str(tmp_path / "rows.jsonl"), "", journal=False)
+
+
+@pytest.mark.parametrize("label", ["right", None])
+async def test_rows_that_settle_early_vouch_for_a_rule(spec: MapSpec, label: str | None) -> None:
+    done = await calibrate_step(spec, label=label)
+    assert (done.rows, done.failed, done.step) == (400, 0, "answer")
+    assert done.found.rule.stops
+    assert done.found.rule.vouch is not None
+    assert done.found.rule.vouch.saved > 0.1
+    assert "saves" in done.found.message
+    assert done.settings["suffix"] == "BOX{"
+    assert StopRule.from_json(json.dumps(done.settings["rule"])) == done.found.rule
+
+
+async def test_too_few_rows_vouch_for_nothing_and_it_says_how_many_it_takes(spec: MapSpec) -> None:
+    few = MapSpec(spec.workflow, spec.table, "", journal=False, limit=20)
+    done = await calibrate_step(few, label="right")
+    assert not done.found.rule.stops
+    assert not done.found.enough_data
+    assert "20 problems cannot vouch" in done.found.message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": "other"}, "no such reasoning step"),
+        ({"label": "wrong"}, "no such column"),
+        ({"budget": 2.0}, "share of the answers"),
+    ],
+)
+async def test_what_cannot_be_calibrated_is_refused(
+    spec: MapSpec, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        await calibrate_step(spec, **change)
+
+
+async def test_a_workflow_without_thought_is_refused(spec: MapSpec) -> None:
+    plain = YAML.replace("reason:", "llm:").replace("    settings", "    #")
+    Path(spec.workflow).write_text(plain)  # noqa: ASYNC240
+    with pytest.raises(InvalidInput, match="no reasoning step"):
+        await calibrate_step(spec)
+
+
+def test_short_thoughts_are_probed_as_much_earlier() -> None:
+    assert ladder_for([4_000] * 9) == list(LADDER)
+    short = ladder_for([300] * 9)
+    for rule, long in zip(short, LADDER, strict=True):
+        assert rule.start_tokens == pytest.approx(long.start_tokens / 10, rel=0.1)
+        assert rule.agree == long.agree
