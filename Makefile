@@ -3,6 +3,7 @@
 #   make test    install what the tests need, a real SGLang too, and run all of them
 #   make check   format, lint, types and the quick tests: before every commit
 #   make sglang  only build the environment with SGLang, which all clones share (3 GB, once)
+#   make servers only install PostgreSQL and Redis, which some tests need, from Debian's packages
 #   make bench   the benchmarks, one JSON line per figure; in full with `make bench ARGS=`
 #   make clean   forget the virtual environment and what was built, but for SGLang's
 
@@ -25,7 +26,7 @@ DEMO := .tenter/demo
 TENTER := $(BIN)/tenter
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check sglang bench clean
+.PHONY: help demo test check sglang servers bench clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -78,9 +79,13 @@ demo: $(READY)
 sglang: | $(STAMPS)/venv
 	@$(BIN)/python tests/sglang/environment/build.py
 
-# Its tests are skipped where SGLang is missing, but not here.
-test: $(READY_DEV) sglang
-	TENTER_REQUIRE_SGLANG=1 $(BIN)/python -m pytest
+servers:
+	@tests/servers.sh
+
+# Tests whose server is missing are skipped, but not here.
+test: $(READY_DEV) sglang servers
+	TENTER_REQUIRE_SGLANG=1 TENTER_REQUIRE_POSTGRES=1 TENTER_REQUIRE_REDIS=1 \
+	  $(BIN)/python -m pytest
 
 check: $(READY_DEV)
 	$(BIN)/ruff format --check .
