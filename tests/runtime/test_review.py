@@ -403,7 +403,7 @@ async def test_nothing_grows_with_rows_tools_and_steps_made_on_the_way() -> None
         journal, sink = MemoryJournal(), Collected()
         run = RowRun(Programs(host, program(work)), journal, sink, Control())
         assert await run.run(iter(rows(6000))) == "done"
-        assert not host._tool_tasks  # pyright: ignore[reportPrivateUsage]
+        assert not host._side_tasks  # pyright: ignore[reportPrivateUsage]
         assert len(host._asking) <= 4096  # pyright: ignore[reportPrivateUsage]
         assert len(host.scheduler.core._timers) < 1000  # pyright: ignore[reportPrivateUsage]
 
