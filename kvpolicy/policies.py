@@ -1,14 +1,15 @@
 """The retention policies by name, all of one shape: a pause in, a decision out.
 
 The default is "shadow-price"; the others are there for comparison over the same pauses. "never"
-leaves the KV to the server's own order of eviction (LRU), which is what a stock server does.
+leaves the KV to the server's own order of eviction (LRU), which is what a stock server does. Those
+that begin with "clairvoyant" are for bounds: they take what a tool says of its length for the truth.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from math import isfinite
 
-from .shadow_price import CLAIRVOYANT, SHADOW_PRICE
+from .shadow_price import CLAIRVOYANT, MOMENT_S, SHADOW_PRICE
 from .state import Decision, Pause, Policy
 from .ttl import continuum_ttl
 
@@ -54,12 +55,31 @@ def min_waste(pause: Pause) -> Decision:
     """
     if not pause.tokens:
         return Decision(None)
+    left_s = max(0.0, _even_s(pause) - pause.elapsed_s)
+    return Decision(left_s, left_s)
+
+
+def _even_s(pause: Pause) -> float:
+    """The length of an interception at which preserving wastes as much as the lesser of the others."""
     return_s = pause.rebuild_s
     if pause.reload_s is not None:
         return_s = min(return_s, 2 * pause.reload_s)
-    even_s = return_s * (pause.tokens + pause.running_tokens) / pause.tokens
-    left_s = max(0.0, even_s - pause.elapsed_s)
-    return Decision(left_s, left_s)
+    return return_s * (pause.tokens + pause.running_tokens) / pause.tokens
+
+
+def clairvoyant_waste(pause: Pause) -> Decision:
+    """InferCept's rule for one who knows how long the tool takes: `eta_s` is the truth."""
+    if pause.eta_s is None or not pause.tokens:
+        return min_waste(pause)
+    left_s, even_s = max(pause.eta_s - pause.elapsed_s, MOMENT_S), _even_s(pause)
+    return Decision(left_s if left_s <= even_s else 0.0, even_s / left_s)
+
+
+def clairvoyant_next(pause: Pause) -> Decision:
+    """Nothing has a time to live; what is needed last goes first (Belady 1966), `eta_s` the truth."""
+    if pause.eta_s is None:
+        return forever(pause)
+    return Decision(None, 1 / max(pause.eta_s - pause.elapsed_s, MOMENT_S))
 
 
 def steps_to_execution(pause: Pause) -> Decision:
@@ -90,6 +110,8 @@ POLICIES: Mapping[str, Policy] = {
     "min-waste": Policy(min_waste),
     "steps-to-execution": Policy(steps_to_execution),
     "clairvoyant": CLAIRVOYANT,
+    "clairvoyant-waste": Policy(clairvoyant_waste),
+    "clairvoyant-next": Policy(clairvoyant_next),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..planner.graph import LLM, Each, Graph, Reasoning, Step
 from .errors import InvalidInput
-from .jobs import MapSpec, open_job
+from .jobs import Job, MapSpec
 from .reasoning.calibrate import LEVEL, Calibration, calibrate, costs, ladder_for
 from .reasoning.named import build
 from .reasoning.nouns import Outcome
@@ -55,7 +55,7 @@ async def calibrate_step(
     """
     if budget is not None and not 0 < budget < 1:
         raise InvalidInput(f"--budget {budget}: it is a share of the answers, between 0 and 1")
-    job = open_job(spec)
+    job = Job(spec)
     graph = job.workflow.graph
     chosen = _step(graph, step)
     if label is not None and label not in job.table.columns:

@@ -8,11 +8,13 @@ Results go to stdout, everything said along the way to stderr. `main` returns th
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
 from .cli_failure import explain_failure, say
+from .cli_journal import app as journal
 
 FIRST_STEPS = """
 First steps:
@@ -193,6 +195,49 @@ def resume(
     return resume_run(run, home, show, json, max_errors)
 
 
+@app.command(help_epilogue="", group=RUNNING, sort_key=4)
+def calibrate(
+    workflow: Workflow,
+    table: Annotated[str, Parameter(help="CSV, JSONL or Parquet, one input per row.")],
+    /,
+    *,
+    step: Annotated[
+        str | None, Parameter(help="Which reasoning step; the only one if left out.")
+    ] = None,
+    label: Annotated[
+        str | None,
+        Parameter(help="The column with right answers. Without it: what thinking to the end says."),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        Parameter(
+            help="The share of answers that may be lost. Default: none that can be measured."
+        ),
+    ] = None,
+    level: Annotated[float, Parameter(help="How sure the bound on the loss is.")] = 0.9,
+    limit: Annotated[int | None, Parameter(help="Only the first N rows.")] = None,
+    model: Models = (),
+    rule_out: Annotated[str | None, Parameter(help="Write the rule to this file, as JSON.")] = None,
+    json: Json = False,
+) -> int:
+    """Choose when a reasoning step may stop thinking, on rows of a table.
+
+    Every row is thought about to the end, with trial answers along the way. The boldest stop rule
+    whose loss the rows can vouch for is printed; where they are too few it says so, and full
+    length is kept.
+
+    ```
+    tenter calibrate solve.yaml problems.csv --label answer --limit 300
+    ```
+    """
+    from .cli_calibrate import calibrate
+    from .cli_work import overrides
+    from .jobs import MapSpec
+
+    spec = MapSpec(workflow, table, out="", limit=limit, models=overrides(model), journal=False)
+    return calibrate(spec, step, label, budget, level, rule_out, json)
+
+
 @app.command(help_epilogue="", group=READING, sort_key=4)
 def explain(
     workflow: Workflow,
@@ -263,18 +308,23 @@ def simulate(
         str,
         Parameter(
             help="A JSONL workload, the folder of a run in `.tenter`, "
-            "or programs drawn from a seed: `swe-bench:200`, `bfcl-web:200`."
+            "programs drawn from a seed: `swe-bench:200`, `bfcl-web:200`; or with TABLE a pipeline."
         ),
     ],
+    table: Annotated[str | None, Parameter(help="The rows that a pipeline runs over.")] = None,
     /,
     *,
     hardware: Annotated[
         str, Parameter(help="`h100`, `h200`, `a100`, `l40s`; `4xh100`: four per replica.")
     ] = "h100",
-    model: Annotated[str, Parameter(help="A preset; a wrong name lists them.")] = "llama-3.1-8b",
+    model: Annotated[
+        str,
+        Parameter(name=("--model", "--model-preset"), help="A preset; a wrong name lists them."),
+    ] = "llama-3.1-8b",
     replicas: Annotated[int, Parameter(help="Copies of the model.")] = 1,
     rate: Annotated[
-        float | None, Parameter(help="Programs that arrive per second. Default: as recorded.")
+        float | None,
+        Parameter(help="Programs that arrive per second. Default: as recorded; a table's at once."),
     ] = None,
     policy: Annotated[
         tuple[str, ...],
@@ -293,12 +343,33 @@ def simulate(
     host_gb: Annotated[
         float, Parameter(help="Host memory per replica for KV that was evicted.")
     ] = 0.0,
-    programs: Annotated[int | None, Parameter(help="A sample of so many of the programs.")] = None,
+    what_if: Annotated[
+        bool,
+        Parameter(
+            help="Ask of each policy: tools twice as slow, half the memory, one replica more?",
+            negative=(),
+        ),
+    ] = False,
+    report: Annotated[
+        Path | None, Parameter(help="Write an HTML page: curves of completion times, the table.")
+    ] = None,
+    programs: Annotated[
+        int | None, Parameter(help="A sample of so many programs; of a table, the first rows.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        Parameter(help="Counts a table's tokens: a model's folder, `tiny`. Default: an estimate."),
+    ] = None,
+    tool_seconds: Annotated[
+        float | None,
+        Parameter(help="Of a pipeline's tools that no run in HOME has called. Default: 1."),
+    ] = None,
     page_tokens: Annotated[
         int | None,
         Parameter(help="Granularity of prefix reuse; coarser is faster. Default: by the prompts."),
     ] = None,
     seed: Annotated[int, Parameter(help="Of whatever is drawn.")] = 0,
+    home: Home = None,
     json: Json = False,
 ) -> int:
     """Run a workload on engines that are not there; nothing is asked of any model.
@@ -309,6 +380,7 @@ def simulate(
     ```
     tenter simulate swe-bench:200 --rate 0.06
     tenter simulate agents.jsonl --rate 0.1 --policy stock,continuum,shadow-price --kv-share 0.5
+    tenter simulate triage.yaml tickets.csv --rate 5 --replicas 2 --what-if --report page.html
     tenter simulate .tenter/runs/triage-1 --hardware 4xh100 --model llama-3.1-70b --replicas 2
     ```
     """
@@ -316,7 +388,11 @@ def simulate(
     from .simulate import Setup
 
     setup = Setup(
-        hardware=hardware, model=model, replicas=replicas, kv_share=kv_share, host_gb=host_gb
+        hardware=hardware.lower(),
+        model=model.lower(),
+        replicas=replicas,
+        kv_share=kv_share,
+        host_gb=host_gb,
     )
     return simulate_workload(
         workload,
@@ -329,6 +405,12 @@ def simulate(
         page_tokens=page_tokens,
         seed=seed,
         json=json,
+        what_if=what_if,
+        report=report,
+        table=table,
+        tokenizer=tokenizer,
+        home=home,
+        tool_s=tool_seconds,
     )
 
 
@@ -357,6 +439,10 @@ def show(
     from .cli_look import show_run
 
     return show_run(run, home, json)
+
+
+journal.group = (AFTERWARDS,)
+app.command(journal)
 
 
 @app.command(help_epilogue="", group=MACHINE)

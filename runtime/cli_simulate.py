@@ -3,10 +3,10 @@
 import json as jsonlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..kvpolicy import DEFAULT_POLICY
 from .cli_failure import say
@@ -37,44 +37,95 @@ def simulate_workload(
     json: bool,
     what_if: bool = False,
     report: Path | None = None,
+    table: str | None = None,
+    tokenizer: str | None = None,
+    home: str | None = None,
+    tool_s: float | None = None,
 ) -> int:
     """Simulate every policy with every order, and print what came out.
 
-    `what_if` adds what if tools took twice as long, memory were half, there were one replica more, and `report` writes an HTML page.
+    `what_if` adds what if tools took twice as long, memory were half, there were one replica more,
+    and `report` writes an HTML page. With a `table`, `workload` is a pipeline, `programs` bounds
+    its rows, and the last three say how they become programs (`simulate.table.Asked`).
     """
-    asked = _shaped(load(workload, rate, seed), programs, slower_tools, seed)
+    if report is not None:
+        _check_report(report)
+    _check_amounts(programs, slower_tools)
+    told = _Told(json, what_if, page_tokens, report)
+    wanted = (policies or (STOCK, DEFAULT_POLICY), orders)
+    if table is None:
+        _only_with_a_table({"--tokenizer": tokenizer, "--tool-seconds": tool_s})
+        given = load(workload, rate, seed)
+        some = given if programs is None else subsample(given, programs, seed)
+        return _simulated(workload, _slower(some, slower_tools), setup, wanted, told)
+    from .simulate.table import TOOL_S, Asked, lowered
+
+    tool_s = TOOL_S if tool_s is None else tool_s
+    asked = Asked(workload, table, programs, rate, tokenizer, home, tool_s, seed)
+    shown = _Progress("lowering", "rows", None, json)
+    with lowered(asked, shown.told) as found:
+        shown.over()
+        for note in found.notes if not json else ():
+            say(note)
+        setup = replace(setup, sessions=found.sessions)
+        if json:
+            print(jsonlib.dumps(found.record()), flush=True)
+        return _simulated(workload, _slower(found.workload, slower_tools), setup, wanted, told)
+
+
+class _Told(NamedTuple):
+    """How results are asked for, and told."""
+
+    json: bool
+    what_if: bool
+    page_tokens: int | None
+    report: Path | None
+
+
+def _simulated(
+    name: str,
+    asked: Workload,
+    setup: Setup,
+    wanted: tuple[Sequence[str], Sequence[str]],
+    told: _Told,
+) -> int:
+    """Simulate a workload, and print what came out."""
     seen = survey(asked)
     setup = replace(
-        setup, limit_tokens=seen.limit_tokens, page_tokens=page_tokens or seen.page_tokens
+        setup, limit_tokens=seen.limit_tokens, page_tokens=told.page_tokens or seen.page_tokens
     )
-    setups = list(_setups(setup, policies or (STOCK, DEFAULT_POLICY), orders))
+    setups = list(_setups(setup, *wanted))
     fitted = fitting(asked, setup.context_tokens)
     left = survey(fitted)
     if not left.calls:
         raise InvalidInput(
-            f"{workload}: no call fits into {setup.context_tokens:,} tokens, which is what "
+            f"{name}: no call fits into {setup.context_tokens:,} tokens, which is what "
             f"{setup.model} on {setup.hardware} takes; give it more memory"
         )
     about = _about(fitted, setup, left.programs, left.calls, seen.calls - left.calls)
-    if not json:
+    if not told.json:
         say(about)
     results: list[tuple[str, Result]] = []
-    for change, one in _asked(setups, what_if):
-        shown = _Progress(one, left.programs, json)
-        told = tools_slower(fitted, 2) if change == SLOWER else fitted
-        results.append((change, simulate(told, one, on_progress=shown.told)))
+    for change, one in _asked(setups, told.what_if):
+        changed = f", {change}" if change else ""
+        shown = _Progress(
+            f"{one.policy} {one.order}{changed}", "programs", left.programs, told.json
+        )
+        slower = tools_slower(fitted, 2) if change == SLOWER else fitted
+        results.append((change, simulate(slower, one, on_progress=shown.told)))
         shown.over()
-        if json:
+        if told.json:
             more = {"what_if": change} if change else {}
             print(jsonlib.dumps(results[-1][1].record() | more), flush=True)
-    if not json:
-        print("\n".join(_aligned(list(_table(results, what_if)), 3 if what_if else 2)))
-    if report is not None:
-        _write(report, page(f"Simulated: {fitted.name}", about, results))
+    if not told.json:
+        names = 3 if told.what_if else 2
+        print("\n".join(_aligned(list(_table(results, told.what_if)), names)))
+    if told.report is not None:
+        _write(told.report, page(f"Simulated: {fitted.name}", about, results))
     for _, result in results:
         if result.failed:
-            name = result.setup.policy
-            say(f"{name}: {result.failed:,} programs failed; the first: {result.why_failed}")
+            policy = result.setup.policy
+            say(f"{policy}: {result.failed:,} programs failed; the first: {result.why_failed}")
     return 0
 
 
@@ -102,15 +153,32 @@ def _write(path: Path, text: str) -> None:
         raise InvalidInput(f"the report cannot be written: {path}: {error.strerror}") from None
 
 
-def _shaped(workload: Workload, programs: int | None, slower: float, seed: int) -> Workload:
+def _check_report(path: Path) -> None:
+    """Refuse, before anything is simulated, a page that could not be written."""
+    if path.is_dir() or not path.parent.is_dir():
+        what = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise InvalidInput(f"the report cannot be written: {path}: {what}")
+
+
+def _check_amounts(programs: int | None, slower: float) -> None:
     if not slower > 0:
         raise InvalidInput(
             f"--slower-tools must be positive, not {slower:g}; 2 doubles their times"
         )
     if programs is not None and programs < 1:
         raise InvalidInput(f"--programs must be 1 or more, not {programs}")
-    some = workload if programs is None else subsample(workload, programs, seed)
-    return some if slower == 1 else tools_slower(some, slower)
+
+
+def _only_with_a_table(given: Mapping[str, object]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise InvalidInput(
+                f"{option} is for a pipeline over a table: tenter simulate triage.yaml tickets.csv"
+            )
+
+
+def _slower(workload: Workload, factor: float) -> Workload:
+    return workload if factor == 1 else tools_slower(workload, factor)
 
 
 def _setups(setup: Setup, policies: Sequence[str], orders: Sequence[str]) -> Iterator[Setup]:
@@ -130,10 +198,13 @@ def _about(workload: Workload, setup: Setup, programs: int, calls: int, cut: int
 
 
 class _Progress:
-    """How far a simulation is: a line that is written over, or JSON records."""
+    """How far something is, once a second: a line that is written over, or JSON records.
 
-    def __init__(self, setup: Setup, programs: int, json: bool) -> None:
-        self._setup, self._programs, self._json = setup, programs, json
+    `units` are counted, up to `whole` where that is known.
+    """
+
+    def __init__(self, name: str, units: str, whole: int | None, json: bool) -> None:
+        self._name, self._units, self._whole, self._json = name, units, whole, json
         self._line = sys.stderr.isatty() and not json
         self._next_s = time.monotonic() + EVERY_S
 
@@ -142,12 +213,13 @@ class _Progress:
         if now_s < self._next_s:
             return
         self._next_s = now_s + EVERY_S
-        name = f"{self._setup.policy} {self._setup.order}"
         if self._line:
-            print(f"\r{name}: {done:,}/{self._programs:,} programs", end="", file=sys.stderr)
+            whole = "" if self._whole is None else f"/{self._whole:,}"
+            line = f"\r{self._name}: {done:,}{whole} {self._units}"
+            print(line, end="", file=sys.stderr, flush=True)
         elif self._json:
-            record = {"type": "progress", "programs_done": done, "programs": self._programs}
-            record |= {"policy": self._setup.policy, "order": self._setup.order}
+            record = {"type": "progress", "what": self._name, f"{self._units}_done": done}
+            record |= {self._units: self._whole} if self._whole is not None else {}
             print(jsonlib.dumps(record), flush=True)
 
     def over(self) -> None:

@@ -112,8 +112,8 @@ class Outcome:
     snapshot: TallySnapshot
 
 
-class _Job:
-    """A map job whose workflow, table and output fit together."""
+class Job:
+    """A map job whose workflow, table and output fit together; InvalidInput where they do not."""
 
     def __init__(self, spec: MapSpec) -> None:
         self.spec = spec
@@ -204,14 +204,9 @@ class _Job:
         )
 
 
-def open_job(spec: MapSpec) -> _Job:
-    """A job whose workflow and table fit together; raises InvalidInput where they do not."""
-    return _Job(spec)
-
-
 async def map_table(spec: MapSpec, control: Control, tally: Tally) -> Outcome:
     """Run a workflow over every row of a table. Raises InvalidInput before anything runs."""
-    job = _Job(spec)
+    job = Job(spec)
     async with AsyncExitStack() as stack:
         backends = await stack.enter_async_context(open_backends(job.models))
         run = new_run_id(time.time(), random.Random())
@@ -238,7 +233,7 @@ async def resume(
     name = store.find(run)
     info = store.info(name)
     spec = MapSpec(**_settings(info.manifest))
-    job = _Job(spec if max_errors is None else replace(spec, max_errors=max_errors))
+    job = Job(spec if max_errors is None else replace(spec, max_errors=max_errors))
     if info.status == "done" and job.has_output:
         tally.add(0.0, _started(job, name, info.rows_done + info.rows_failed))
         letters = _letters(job) if info.rows_failed else None
@@ -255,7 +250,7 @@ async def resume(
 
 
 async def _run(
-    job: _Job,
+    job: Job,
     run: str,
     backends: Mapping[str, Replicas],
     journal: Journal,
@@ -310,7 +305,7 @@ async def _run(
     return Outcome(run, status, sink.done, sink.failed, spec.out, dead, tally.snapshot())
 
 
-def _learned(store: Store, job: _Job, backends: Mapping[str, Replicas]) -> Learned:
+def _learned(store: Store, job: Job, backends: Mapping[str, Replicas]) -> Learned:
     """What earlier runs of this workflow on these models have taught."""
     fingerprint = f"{job.workflow.fingerprint}/{_model_fingerprint(backends)}"
     return Learned.load(store.home, job.workflow.name, fingerprint)
@@ -355,7 +350,7 @@ async def explain(
 ) -> str:
     """A workflow's plan as text: after the last rule, or after each if `verbose`."""
     if table is not None:
-        job = _Job(MapSpec(workflow_ref, table, out="", limit=limit))
+        job = Job(MapSpec(workflow_ref, table, out="", limit=limit))
         workflow, context = job.workflow, job.context()
     else:
         workflow = load_workflow(workflow_ref)
@@ -494,7 +489,7 @@ def _open_trace(store: Store, run: str, tally: Tally, stack: AsyncExitStack) -> 
     return Fanout(writer, tally)
 
 
-def _started(job: _Job, run: str, resumed: int) -> RunStarted:
+def _started(job: Job, run: str, resumed: int) -> RunStarted:
     rows = job.table.rows_total
     if rows is None and Path(job.spec.table).stat().st_size < 256 * 2**20:
         rows = job.table.count_rows()
@@ -546,7 +541,7 @@ def _compare(then: Manifest, here: Manifest) -> None:
         )
 
 
-def _letters(job: _Job) -> str:
+def _letters(job: Job) -> str:
     return job.spec.out + ".errors.jsonl"
 
 

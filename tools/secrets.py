@@ -1,16 +1,27 @@
 """Secrets by reference: "env:NAME" stands for what the environment variable holds when it is used.
 
 So no secret is written in a workflow, compared, hashed or shown; what a tool sends back is searched
-for the secrets that it was given.
+for the secrets that it was given. What leaves a tool is also searched for all secrets that the
+process knows of: those that references stood for, and what environment variables hold whose names
+say so (API_KEY, DB_PASSWORD), since a tool's own code may read them.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, cast
 
 REFERENCE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 SHOWN = "[secret]"
 MIN_LENGTH = 4  # a shorter text is in too many others to be a secret
+SECRET_NAME = re.compile(
+    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE
+)
+MIN_NAMED = 8  # of the value of a variable that only sounds like a secret
+
+_used: set[str] = set()  # what references stood for in this process
 
 
 class SecretMissing(ValueError):
@@ -27,6 +38,8 @@ def resolve(text: str, environment: Mapping[str, str] | None = None) -> tuple[st
         if value is None:
             raise SecretMissing(f"the environment variable {match[1]} is not set")
         found.append(value)
+        if len(value) >= MIN_LENGTH:
+            _used.add(value)
         return value
 
     return REFERENCE.sub(put, text), found
@@ -38,3 +51,51 @@ def redact(text: str, secrets: Iterable[str]) -> str:
         if len(secret) >= MIN_LENGTH:
             text = text.replace(secret, SHOWN)
     return text
+
+
+def known(environment: Mapping[str, str] | None = None) -> frozenset[str]:
+    """All secrets that this process knows of."""
+    return named(environment) | used()
+
+
+def named(environment: Mapping[str, str] | None = None) -> frozenset[str]:
+    """What environment variables hold whose names say that it is a secret."""
+    variables = os.environ if environment is None else environment
+    return frozenset(
+        value
+        for name, value in variables.items()
+        if len(value) >= MIN_NAMED and not value.startswith("/") and SECRET_NAME.search(name)
+    )
+
+
+def used() -> frozenset[str]:
+    """What references have stood for in this process."""
+    return frozenset(_used)
+
+
+def redact_data(value: Any, spelled: bytes, secrets: Iterable[str]) -> Any:
+    """Plain data, `spelled` as JSON, its texts and keys without the secrets."""
+    known = frozenset(secrets)
+    return _redacted(value, known) if any(each in spelled for each in _spelled(known)) else value
+
+
+def _redacted(value: Any, secrets: frozenset[str]) -> Any:
+    match value:
+        case str():
+            return redact(value, secrets)
+        case list():
+            return [_redacted(each, secrets) for each in cast("list[Any]", value)]
+        case dict():
+            pairs = cast("dict[str, Any]", value).items()
+            return {redact(key, secrets): _redacted(each, secrets) for key, each in pairs}
+        case _:
+            return value
+
+
+@lru_cache(maxsize=16)
+def _spelled(secrets: frozenset[str]) -> tuple[bytes, ...]:
+    """The secrets as JSON texts hold them."""
+    texts = (
+        json.dumps(each, ensure_ascii=ascii)[1:-1] for each in secrets for ascii in (False, True)
+    )
+    return tuple({text.encode("utf-8", "surrogatepass") for text in texts})

@@ -206,9 +206,11 @@ class Replica:
             if sequence.first_s is None:
                 sequence.first_s = now_s
                 sequence.cached = max(sequence.prompt - sequence.computed, 0)
-            if sequence.draws:
-                self._draw(sequence, 1)
-            if sequence.outputs >= sequence.max_output or not sequence.draws:
+            if not sequence.draws:
+                answered.append(sequence)
+                continue
+            self._draw(sequence, 1)
+            if sequence.outputs >= sequence.max_output:
                 answered.append(sequence)
         self.work = alive
         return answered

@@ -8,10 +8,24 @@ on each edge. Pins are ours: a promise to keep a path until a time.
 import heapq
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 PAGE_TOKENS = 16
+
+
+Key = tuple[int, ...]
+
+
+class Paged(ABC):
+    """Tokens that know the keys of their pages, so that nobody has to cut them out."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def page_keys(self, pages: int) -> Sequence[Key]:
+        """The keys of the first `pages` whole pages, or of all if there are no more."""
 
 
 @dataclass(eq=False, slots=True)
@@ -23,8 +37,8 @@ class Page:
 
     id: int  # its place in the pool
     parent: "Page | None" = None  # None: private (or the root)
-    tokens: tuple[int, ...] = ()  # the key under `parent`
-    children: dict[tuple[int, ...], "Page"] = field(default_factory=dict[tuple[int, ...], "Page"])
+    tokens: Key = ()  # the key under `parent`
+    children: "dict[Key, Page]" = field(default_factory=dict[Key, "Page"])
     refs: int = 0  # running sequences that read or write it
     pins: int = 0  # pins whose path it is on
     ready: bool = False  # its KV is computed, or is being computed in this very step
@@ -69,6 +83,7 @@ class PageCache:
         self.pins: dict[str, Pin] = {}
         self.pinned_pages = 0
         self._free = list(range(pages - 1, 0, -1))
+        self._made: dict[int, Page] = {}  # all that were ever handed out, to be used again
         self._idle = 0  # pages in the tree that nobody reads and no pin keeps
         self._count = itertools.count(1)
         self._coldest: list[
@@ -90,14 +105,21 @@ class PageCache:
 
     def match(self, tokens: Sequence[int], limit: int) -> list[Page]:
         """The longest published path along `tokens`, `limit` pages at most. Changes nothing."""
-        size, node, path = self.page_tokens, self.root, list[Page]()
-        for start in range(0, min(limit * size, len(tokens) - size + 1), size):
-            child = node.children.get(tuple(tokens[start : start + size]))
+        node, path = self.root, list[Page]()
+        for key in self._keys(tokens, limit):
+            child = node.children.get(key)
             if child is None:
                 break
             path.append(child)
             node = child
         return path
+
+    def _keys(self, tokens: Sequence[int] | Paged, limit: int) -> Iterable[Key]:
+        if isinstance(tokens, Paged):
+            return tokens.page_keys(limit)
+        size = self.page_tokens
+        starts = range(0, min(limit * size, len(tokens) - size + 1), size)
+        return (tuple(tokens[start : start + size]) for start in starts)
 
     def acquire(self, pages: Iterable[Page]) -> None:
         """Hold `pages` (a path from its top) until `release`."""
@@ -110,11 +132,21 @@ class PageCache:
         """`count` private pages, held once each; None, and nothing changed, if there are too few."""
         if count > self.available:
             return None
-        while len(self._free) < count:
-            self._evict()
-        return [Page(self._free.pop(), refs=1) for _ in range(count)]
+        if count > len(self._free):
+            self._evict(count - len(self._free))
+        places = self._free[len(self._free) - count :][::-1]
+        del self._free[len(self._free) - count :]
+        made = self._made
+        pages = [made[place] if place in made else self._make(place) for place in places]
+        for page in pages:
+            page.refs = 1
+        return pages
 
-    def publish(self, page: Page, parent: Page, tokens: tuple[int, ...], owner: object) -> bool:
+    def _make(self, place: int) -> Page:
+        page = self._made[place] = Page(place)
+        return page
+
+    def publish(self, page: Page, parent: Page, tokens: Key, owner: object) -> bool:
         """Put the private `page` under `parent`; False if an equal page is there already."""
         if tokens in parent.children:
             return False
@@ -202,23 +234,32 @@ class PageCache:
         idle = page.parent is not None and page.refs == 0 and page.pins == 0
         return idle and not page.children and page.used == used
 
-    def _evict(self) -> None:
-        """Free the idle leaf that was used least recently."""
-        while not self._evictable(entry := heapq.heappop(self._coldest)):
-            pass
-        page = entry[2]
-        parent = page.parent
-        self._drop(page)
-        self._idle -= 1
-        self.counters.evictions += 1
-        if parent is None or parent is self.root or parent.children:
-            return
-        if parent.refs == 0 and parent.pins == 0:
-            self._offer(parent)
+    def _evict(self, count: int) -> None:
+        """Free the `count` idle leaves that were used least recently, one after another.
+
+        A parent that becomes a leaf is often the next: it is put into the heap and taken out at once.
+        """
+        heap = self._coldest
+        entry = heapq.heappop(heap)
+        for left in range(count - 1, -1, -1):
+            used, _, page = entry
+            parent = page.parent
+            while page.used != used or page.refs or page.pins or page.children or parent is None:
+                used, _, page = heapq.heappop(heap)
+                parent = page.parent
+            self._drop(page)
+            if parent.children or parent.refs or parent.pins or parent is self.root:
+                entry = heapq.heappop(heap) if left else entry
+            elif left:
+                entry = heapq.heappushpop(heap, (parent.used, parent.id, parent))
+            else:
+                self._offer(parent)
+        self._idle -= count
+        self.counters.evictions += count
 
     def _drop(self, page: Page) -> None:
-        """Forget what `page` holds."""
+        """Forget what `page` holds; it will be handed out again."""
         if page.parent is not None:
             del page.parent.children[page.tokens]
-            page.parent, page.owner = None, None
+        page.parent, page.owner, page.tokens, page.ready = None, None, (), False
         self._free.append(page.id)

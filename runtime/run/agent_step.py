@@ -14,6 +14,7 @@ from .asking import Asking
 from .context import current_program
 from .owner import Owner
 from .program import AsyncProgram
+from .session import ChatSession
 from .sharing import Settled
 from .trust import Toolbox, Trust
 
@@ -86,7 +87,8 @@ class AgentWork:
         current_program.set(program)  # of this task: what its tools run as a part of it
         *system, user = self._chat
         trust = Trust(frozenset(loop.allow), self._toolbox.approve)
-        session = program.session(system[0].content if system else None, step.model, trust)
+        told = system[0].content if system else None
+        session = ChatSession(program, told, step.model, trust, step.id)
         return await session.run(
             user.content,
             self._tools,

@@ -39,12 +39,14 @@ class ChatContext(NamedTuple):
 class TurnWork:
     """One turn on its way through the scheduler (a `Submission`): never shared with others."""
 
-    step = "turn"
     shared_tokens = 0
     gang = 0
 
-    def __init__(self, request: Request, program: str, model: str, draft: Draft | None) -> None:
+    def __init__(
+        self, request: Request, program: str, step: str, model: str, draft: Draft | None
+    ) -> None:
         self.request = request
+        self.step = step
         self.program = program
         self.model = model
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()

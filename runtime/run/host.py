@@ -11,6 +11,7 @@ from ...planner.graph import LLM
 from ...tools import Tool
 from ...tools.call import call as call_tool
 from ...tools.context import ToolContext, enter
+from ...tools.secrets import named, redact, redact_data, used
 from ..clock import now
 from ..errors import (
     Drained,
@@ -74,6 +75,7 @@ class Host:
         self._run = run or token_hex(8)
         self._tenant = tenant
         self._learned = learned
+        self._secrets = named()
         self.draining = False
         self.call_timeout_s = call_timeout_s
         self.observe_thought: Callable[[int, Step, Outcome], None] | None = None  # by row
@@ -362,13 +364,14 @@ class Host:
         value: Any = None
         try:
             enter(ToolContext(self._key(owner, path)))
-            value = decode(encode(await call_tool(tool, values)))
+            data = encode(await call_tool(tool, values))
+            value = redact_data(decode(data), data, self._secrets | used())
         except asyncio.CancelledError:
             if owner.ended:  # otherwise the whole run ends, and nobody can take over
                 self.abandon(signature)
             raise
         except Exception as failure:
-            error = ToolFailed(f"{failure}", step)
+            error = ToolFailed(redact(f"{failure}", self._secrets | used()), step)
         send(
             ToolEnded(
                 program=owner.name,

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...planner.graph import LLM, ToolCall
 from ...tools import Tool
+from ...tools.secrets import known, redact
 from ..errors import StepFailed, TenterError
 from ..journal.base import StepRecord
 from ..scheduler.events import ProgramEnded
@@ -120,7 +121,8 @@ class AsyncProgram:
         except TenterError as error:
             over(None, error)
         except Exception as error:
-            over(None, StepFailed(f"{type(error).__name__}: {error}"))
+            said = redact(f"{type(error).__name__}: {error}", known())
+            over(None, StepFailed(said))
         else:
             over(value, None)
 

@@ -45,11 +45,13 @@ class ChatSession:
         system: str | None,
         model: str,
         trust: Trust | None = None,
+        step: str = "turn",
     ) -> None:
         if model not in program.host.models:
             known = ", ".join(sorted(program.host.models))
             raise StepFailed(f"there is no model {model!r}; known: {known}")
         self._program = program
+        self._step = step  # that its turns are counted under
         self._model = program.host.models[model]
         self._name = SessionId(f"{program.owner.name}/{program.path('session')}")
         self.messages: list[Message] = [Message("system", system)] if system else []
@@ -177,7 +179,7 @@ class ChatSession:
         record = owner.recorded.get(path)
         prompt = self._prompt(specs)
         if record is not None and not is_draft(record):
-            host.note(CallShared(program=owner.name, step="turn", how="journal"))
+            host.note(CallShared(program=owner.name, step=self._step, how="journal"))
             found = msgspec.json.decode(record.value, type=Said | str)
             said = Said(found) if isinstance(found, str) else found  # 0.1.0 kept the text alone
         else:
@@ -251,7 +253,7 @@ class ChatSession:
             tools=specs,
         )
         owner.session = self._name
-        turn = TurnWork(request, owner.name, model.pool, draft)
+        turn = TurnWork(request, owner.name, self._step, model.pool, draft)
         host.scheduler.submit(turn)
         answer = await turn.answer
         try:

@@ -107,6 +107,7 @@ class Attempts:
         program.calls.add(event.call)
         if event.deadline_s is not None:
             self._timers.add(event.deadline_s, "deadline", event.call, len(self.calls))
+        self.kept.come_back(call, out)
         self._waiting.join(call, now_s)
 
     def _call_ended(self, event: CallEnded, now_s: float, out: list[Command]) -> None:
@@ -125,7 +126,7 @@ class Attempts:
                 self._tenants.worked(program, work)
             if call.ready.session is not None:
                 self.kept.grow(call, event, out)
-        self._end_call(call, context, context if program is not None else 0, now_s)
+        self._end_call(call, context, context if program is not None else 0, now_s, out)
         self._pause_programs(call.ready.model, out)
 
     def _call_broke(self, event: CallBroke, now_s: float, out: list[Command]) -> None:
@@ -163,7 +164,9 @@ class Attempts:
         self._fleet.leave(call)
         self._changed.append(call.ready.model)
 
-    def _end_call(self, call: CallState, used_tokens: int, context: int, now_s: float) -> None:
+    def _end_call(
+        self, call: CallState, used_tokens: int, context: int, now_s: float, out: list[Command]
+    ) -> None:
         """A call is over for good: answered, dropped, or broken too often."""
         ready = call.ready
         del self.calls[ready.call]
@@ -177,13 +180,14 @@ class Attempts:
             self._fleet.leave(call)
         else:
             self._waiting.drop(call, now_s)
+            self.kept.stay_away(call, now_s, out)
         self._changed.append(ready.model)
 
     def _stop_call(self, name: str, reason: str, now_s: float, out: list[Command]) -> None:
         """Abort a running call (its end will be reported), drop a waiting one."""
         call = self.calls[name]
         if call.worker is None:
-            self._end_call(call, 0, 0, now_s)
+            self._end_call(call, 0, 0, now_s, out)
             out.append(DropCall(call=name, reason=reason))
         elif not call.aborting:
             call.aborting = True

@@ -11,7 +11,7 @@ This file has the events, programs and tools; the rest is in
     waiting.py   the lines of calls (line.py, fair.py), and which goes where
     quota.py, working_set.py  the accounts of limits.py
     fleet.py     workers; outages.py  models that have none
-    sessions.py  sessions and pins
+    sessions.py, pins.py  sessions and pins
     timers.py    what is due when
 """
 

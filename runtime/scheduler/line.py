@@ -13,6 +13,7 @@ from .state import CallState, CallView, Item, need
 
 SPARE = 64  # places without a call, beside one for each call that waits
 PROMOTIONS = 32  # at most, between two decisions
+SET = "working set"  # the limit that holds back calls of programs that are not in it
 Look = Callable[[CallState, float], CallView]
 
 
@@ -155,7 +156,8 @@ class _Parked:
 
 
 class Line:
-    """The calls of one model that wait; `calls` and `tokens` count those that wait for memory.
+    """The calls of one model that wait; `calls` and `tokens` count those that no limit holds back,
+    and `outside_calls` and `outside_tokens` those that wait for room in the working set.
 
     A limit that holds the first call back parks it, so that those behind it may go. Of the parked
     ones the first comes back when the limit is lifted, and the next one when that one has left.
@@ -172,6 +174,8 @@ class Line:
         self._skipped: list[tuple[CallState, Item]] = []
         self.calls = 0
         self.tokens = 0
+        self.outside_calls = 0
+        self.outside_tokens = 0
 
     def push(self, call: CallState, now_s: float) -> None:
         """A call is ready."""
@@ -239,6 +243,9 @@ class Line:
         key, priority, sequence, name = item
         item = call.item = (key, priority, sequence, name)  # a tuple of its own: a new place
         call.parked, call.lifted = reason, ""
+        if reason == SET:
+            self.outside_calls += 1
+            self.outside_tokens += need(call.ready)
         parked = self._parked.setdefault(reason, {}).setdefault(self._lane(call), _Parked())
         parked.size += 1
         heapq.heappush(parked.heap, item)
@@ -263,6 +270,9 @@ class Line:
         self._back(call, item)
 
     def _unpark(self, call: CallState) -> None:
+        if call.parked == SET:
+            self.outside_calls -= 1
+            self.outside_tokens -= need(call.ready)
         lanes, lane = self._parked[call.parked], self._lane(call)
         lanes[lane].size -= 1
         if not lanes[lane].size:
@@ -311,6 +321,9 @@ class Line:
         assert self.tokens == sum(need(call.ready) for call in waiting)
         assert all(call.worker is None and call.item is not None for call in mine)
         assert not self._skipped
+        outside = [call for call in mine if call.parked == SET]
+        assert self.outside_calls == len(outside)
+        assert self.outside_tokens == sum(need(call.ready) for call in outside)
         for reason, lanes in self._parked.items():
             held = sum(1 for call in mine if call.parked == reason)
             assert held == sum(parked.size for parked in lanes.values()), reason

@@ -3,6 +3,7 @@
 import heapq
 from collections import deque
 from math import inf
+from statistics import fmean
 
 from ...kvpolicy import (
     Decision,
@@ -31,14 +32,16 @@ from .events import (
     Warm,
 )
 from .line import Line
+from .pins import Pins
 from .state import CallState, ProgramState, SessionState, WorkerState
 
 PIN_SHARE = 0.8  # of a worker's KV capacity that pins may hold; the rest is for what runs
 PREFIX_SHARE = 0.5  # of it that shared prefixes may hold, which are not weighed against the queue
 ENDED = 200  # programs whose numbers of turns are remembered
+RETURNED = 64  # sessions that came back without a pin, of which it is remembered what was lost
 
 
-class Sessions:
+class Sessions(Pins):
     """Sessions by name, and what is pinned on which worker; a part of the core's state."""
 
     def __init__(
@@ -47,21 +50,15 @@ class Sessions:
         programs: dict[str, ProgramState],
         policy: Hold | Policy | None,
     ) -> None:
-        self._workers = workers
-        self._programs = programs
+        super().__init__(workers, programs)
         self._policy = _as_policy(policy)
         self._delay = QueueDelay()  # of sessions that came back without their KV
         self._turns: deque[int] = deque(maxlen=ENDED)
         self._eta = 1.0
-        self.by_name: dict[str, SessionState] = {}
+        self._lost: deque[float] = deque([1.0], maxlen=RETURNED)  # shares, of these sessions
+        self._lost_share = 1.0
         self.durations = Durations()
         self.prefixes: dict[str, PrefixKnown] = {}
-        self.ends: list[tuple[float, str]] = []  # heap: when a session's pin is over
-
-    def of(self, call: CallState) -> SessionState | None:
-        """The session that a call goes on with, if it lies anywhere."""
-        name = call.ready.session
-        return self.by_name.get(name) if name is not None else None
 
     # ---- the life of a session ------------------------------------------------------------------
 
@@ -74,6 +71,8 @@ class Sessions:
             state.tool = ""
             if not state.retained:
                 self._delay.add(now_s - call.ready_at_s)
+                if state.worker == worker.name:
+                    call.unpinned_tokens = min(state.tokens, call.ready.prompt_tokens)
         if state is not None and state.worker != worker.name:
             self.forget(name, out)
             state = None
@@ -89,6 +88,9 @@ class Sessions:
         state = self.of(call)
         if state is None or call.ready.session is None or not event.prompt_tokens:
             return
+        if call.unpinned_tokens:
+            self._lost.append(1 - min(1.0, event.cached_tokens / call.unpinned_tokens))
+            self._lost_share = fmean(self._lost)
         worker = self._workers.get(state.worker)
         tokens = event.prompt_tokens + event.output_tokens
         if worker is not None and state.retained:
@@ -170,53 +172,9 @@ class Sessions:
                 price=price,
                 running_tokens=worker.kv_reserved,
                 arrival=self._programs[state.program].arrival,
+                lost_share=self._lost_share,
             )
         )
-
-    def expire(self, now_s: float) -> list[str]:
-        """Count no longer what workers have let go of by themselves; the models they serve."""
-        changed: list[str] = []
-        while self.ends and self.ends[0][0] <= now_s:
-            until_s, session = heapq.heappop(self.ends)
-            state = self.by_name.get(session)
-            if state is None or not state.retained or state.until_s != until_s:
-                continue  # given up, or renewed, since
-            self._unpin(session, state)
-            changed.append(self._workers[state.worker].model)
-        return changed
-
-    def release(self, session: str, out: list[Command]) -> None:
-        """Give up a pin; the session's KV may be evicted from now on."""
-        state = self.by_name[session]
-        if state.retained:
-            self._unpin(session, state)
-        state.told = False
-        out.append(Release(session=session, worker=state.worker))
-
-    def _unpin(self, session: str, state: SessionState) -> None:
-        worker = self._workers[state.worker]
-        worker.pins.discard(session)
-        worker.kv_pinned -= state.tokens
-        state.retained = False
-
-    def forget(self, session: str, out: list[Command]) -> None:
-        """Nobody will go on with it."""
-        state = self.by_name.get(session)
-        if state is None:
-            return
-        self.release(session, out)
-        del self.by_name[session]
-        program = self._programs.get(state.program)
-        if program is not None:
-            program.sessions.discard(session)
-
-    def lost(self, worker: str) -> list[str]:
-        """All that lay on a worker is gone with it: the sessions."""
-        gone = [session for session, state in self.by_name.items() if state.worker == worker]
-        for session in gone:
-            state = self.by_name.pop(session)
-            self._programs[state.program].sessions.discard(session)
-        return gone
 
     # ---- prefixes that many calls share ---------------------------------------------------------
 
@@ -296,6 +254,8 @@ class Sessions:
             assert worker.kv_pinned == pinned + prefixes, name
             held = {session for session in worker.pins if self.by_name[session].retained}
             assert held == worker.pins, name
+            back = {session for session in held if self.by_name[session].next_call}
+            assert back == worker.returned, name
             assert all(self.by_name[session].worker == name for session in held), name
         for name, session in self.by_name.items():
             assert name in self._programs[session.program].sessions, name
@@ -313,8 +273,8 @@ def _memory(worker: WorkerState, line: Line) -> Memory:
         capacity_tokens=worker.kv_tokens,
         running_tokens=worker.kv_reserved,
         pinned_tokens=worker.kv_pinned,
-        waiting_tokens=line.tokens if starved else 0,
-        waiting_calls=line.calls if starved else 0,
+        waiting_tokens=line.tokens + line.outside_tokens if starved else 0,
+        waiting_calls=line.calls + line.outside_calls if starved else 0,
         running_calls=len(worker.running),
     )
 

@@ -46,6 +46,8 @@ class CallState(msgspec.Struct, gc=False):
     losses: int = 0  # workers that died under it
     breaks: int = 0  # attempts that came to nothing
     promised_tokens: int = 0  # of its session, by a pin that was in force when it was dispatched
+    unpinned_tokens: int = 0  # of its session, which it went on with though no pin kept them
+    passed: int = 0  # calls that went while it was the first, and did not fit
     matched_tokens: int = 0  # of its prompt, believed to be held where it runs
     work_tokens: int = 0  # what it adds to its worker's
     home_until_s: float = 0.0  # until then it waits for the worker of its session
@@ -76,6 +78,7 @@ class WorkerState:
     kv_reserved: int = 0
     kv_pinned: int = 0
     pins: set[str] = field(default_factory=set[str])  # sessions that are kept
+    returned: set[str] = field(default_factory=set[str])  # those of them whose next call waits
     prefixes: set[str] = field(default_factory=set[str])  # pinned for the whole run
     computed_tokens: int = 0  # of prompts, since it came up
     prefill_s: float = 0.0  # that they took
@@ -129,6 +132,7 @@ class SessionState:
     retained: bool = False
     until_s: float | None = None  # when the worker ends the pin by itself
     told: bool = False  # the worker was asked to keep it, and may still do so
+    next_call: str = ""  # waits, and keeps the pin in force until it goes
     tool: str = ""
     paused_s: float = 0.0
     eta_s: float | None = None  # that the tool gave

@@ -1,25 +1,25 @@
 """The calls that wait, and the decision which of them goes where: a part of the core."""
 
 from collections.abc import Callable
+from heapq import nsmallest
 
 from ...kvpolicy.state import PREFILL_TOKENS_PER_S
 from .events import CallEnded, CallReady, Command, Dispatch
 from .fair import FairLine
 from .fleet import Fleet
 from .gangs import Gangs
-from .line import Line
+from .line import SET, Line
 from .placement import OUTPUT_WEIGHT
-from .policies import Order
+from .policies import PASSED, Order
 from .quota import Quota
 from .sessions import Sessions
-from .state import CallState, CallView, ProgramState, need
+from .state import CallState, CallView, ProgramState, WorkerState, need
 from .tenants import Tenants
 from .timers import Timers
 from .working_set import WorkingSet
 
-LOOK_PAST = 32  # calls that wait for their own worker, while those behind them go first
+LOOK_PAST = 32  # calls that wait for their own worker or for memory, while others go first
 PARK_AT_ONCE = 256  # calls that limits hold back, before other events have their turn
-SET = "working set"  # holds back calls of programs that are not in it
 
 
 class Waiting:
@@ -193,6 +193,7 @@ class Waiting:
                     self._look_again(model, now_s)
                     break
             if not self._send(calls, line, now_s, out):
+                self._let_pass(call, line, now_s, out)
                 break
         if skipped:
             line.restore()
@@ -225,16 +226,49 @@ class Waiting:
             if fleet.weigh_again_s is not None:
                 self._look_again(ready.model, fleet.weigh_again_s)
             return False
+        self._go(calls, worker, line, now_s, out)
+        return True
+
+    def _let_pass(self, first: CallState, line: Line, now_s: float, out: list[Command]) -> None:
+        """Sessions that a pin keeps need little more memory, and go on beside `first`, which lacks it.
+
+        So what is idle is used, and freed the sooner. No call is passed by more than PASSED others.
+        """
+        waiting = [
+            (call.item, call, home)
+            for name, home in self._kept.returned(self._fleet.of(first.ready.model))
+            if (call := self._calls[name]).item is not None
+            and not call.parked
+            and not call.ready.gang
+        ]
+        for _, call, home in nsmallest(LOOK_PAST, waiting):
+            if first.passed >= PASSED:
+                return
+            if call is first or self._fleet.choose([call], [home], now_s) is None:
+                continue
+            if not self.limited or self._held([call], line, now_s) is False:
+                first.passed += 1
+                self._go([call], home, line, now_s, out)
+
+    def _go(
+        self,
+        calls: list[CallState],
+        worker: WorkerState,
+        line: Line,
+        now_s: float,
+        out: list[Command],
+    ) -> None:
+        """Dispatch waiting calls to `worker`, all at once."""
+        first = calls[0].ready
         key = line.take(calls[0])
-        if ready.gang:
-            self.gangs.dissolve(ready)
+        if first.gang:
+            self.gangs.dissolve(first)
         for call in calls:
             self._take(call, now_s)
-            fleet.take(call, worker)
+            self._fleet.take(call, worker)
             if call.ready.session is not None:
                 self._kept.use(call.ready.session, call, worker, now_s, out)
             out.append(Dispatch(call=call.ready.call, worker=worker.name, priority=key))
-        return True
 
     def _look_again(self, model: str, at_s: float) -> None:
         if model not in self.weighing:

@@ -42,6 +42,7 @@ from .text import blocks, sequence_of, write
 
 Progress = Callable[[int], None]
 SHOWN = 5  # of those that wait for ever, in an error
+MOST_LIVE = 50_000  # programs that are in memory; later ones arrive when earlier ones have ended
 
 
 class Stalled(TenterError):
@@ -82,6 +83,7 @@ class _Simulation:
         self._calls: dict[str, Call] = {}
         self._kept: dict[str, list[int]] = {}  # session -> its last prompt and answer
         self._rows = count()
+        self._held = False  # whether the next program waits for another one to end
         self._alarm = 0  # the serial of the core's timer
         self._first_s: float | None = None  # the first arrival,
         self._last_s = 0.0  # and the last answer
@@ -125,7 +127,8 @@ class _Simulation:
     # ---- programs -----------------------------------------------------------------------------
 
     def _next_arrival(self) -> None:
-        program = next(self._programs, None)
+        self._held = len(self._live) >= MOST_LIVE
+        program = None if self._held else next(self._programs, None)
         if program is not None:
             self._at(max(program.arrival_s, self._now_s), self._arrive, program)
 
@@ -134,7 +137,7 @@ class _Simulation:
             self._first_s = self._now_s
         row = next(self._rows)
         name = program.name if program.name not in self._live else f"{program.name}#{row}"
-        chat = all(len(stage) == 1 for stage in program.stages)
+        chat = self._setup.sessions and all(len(stage) == 1 for stage in program.stages)
         self._live[name] = Live(name, row, program, name if chat else None)
         self._tell(ProgramArrived(program=name, row=row, workflow=program.kind))
         self._next_arrival()
@@ -164,6 +167,8 @@ class _Simulation:
         )
         if live.session is not None:
             self._kept.pop(live.session, None)
+        if self._held:
+            self._next_arrival()
         if self._on_progress is not None:
             self._on_progress(self._result.programs + self._result.failed)
 

@@ -41,6 +41,7 @@ class Setup:
     is there; `host_gb` per replica hold what was evicted. `limit_tokens` is the `max_tokens` of
     every call: what an author would set, for lengths of answers are not known beforehand.
     `page_tokens` is the granularity of prefix reuse; it bounds the time that a simulation takes.
+    Without `sessions` no program is a conversation, so nothing is kept while its tools run.
     `working_set` and `past_future` are the scheduler's limits of those names. `without` names
     ingredients of the retention policy to leave out, of ABLATIONS.
     Raises InvalidConfig for a name that is unknown or a number out of range.
@@ -59,6 +60,7 @@ class Setup:
     page_tokens: int = 64
     working_set: float | None = None
     past_future: bool = False
+    sessions: bool = True
     without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -103,7 +105,7 @@ class Setup:
     @property
     def clairvoyant(self) -> bool:
         """Whether the policy is told how long tools will take."""
-        return self.policy == CLAIRVOYANT
+        return self.policy.startswith(CLAIRVOYANT)
 
     def core(self) -> "Core | Stock":
         """Who decides."""

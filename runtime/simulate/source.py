@@ -14,8 +14,9 @@ PAGES = 256  # of a prompt, about
 Generator = Callable[[int, float, int], Workload]
 GENERATORS: dict[str, Generator] = {"swe-bench": swe_bench, "bfcl-web": bfcl_web}
 KINDS = (
-    "a JSONL workload (docs/replay.md), the trace.jsonl of a run or its folder, or a generator: "
+    "a JSONL workload (docs/replay.md), the trace.jsonl of a run or its folder, a generator: "
     + ", ".join(f"{name}:200" for name in GENERATORS)
+    + "; or a pipeline and a table"
 )
 
 
@@ -56,6 +57,10 @@ def _read(name: str) -> Workload:
         return replace(traced(path / "trace.jsonl"), name=path.name)
     if not path.is_file():
         raise InvalidInput(f"there is no workload {name!r}; give {KINDS}")
+    if path.suffix in (".yaml", ".yml"):
+        raise InvalidInput(
+            f"{name} is a pipeline; say which rows it runs over: tenter simulate {name} TABLE.csv"
+        )
     if path.suffix != ".gz":
         with path.open("rb") as file:
             if b'"RunStarted"' in file.readline(4096):

@@ -5,13 +5,14 @@ from typing import cast
 from ...planner.graph import Sampling
 from ..blocks import COARSE_TOKENS, FINE_BLOCKS, FINE_TOKENS
 from ..calls import CallId, Request
+from ..engine.cache import Paged
 from ..engine.state import Sequence
 from ..replay import Prompt, Turn, joined, page_ids
 
 _HASH_BITS = (1 << 53) - 1  # as many as a JSON number keeps
 
 
-class Text:
+class Text(Paged):
     """A prompt and as much of its answer as is written. To the batch and the cache, a list of
     tokens: they ask for its length, and for whole pages as keys."""
 
@@ -25,6 +26,9 @@ class Text:
 
     def __getitem__(self, page: "slice[int, int, None]") -> tuple[int]:
         return self._keys[page.start // self._size]
+
+    def page_keys(self, pages: int) -> list[tuple[int]]:
+        return self._keys[: min(pages, self.length // self._size)]
 
 
 def sequence_of(

@@ -22,6 +22,8 @@ def test_policies_have_one_shape() -> None:
         "min-waste": pytest.approx(e),
         "steps-to-execution": None,
         "clairvoyant": None,
+        "clairvoyant-waste": pytest.approx(e),
+        "clairvoyant-next": None,
     }
     assert DEFAULT_POLICY in POLICIES
 
@@ -140,3 +142,21 @@ def test_who_knows_the_time_keeps_what_ends_soon() -> None:
     assert bound(replace(dear, eta_s=50.0)) == 0.0
     late = replace(dear, eta_s=5.0, elapsed_s=9.0)  # its tool has ended: the call waits its turn
     assert bound.decide(late).worth > bound.decide(replace(dear, eta_s=5.0)).worth
+
+
+def test_infercepts_rule_told_the_truth_keeps_what_is_worth_it_and_nothing_else() -> None:
+    told = POLICIES["clairvoyant-waste"]
+
+    assert told(replace(PAUSE, eta_s=e - 0.1)) == pytest.approx(e - 0.1)
+    assert told(replace(PAUSE, eta_s=e + 0.1)) == 0.0
+    assert told(replace(PAUSE, eta_s=2 * e - 0.1, running_tokens=10_000)) != 0.0
+    assert told(replace(PAUSE, eta_s=e, elapsed_s=1.0)) == pytest.approx(e - 1)
+
+
+def test_what_is_needed_last_goes_first() -> None:
+    decide = POLICIES["clairvoyant-next"].decide
+    soon, late = decide(replace(PAUSE, eta_s=1.0)), decide(replace(PAUSE, eta_s=100.0))
+
+    assert soon.hold_s is None and late.hold_s is None
+    assert soon.worth > late.worth
+    assert decide(replace(PAUSE, eta_s=100.0, elapsed_s=99.9)).worth > soon.worth

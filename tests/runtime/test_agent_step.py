@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ from tenter.planner.lower import lower
 from tenter.planner.mermaid import mermaid
 from tenter.planner.plan import repeatable
 from tenter.planner.validate import validate
-from tenter.runtime import agent, run_workflow, tool, workflow
+from tenter.runtime import agent, each, length, run_workflow, tool, when, workflow
 from tenter.runtime.api import session
 from tenter.runtime.backends.fake import FakeBackend
 from tenter.runtime.calls import Chunk, Request
@@ -23,7 +24,7 @@ from tenter.runtime.clock import VirtualLoop
 from tenter.runtime.errors import InvalidWorkflow, StepFailed
 from tenter.runtime.journal.memory import MemoryJournal
 from tenter.runtime.run.trust import Approval
-from tenter.runtime.scheduler.events import CallShared, ToolRefused, ToolStarted
+from tenter.runtime.scheduler.events import CallReady, CallShared, ToolRefused, ToolStarted
 from tenter.runtime.spec import dump, loads
 from tenter.runtime.trace import MemoryTrace
 
@@ -102,10 +103,11 @@ async def shops(items: list[str]) -> list[str]:
 
 
 async def test_a_graph_has_an_agent_as_a_step() -> None:
-    backend = Obeys(looks_up)
-    assert await run_workflow(shop.workflow, {"item": "lamp"}, backends={"default": backend}) == (
-        "it is 4"
-    )
+    trace, backend = MemoryTrace(), Obeys(looks_up)
+    backends = {"default": backend}
+    answer = await run_workflow(shop.workflow, {"item": "lamp"}, backends=backends, trace=trace)
+    assert answer == "it is 4"
+    assert {item.step for _, item in trace.records if isinstance(item, CallReady)} == {"seller"}
     first, second = backend.requests
     assert [spec.name for spec in first.tools] == ["price"]
     assert first.sampling.max_tokens == 60
@@ -426,6 +428,51 @@ def test_wrong_settings_are_told(given: dict[str, Any], said: str | None) -> Non
         return
     with pytest.raises(InvalidWorkflow, match=said):
         make()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"choices": ("a", "b")}, "an agent has no choices"),
+        ({"loop": Loop(("price", "price"))}, "'price' is given to it 2 times"),
+        ({"loop": Loop(("price",), allow=("send",))}, "allow names 'send'"),
+        ({"loop": Loop(max_tokens=0)}, "max_tokens of all turns is 0"),
+    ],
+)
+def test_a_graph_with_a_wrong_agent_is_told(changed: dict[str, Any], said: str) -> None:
+    (step,) = shop.graph.steps
+    graph = replace(shop.graph, steps=(replace(step, **changed),))
+    assert any(said in str(problem) for problem in validate(graph))
+
+
+async def test_agents_inside_loops_branches_and_other_workflows() -> None:
+    @workflow
+    def many(items: list[str]) -> Any:
+        prices = each(items, lambda item: shop(item=item))
+        return when(length(items) > 1, lambda: prices, lambda: seller(item="none"))
+
+    backends = {"default": Obeys(looks_up)}
+    found = await run_workflow(many.workflow, {"items": ["a", "bb"]}, backends=backends)
+    assert found == ["it is 1", "it is 2"]
+
+
+def test_an_agent_that_acts_is_not_idle_if_nothing_reads_it() -> None:
+    mailer = agent("{{ to }}", tools=[send])
+    looker = agent("{{ to }}", tools=[price])
+
+    @workflow
+    def sends(to: str) -> str:
+        mailer(to=to)
+        return to
+
+    @workflow
+    def looks(to: str) -> str:
+        looker(to=to)
+        return to
+
+    assert len(sends.graph.steps) == 1
+    with pytest.raises(InvalidWorkflow, match="nothing reads its result"):
+        assert looks.graph
 
 
 async def test_two_chats_of_a_program_and_an_agent_keep_apart() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tenter.kvpolicy import DEFAULT_POLICY, POLICIES, Decision, Policy
+from tenter.kvpolicy import DEFAULT_POLICY, POLICIES, Decision, Pause, Policy
 from tenter.runtime.blocks import blocks_of
 from tenter.runtime.scheduler.core import Core
 from tenter.runtime.scheduler.events import (
@@ -37,7 +37,8 @@ from tenter.runtime.scheduler.events import (
     WorkerLoad,
     WorkerUp,
 )
-from tenter.runtime.scheduler.policies import call_fcfs, program_fcfs
+from tenter.runtime.scheduler.limits import Limits
+from tenter.runtime.scheduler.policies import PASSED, call_fcfs, program_fcfs
 from tenter.runtime.scheduler.retry import BREAKS, MAX_ATTEMPTS, MAX_LOSSES
 
 
@@ -207,6 +208,115 @@ def test_a_pin_gives_way_where_the_queue_is_worth_more(seconds: float, kept: boo
     else:
         assert commands[0] == Release(session="a", worker="m/0")
         assert dispatched(commands) == ["c/1"]
+    core.check()
+
+
+def kept_beside_a_full_worker(core: Core) -> None:
+    """`b` runs on 600 of 1000 tokens; `a` has 300 pinned until 7.0; `a`'s tool runs since 2.0."""
+    core.handle(up(slots=8, kv=1000), 0)
+    for program in ("head", "a", "b"):
+        core.handle(arrived(program), 0)
+    core.handle(ready("a/1", "a", session="a", prompt_tokens=290), 0)
+    core.handle(done("a/1", "a", prompt_tokens=290, output_tokens=10), 1)
+    core.handle(ready("b/1", "b", prompt_tokens=590), 1)
+    core.handle(ToolStarted(program="a", step="t", tool="x", session="a"), 2)
+
+
+def test_a_pin_outlasts_its_time_while_the_next_call_waits(core: Core) -> None:
+    kept_beside_a_full_worker(core)
+    commands = core.handle(ready("a/2", "a", session="a", prompt_tokens=800), 3)
+    assert commands[0] == Retain(session="a", worker="m/0", until_s=None)
+
+    core.handle(TimerFired(), 8)
+
+    assert core.workers["m/0"].kv_pinned == 300
+    assert dispatched(core.handle(done("b/1", "b"), 9)) == ["a/2"]
+    assert core.workers["m/0"].kv_pinned == 0
+
+
+def test_a_dropped_call_keeps_no_pin_beyond_its_time(core: Core) -> None:
+    kept_beside_a_full_worker(core)
+    core.handle(ready("a/2", "a", session="a", prompt_tokens=800, deadline_s=5.0), 3)
+    dropped, again = core.handle(TimerFired(), 5)[:2]
+
+    assert isinstance(dropped, Retain | DropCall) and isinstance(again, Retain | DropCall)
+    assert {type(dropped), type(again)} == {Retain, DropCall}
+    assert Retain(session="a", worker="m/0", until_s=7.0) in (dropped, again)
+    core.handle(TimerFired(), 7)
+    assert core.workers["m/0"].kv_pinned == 0
+
+
+def test_a_cancelled_program_keeps_no_pin_whose_time_was_over(core: Core) -> None:
+    kept_beside_a_full_worker(core)
+    core.handle(ready("a/2", "a", session="a", prompt_tokens=800), 3)
+    commands = core.handle(CancelProgram(program="a"), 9)
+
+    assert Release(session="a", worker="m/0") in commands
+    assert core.workers["m/0"].kv_pinned == 0
+
+
+def test_sessions_that_bring_their_memory_pass_a_call_that_lacks_it(core: Core) -> None:
+    kept_beside_a_full_worker(core)
+    assert dispatched(core.handle(ready("head/1", "head", prompt_tokens=700), 3)) == []
+    assert dispatched(core.handle(ready("b/2", "b", prompt_tokens=320), 3)) == []
+
+    assert dispatched(core.handle(ready("a/2", "a", session="a", prompt_tokens=320), 4)) == ["a/2"]
+
+
+def test_no_call_is_passed_for_ever() -> None:
+    """Sessions that go round and round beside it give way in the end."""
+    core = Core(hold=lambda pause: None)
+    kept_beside_a_full_worker(core)
+    core.handle(ready("head/1", "head", prompt_tokens=990), 3)
+    for turn in range(2, 2 * PASSED):
+        call = f"a/{turn}"
+        if not dispatched(core.handle(ready(call, "a", session="a", prompt_tokens=320), 4)):
+            break
+        core.handle(done(call, "a", prompt_tokens=290, output_tokens=10), 4)
+        core.handle(ToolStarted(program="a", step="t", tool="x", session="a"), 4)
+    assert turn == 2 + PASSED
+    assert dispatched(core.handle(done("b/1", "b"), 5)) == ["head/1"]
+    core.check()
+
+
+def test_what_sessions_lose_without_a_pin_is_learned() -> None:
+    asked: list[Pause] = []
+
+    def hold(pause: Pause) -> float:
+        asked.append(pause)
+        return 0.0
+
+    core = Core(hold=hold)
+    core.handle(up(slots=8, kv=1000), 0)
+    core.handle(arrived("p"), 0)
+    for turn in range(100):
+        call = f"p/{turn}"
+        core.handle(ready(call, "p", session="s", prompt_tokens=100), turn)
+        core.handle(done(call, "p", prompt_tokens=100, cached_tokens=75 if turn else 0), turn)
+        core.handle(ToolStarted(program="p", step="t", tool="x", session="s"), turn)
+        core.check()
+    assert asked[0].lost_share == 1.0
+    assert asked[-1].lost_share == pytest.approx(0.25)
+
+
+def test_calls_that_wait_outside_the_working_set_make_memory_dear() -> None:
+    asked: list[Pause] = []
+
+    def hold(pause: Pause) -> float:
+        asked.append(pause)
+        return 0.0
+
+    core = Core(hold=hold, limits=Limits(working_set=0.5))
+    core.handle(up(slots=8, kv=1000), 0)
+    for program in ("a", "b"):
+        core.handle(arrived(program), 0)
+    core.handle(ready("a/1", "a", session="a", prompt_tokens=300), 0)
+    core.handle(ready("a/2", "a", prompt_tokens=100), 0)
+    core.handle(ready("b/1", "b", prompt_tokens=980), 0)
+    core.handle(done("a/1", "a", prompt_tokens=300), 1)
+    core.handle(ToolStarted(program="a", step="t", tool="x", session="a"), 1)
+    assert core.calls["b/1"].worker is None
+    assert asked[-1].price.per_token_s > 0
     core.check()
 
 

@@ -322,6 +322,12 @@ class CoreMachine(RuleBasedStateMachine):
         assert self.core.calls.keys() == self.waiting.keys() | self.running.keys()
 
     @invariant()
+    def no_pin_waits_for_a_call_that_is_gone(self) -> None:
+        for name, session in self.core.sessions.items():
+            if session.next_call:
+                assert session.retained and session.next_call in self.waiting, name
+
+    @invariant()
     def nothing_waits_beside_an_idle_worker(self) -> None:
         """The first call that no limit, home or gang holds back has no idle worker that it fits."""
         workers = self.core.workers.values()

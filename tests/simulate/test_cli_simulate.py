@@ -6,10 +6,7 @@ from pathlib import Path
 import pytest
 
 from tenter.runtime.cli import main
-from tenter.runtime.cli_simulate import simulate_workload
-from tenter.runtime.errors import InvalidInput
 from tenter.runtime.replay import swe_bench, write_workload
-from tenter.runtime.simulate import Setup
 
 SMALL = ["simulate", "bfcl-web:8", "--rate", "0.5", "--seed", "3"]
 
@@ -70,6 +67,7 @@ def test_a_file_is_cut_to_what_fits(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*SMALL, "--slower-tools", "0"], "--slower-tools must be positive"),
         ([*SMALL, "--programs", "0"], "--programs must be 1 or more"),
         ([*SMALL, "--kv-share", "0.003"], "no call fits into"),
+        ([*SMALL, "--report", "no/page.html"], "the report cannot be written: no/page.html"),
     ],
     ids=lambda given: given[-1] if isinstance(given, list) else "",
 )
@@ -80,25 +78,10 @@ def test_errors_say_what_is_wrong(
     assert message in capsys.readouterr().err
 
 
-def simulated(report: Path | None, json: bool = False) -> int:
-    return simulate_workload(
-        *("bfcl-web:6", Setup(), ("stock", "shadow-price"), ()),
-        rate=0.5,
-        programs=None,
-        slower_tools=1.0,
-        page_tokens=None,
-        seed=3,
-        json=json,
-        what_if=True,
-        report=report,
-    )
-
-
 def test_what_ifs_are_asked_of_every_policy(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = tmp_path / "report.html"
-    assert simulated(path, json=True) == 0
+    assert main([*SMALL, "--json", "--what-if"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     done = [line for line in lines if line["type"] == "simulated"]
     assert [line.get("what_if") for line in done[:4]] == [
@@ -114,11 +97,9 @@ def test_a_report_is_one_page_that_fetches_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "report.html"
-    assert simulated(path) == 0
+    assert main([*SMALL, "--what-if", "--report", str(path)]) == 0
     text = path.read_text()
     assert "half the memory" in capsys.readouterr().out
     assert text.count("<polyline") == 8 and text.count("<tr>") == 9
     for word in ("http:", "https:", "<script", "src=", "@import", "url("):
         assert word not in text
-    with pytest.raises(InvalidInput, match="the report cannot be written: .*none"):
-        simulated(tmp_path / "none" / "report.html")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import anyio
 import pytest
@@ -29,12 +30,21 @@ from tenter.runtime.replay import (
     write_workload,
 )
 from tenter.runtime.scheduler.core import Core
-from tenter.runtime.scheduler.events import ProgramEnded, Retain, ToolEnded, ToolStarted
+from tenter.runtime.scheduler.events import (
+    Command,
+    Event,
+    ProgramArrived,
+    ProgramEnded,
+    Retain,
+    StartProgram,
+    ToolEnded,
+    ToolStarted,
+)
 from tenter.runtime.scheduler.loop import Answer, Scheduler
 from tenter.runtime.scheduler.policies import ORDERS
-from tenter.runtime.simulate import Result, Setup, Stalled, load, simulate, survey
+from tenter.runtime.simulate import Result, Setup, Stalled, drive, load, simulate, survey
 from tenter.runtime.simulate.stock import Stock
-from tenter.runtime.simulate.text import blocks
+from tenter.runtime.simulate.text import Text, blocks, sequence_of, write
 from tenter.runtime.trace import TraceWriter
 
 TIGHT = 0.15  # of the memory: programs push each other out
@@ -205,10 +215,56 @@ def test_who_waits_for_ever_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         simulate(programs(chat("a", 1, 2, 1.0), chat("b", 2, 2, 1.0)), Setup(policy="stock"))
 
 
+def test_calls_that_wait_for_ever_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_admits(self: Stock, event: Event, now_s: float) -> list[Command]:
+        return [StartProgram(event.program)] if isinstance(event, ProgramArrived) else []
+
+    monkeypatch.setattr(Stock, "handle", only_admits)
+    with pytest.raises(Stalled, match=r"none wait to be admitted; a/0, b/0 wait for a worker"):
+        simulate(programs(chat("a", 1, 2, 1.0), chat("b", 2, 2, 1.0)), Setup(policy="stock"))
+    monkeypatch.undo()
+    monkeypatch.setattr(Replica, "start", lambda self, now_s: None)
+    with pytest.raises(Stalled, match=r"a/0 wait in an engine; sim-0 has .* and 1 waiting calls"):
+        simulate(programs(chat("a", 1, 2, 1.0)), Setup(policy="stock"))
+
+
+def test_programs_that_are_no_conversations_keep_nothing() -> None:
+    workload = programs(*(chat(f"p{index}", index, 4, 3.0, index / 2) for index in range(9)))
+    assert simulate(workload, Setup(policy="forever", kv_share=TIGHT)).pins > 0
+    assert simulate(workload, Setup(policy="forever", kv_share=TIGHT, sessions=False)).pins == 0
+
+
+def test_no_more_programs_are_in_memory_than_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drive, "MOST_LIVE", 3)
+    made: list[int] = []
+
+    def batch() -> Iterator[Program]:
+        for index in range(20):
+            made.append(index)
+            yield chat(f"p{index}", index, 2, 1.0)
+
+    ahead: list[int] = []
+    workload = Workload("batch", batch)
+    result = simulate(workload, Setup(), on_progress=lambda done: ahead.append(len(made) - done))
+    assert result.programs == 20 and max(ahead) <= 3 + 1
+    assert max(result.completion_s) == pytest.approx(result.span_s)  # from 0, when all were there
+
+
 def test_progress_counts_programs() -> None:
     told: list[int] = []
     simulate(programs(chat("a", 1, 2, 1.0), chat("b", 2, 2, 1.0)), Setup(), on_progress=told.append)
     assert told == [1, 2]
+
+
+def test_a_text_has_the_keys_of_its_whole_pages() -> None:
+    """The cache asks for keys at once; cut out of the tokens one by one, they are the same."""
+    turn = Turn((Span(1, 0, 100), Span(2, 7, 60)), 30)
+    sequence = sequence_of("a", turn, 16, 0, 0.0, 0.0)
+    text = cast(Text, sequence.tokens)
+    cut = [text[start : start + 16] for start in range(0, 153 - 15, 16)]
+    assert text.page_keys(100) == cut and text.page_keys(3) == cut[:3]
+    write(sequence, 7)
+    assert len(text.page_keys(100)) == 10
 
 
 # ---- the same programs on the live loop -----------------------------------------------------------
