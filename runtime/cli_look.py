@@ -77,6 +77,10 @@ def _signature(workflow: Workflow) -> str:
 
 def _kind(step: Step) -> str:
     match step:
+        case LLM(loop=loop) if loop is not None:
+            return "agent"
+        case LLM(reasoning=reasoning) if reasoning is not None:
+            return "reason"
         case LLM(choices=choices):
             return "choice" if choices else "llm"
         case ToolCall():

@@ -1,12 +1,12 @@
 """Prune: drops the steps whose results nothing reads.
 
-A tool that acts on the world stays, and so does what it needs.
+A tool or an agent that acts on the world stays, and so does what it needs.
 """
 
 from collections.abc import Collection
 from dataclasses import replace
 
-from ..graph import Each, Step, ToolCall, names_in, reads
+from ..graph import Each, acts, names_in, reads
 from ..plan import Context, Plan, PlanStep
 
 
@@ -27,14 +27,3 @@ def _needed(steps: tuple[PlanStep, ...], read: Collection[str]) -> tuple[PlanSte
             wanted.update(reads(step.step))
             kept.append(step)
     return tuple(reversed(kept))
-
-
-def acts(step: Step) -> bool:
-    """Whether a step does something besides making its result."""
-    match step:
-        case ToolCall(effect=effect):
-            return effect != "pure"
-        case Each(body=body):
-            return any(acts(inside) for inside in body)
-        case _:
-            return False
