@@ -140,7 +140,7 @@ def list_runs(home: str | None, json: bool) -> int:
             _emit(_run_record(info))
         return 0
     if not infos:
-        print(f"no runs in {store.home} yet")
+        print(f"no runs in {store.shown} yet")
         return 0
     head = ("run", "workflow", "status", "done", "failed", "created")
     rows = [head, *(_cells(info) for info in reversed(infos))]

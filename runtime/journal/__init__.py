@@ -1,4 +1,4 @@
-"""What a run has finished, kept across its death: the contract, three journals, and the store."""
+"""What a run has finished, kept across its death: the contract, its journals, and the store."""
 
 from .base import (
     JOURNAL_VERSION,
@@ -10,6 +10,7 @@ from .base import (
     RunInfo,
     RunStatus,
     StepRecord,
+    Superseded,
 )
 from .memory import MemoryJournal, NoJournal
 from .sqlite import SqliteJournal
@@ -29,5 +30,6 @@ __all__ = [
     "SqliteJournal",
     "StepRecord",
     "Store",
+    "Superseded",
     "new_run_id",
 ]

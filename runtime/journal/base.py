@@ -70,6 +70,17 @@ class RunInfo:
 Entry = StepRecord | RowRecord
 
 
+class Superseded(JournalError):
+    """Another runner has claimed the run; the store refuses this one's writes."""
+
+    def __init__(self, run: str, by: object = None) -> None:
+        taken = "was taken over" if by is None else f"was taken over by {by}"
+        super().__init__(
+            f"{run} {taken}, since this process gave no sign of life; nothing that it has done "
+            "since is recorded"
+        )
+
+
 def check(entry: Entry) -> int:
     """The size of an entry. Refused: one too large, or with a path that is not Unicode."""
     value = entry.value

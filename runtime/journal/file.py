@@ -8,25 +8,39 @@ the death of the process loses nothing. `sync` makes all commits so far durable.
 the log by a descriptor of its own, which is what `synchronous = FULL` does at each commit, so it may
 run beside the connection's use. One connection per file, never used by two threads at once
 (SQLite's WAL-reset bug needs two connections).
+
+Whoever opens a file to write puts a token of its own into it, and every commit shows that the token
+is still there: the commits of one who was taken over are refused.
 """
 
 import hashlib
 import os
+import secrets
 import sqlite3
 import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
 from ..errors import JournalError
-from .base import JOURNAL_VERSION, Entry, Manifest, RowRecord, RunInfo, RunStatus, StepRecord
+from .base import (
+    JOURNAL_VERSION,
+    Entry,
+    Manifest,
+    RowRecord,
+    RunInfo,
+    RunStatus,
+    StepRecord,
+    Superseded,
+)
 
 APPLICATION_ID = 0x546E7472  # "Tntr"
 INLINE_BYTES = 512
 PAGE_BYTES = 4096
+BUSY_S = 5.0  # how long to wait for another connection, such as a look of `ls`
 
 _fsync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
@@ -46,13 +60,17 @@ PRAGMA user_version = {JOURNAL_VERSION};
 _ADD_BLOB = "INSERT OR IGNORE INTO blobs (digest, value) VALUES (?, ?)"
 _ADD_STEP = "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?)"
 _ADD_ROW = "INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?)"
+_TOKEN = "SELECT value FROM run WHERE key = 'token'"
+_ADD_STEP_IF_OURS = f"INSERT OR REPLACE INTO steps SELECT ?, ?, ?, ?, ?, ? WHERE ({_TOKEN}) = ?"
+_ADD_ROW_IF_OURS = f"INSERT OR REPLACE INTO rows SELECT ?, ?, ?, ?, ? WHERE ({_TOKEN}) = ?"
 _SET = "INSERT OR REPLACE INTO run VALUES (?, ?)"
-_STEPS = """SELECT s.row, s.path, s.value, s.blob, s.signature, s.sum, b.value
+ALL_STEPS = """SELECT s.row, s.path, s.value, s.blob, s.signature, s.sum, b.value
     FROM steps s LEFT JOIN blobs b ON b.digest = s.blob"""
-_STEPS_OF_ROWS = f"{_STEPS} WHERE s.row BETWEEN ? AND ? ORDER BY s.row, s.path"
-_STEP_BY_SIGNATURE = f"{_STEPS} WHERE s.signature = ? ORDER BY s.row, s.path LIMIT 1"
-_ROWS = """SELECT r.row, r.value, r.blob, r.error, r.sum, b.value
-    FROM rows r LEFT JOIN blobs b ON b.digest = r.blob WHERE r.row BETWEEN ? AND ? ORDER BY r.row"""
+_STEPS_OF_ROWS = f"{ALL_STEPS} WHERE s.row BETWEEN ? AND ? ORDER BY s.row, s.path"
+_STEP_BY_SIGNATURE = f"{ALL_STEPS} WHERE s.signature = ? ORDER BY s.row, s.path LIMIT 1"
+ALL_ROWS = """SELECT r.row, r.value, r.blob, r.error, r.sum, b.value
+    FROM rows r LEFT JOIN blobs b ON b.digest = r.blob"""
+_ROWS = f"{ALL_ROWS} WHERE r.row BETWEEN ? AND ? ORDER BY r.row"
 _COUNT_ROWS = "SELECT (error IS NULL), count(*) FROM rows GROUP BY (error IS NULL)"
 
 _CURES = {
@@ -79,7 +97,8 @@ _FAULTS = (sqlite3.Error, OSError, OverflowError, ValueError)
 
 
 @contextmanager
-def _reported(path: Path) -> Generator[None]:
+def reported(path: Path) -> Generator[None]:
+    """SQLite's errors as ours, with what would help."""
     try:
         yield
     except _FAULTS as error:
@@ -95,8 +114,15 @@ def _digest(value: bytes) -> bytes:
 
 
 def _sum(row: int, text: str, signature: bytes, stored: bytes) -> int:
-    head = b"%d\0%b\0%b\0" % (row, text.encode(), signature)
-    return zlib.crc32(stored, zlib.crc32(head))
+    return zlib.crc32(b"%d\0%b\0%b\0%b" % (row, text.encode(), signature, stored))
+
+
+def _intact(checksum: Any, row: Any, text: Any, signature: Any, stored: Any) -> bool:
+    """Whether columns are what was recorded; damaged ones may be of any kind."""
+    try:
+        return checksum == _sum(row, text, signature, stored)
+    except (TypeError, AttributeError):
+        return False
 
 
 class JournalFile:
@@ -112,41 +138,43 @@ class JournalFile:
         self._db = connection
         self._run = connection.cursor().execute  # a cursor for each statement costs 2 us
         self._log: int | None = None
+        self._token = secrets.token_hex(8)
 
     @classmethod
-    def create(cls, path: Path, manifest: Manifest) -> "JournalFile":
+    def create(cls, path: Path, manifest: Manifest) -> Self:
         """A new file; its schema and manifest are there together or not at all."""
-        with _reported(path):
+        with reported(path):
             path.touch(exist_ok=False)
             return cls._connect(path, lambda file: file._initialise(manifest))
 
     @classmethod
-    def open(cls, path: Path) -> "JournalFile":
+    def open(cls, path: Path) -> Self:
         """An existing file, recovered from its WAL, checked, ready for more."""
 
         def prepare(file: "JournalFile") -> None:
             file._check_identity()
             file._tune()
             file._check_pages()
+            file._claim()
             file.sync()
 
-        with _reported(path):
+        with reported(path):
             return cls._connect(path, prepare)
 
     @classmethod
-    def read(cls, path: Path) -> "JournalFile":
+    def read(cls, path: Path) -> Self:
         """An existing file for a look beside its writer; never written, never checkpointed."""
-        with _reported(path):
+        with reported(path):
             return cls._connect(path, JournalFile._check_identity, mode="ro")
 
     @classmethod
     def _connect(
         cls, path: Path, prepare: "Callable[[JournalFile], None]", mode: str = "rw"
-    ) -> "JournalFile":
+    ) -> Self:
         uri = f"{path.absolute().as_uri()}?mode={mode}"
         # Its users see to it that only one thread at a time uses it.
         connection = sqlite3.connect(
-            uri, uri=True, isolation_level=None, timeout=5, check_same_thread=False
+            uri, uri=True, isolation_level=None, timeout=BUSY_S, check_same_thread=False
         )
         file = cls(path, connection)
         try:
@@ -159,11 +187,26 @@ class JournalFile:
     def _initialise(self, manifest: Manifest) -> None:
         self._tune()
         text = msgspec.json.encode(manifest).decode()
-        with self._transaction():
+        with self._transaction(new=True):
             for statement in _SCHEMA.split(";"):
                 self._db.execute(statement)
-            self._db.executemany(_SET, [("manifest", text), ("status", "running")])
+            about = [("manifest", text), ("status", "running"), ("token", self._token)]
+            self._db.executemany(_SET, about)
         self.sync()
+
+    def _claim(self) -> None:
+        """Make this connection the one that may write. One frozen in a checkpoint is in the way."""
+        (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if busy:
+            raise JournalError(f"journal {self.path}: {_CURES['SQLITE_BUSY']}")
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute(_SET, ("token", self._token))
+        self._db.execute("COMMIT")
+
+    def _check_token(self) -> None:
+        (token,) = self._db.execute(_TOKEN).fetchone()
+        if token != self._token:
+            raise Superseded(f"journal {self.path}")
 
     def _tune(self) -> None:
         for pragma in (
@@ -196,9 +239,11 @@ class JournalFile:
             )
 
     @contextmanager
-    def _transaction(self) -> Generator[None]:
+    def _transaction(self, new: bool = False) -> Generator[None]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
+            if not new:
+                self._check_token()
             yield
             self._db.execute("COMMIT")
         except BaseException:
@@ -220,9 +265,11 @@ class JournalFile:
         if entry.value is not None and len(entry.value) > INLINE_BYTES:
             return False
         if isinstance(entry, StepRecord):
-            self._run(_ADD_STEP, _step_columns(entry, {}))
+            done = self._run(_ADD_STEP_IF_OURS, (*_step_columns(entry, {}), self._token))
         else:
-            self._run(_ADD_ROW, _row_columns(entry, {}))
+            done = self._run(_ADD_ROW_IF_OURS, (*_row_columns(entry, {}), self._token))
+        if done.rowcount != 1:
+            raise Superseded(f"journal {self.path}")
         self.log_pages += 2
         self.log_begins = False
         return True
@@ -260,42 +307,45 @@ class JournalFile:
         """Copy the log to the database, so that it can begin anew. Durable commits stay so."""
         self.log_pages = 0
         self.log_begins = True
-        with _reported(self.path):
+        with reported(self.path):
+            self._check_token()
             self._run("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def steps(self, first_row: int, last_row: int) -> dict[tuple[int, str], StepRecord]:
-        with _reported(self.path):
+        with reported(self.path):
             found = self._db.execute(_STEPS_OF_ROWS, (first_row, last_row))
-            return {(c[0], c[1]): self._step(c) for c in found}
+            return {(c[0], c[1]): self.as_step(c) for c in found}
 
     def results(self, signatures: Sequence[bytes]) -> dict[bytes, bytes]:
-        with _reported(self.path):
+        with reported(self.path):
             found = (self._db.execute(_STEP_BY_SIGNATURE, (s,)).fetchone() for s in signatures)
-            return {c[4]: self._step(c).value for c in found if c is not None}
+            return {c[4]: self.as_step(c).value for c in found if c is not None}
 
     def rows(self, first_row: int, last_row: int) -> dict[int, RowRecord]:
-        with _reported(self.path):
+        with reported(self.path):
             found = self._db.execute(_ROWS, (first_row, last_row))
-            return {c[0]: self._row(c) for c in found}
+            return {c[0]: self.as_row(c) for c in found}
 
-    def _step(self, columns: tuple[Any, ...]) -> StepRecord:
+    def as_step(self, columns: tuple[Any, ...]) -> StepRecord:
+        """A step from its columns. Raises JournalError if it is not what was recorded."""
         row, path, value, blob, signature, checksum, content = columns
-        if checksum != _sum(row, path, signature or b"", blob or value or b""):
+        if not _intact(checksum, row, path, signature or b"", blob or value or b""):
             raise self._damaged(row)
         if blob is not None:
             value = self._content(row, blob, content)
         return StepRecord(row, path, value, signature)
 
-    def _row(self, columns: tuple[Any, ...]) -> RowRecord:
+    def as_row(self, columns: tuple[Any, ...]) -> RowRecord:
+        """A finished row from its columns. Raises JournalError if it is not what was recorded."""
         row, value, blob, error, checksum, content = columns
-        if checksum != _sum(row, error or "", b"", blob or value or b""):
+        if not _intact(checksum, row, error or "", b"", blob or value or b""):
             raise self._damaged(row)
         if blob is not None:
             value = self._content(row, blob, content)
         return RowRecord(row, value, error)
 
-    def _content(self, row: int, digest: bytes, content: bytes | None) -> bytes:
-        if content is None or _digest(content) != digest:
+    def _content(self, row: int, digest: bytes, content: Any) -> bytes:
+        if not isinstance(content, bytes) or _digest(content) != digest:
             raise self._damaged(row)
         return content
 
@@ -306,12 +356,12 @@ class JournalFile:
 
     def set_status(self, status: RunStatus, summary: Mapping[str, float]) -> None:
         text = msgspec.json.encode(dict(summary)).decode()
-        with _reported(self.path), self._transaction():
+        with reported(self.path), self._transaction():
             self._db.executemany(_SET, [("status", status), ("summary", text)])
         self.sync()
 
     def info(self) -> RunInfo:
-        with _reported(self.path):
+        with reported(self.path):
             about = dict(self._db.execute("SELECT key, value FROM run").fetchall())
             counts = dict(self._db.execute(_COUNT_ROWS).fetchall())
             return RunInfo(
@@ -332,7 +382,7 @@ class JournalFile:
             if log is not None:
                 os.close(log)
                 self._log = None
-            with _reported(self.path):
+            with reported(self.path):
                 self._db.close()
 
 
@@ -346,10 +396,11 @@ def _stored(value: bytes, blobs: dict[bytes, bytes]) -> tuple[bytes | None, byte
 
 
 def _step_columns(step: StepRecord, blobs: dict[bytes, bytes]) -> tuple[object, ...]:
-    value, blob = _stored(step.value, blobs)
-    signature = step.signature
-    checksum = _sum(step.row, step.path, signature or b"", blob or value or b"")
-    return step.row, step.path, value, blob, signature, checksum
+    row, path, value, signature = step.row, step.path, step.value, step.signature
+    if len(value) <= INLINE_BYTES:  # the usual case, at a third less
+        return row, path, value, None, signature, _sum(row, path, signature or b"", value)
+    _, blob = _stored(value, blobs)
+    return row, path, None, blob, signature, _sum(row, path, signature or b"", blob or b"")
 
 
 def _row_columns(row: RowRecord, blobs: dict[bytes, bytes]) -> tuple[object, ...]:

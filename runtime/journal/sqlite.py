@@ -27,6 +27,7 @@ QUICK_RECORDS = 16  # in a group that the loop commits itself
 QUICK_BYTES = 16 * 1024
 SYNC_AFTER_S = 1.0  # what a power cut may take
 CHECKPOINT_PAGES = 10_000  # the log has at most 40 MB then
+BEAT_S = 5.0  # between signs of life
 
 _T = TypeVar("_T")
 _Then = Callable[[], None]
@@ -61,9 +62,12 @@ class SqliteJournal:
         *,
         on_failure: Callable[[JournalError], None] | None = None,
         on_close: Callable[[], None] | None = None,
+        on_beat: Callable[[], None] | None = None,
     ) -> None:
-        """Open by calling `opened` on the writer thread; `on_close` is called there at the end."""
+        """Open by calling `opened` on the writer thread; `on_close` is called there at the end,
+        and `on_beat` at least each BEAT_S meanwhile."""
         self.on_failure = on_failure
+        self._on_beat = on_beat
         self._on_close = on_close
         self._pending: list[tuple[Entry, _Then | None]] = []
         self._pending_bytes = 0
@@ -312,15 +316,19 @@ class SqliteJournal:
 
     def _work_off(self, file: JournalFile) -> None:
         sync_at: float | None = None
+        beat_at = time.monotonic() + BEAT_S
         while True:
+            if self._on_beat is not None and time.monotonic() >= beat_at:
+                self._on_beat()
+                beat_at = time.monotonic() + BEAT_S
             if sync_at is None and self._sync_asked:
                 sync_at = time.monotonic() + SYNC_AFTER_S
             elif sync_at is not None and time.monotonic() >= sync_at:
                 self._sync(file)
                 sync_at = None
             try:
-                wait_s = None if sync_at is None else max(0.0, sync_at - time.monotonic())
-                job = self._jobs.get(timeout=wait_s)
+                next_at = beat_at if sync_at is None else min(sync_at, beat_at)
+                job = self._jobs.get(timeout=max(0.0, next_at - time.monotonic()))
             except Empty:
                 continue
             if job is None:

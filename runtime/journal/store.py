@@ -1,111 +1,142 @@
-"""All runs of a home folder: `<home>/runs/<run>/` with `journal.db`, `trace.jsonl` and `lock`.
+"""All runs of a home: a folder, with an SQLite journal for each run, or a Redis.
 
-A run's lock (flock on a file in its folder) keeps a second process from running it; the kernel
-lets go of it when the owner dies, however it dies.
+Beside a Redis there is a folder too (`?folder=DIR` of its URL, else `.tenter`), for what belongs to
+this machine: traces and learned statistics.
 """
 
-import fcntl
 import os
-import random
-import re
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import InvalidInput, JournalError
-from .base import Manifest, RunInfo
-from .file import JournalFile
-from .sqlite import SqliteJournal
+from .address import is_redis, parse_redis
+from .base import Entry, Journal, Manifest, RunInfo
+from .folders import FolderRuns
+from .names import is_run, new_run_id
+from .upkeep import Checked, Compacted
+
+__all__ = ["HOME_VARIABLE", "Runs", "Store", "default_home", "new_run_id"]
 
 HOME_VARIABLE = "TENTER_HOME"
 
-_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: sorts as its numbers do
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
-_LOOKS = 5  # a look of `list` may hold the lock for an instant
+_OnFailure = Callable[[JournalError], None] | None
 
 
-def default_home() -> Path:
-    """$TENTER_HOME, or `.tenter` in the working folder."""
-    return Path(os.environ.get(HOME_VARIABLE) or ".tenter")
+class Runs(Protocol):
+    """Where the runs of a home lie. `run` is always a full and checked name."""
+
+    @property
+    def shown(self) -> str:
+        """The place, fit for messages."""
+        ...
+
+    def names(self) -> Iterable[str]:
+        """The runs that have a journal, by name."""
+        ...
+
+    def has(self, run: str) -> bool: ...
+
+    def create(self, manifest: Manifest, on_failure: _OnFailure) -> Journal:
+        """A new run, claimed by this process. Raises JournalError if it is there."""
+        ...
+
+    def open(self, run: str, on_failure: _OnFailure) -> tuple[Manifest, Journal]:
+        """A run that is there, claimed. Raises JournalError that names who else runs it."""
+        ...
+
+    def info(self, run: str) -> RunInfo: ...
+
+    def check(self, run: str) -> Checked:
+        """Every record read; also beside the run's owner."""
+        ...
+
+    def compact(self, run: str) -> Compacted:
+        """Throw away what no resume asks for. Raises JournalError if somebody runs the run."""
+        ...
+
+    def entries(self, run: str) -> Iterator[Entry]:
+        """Every record, by row: its steps, then how it ended."""
+        ...
+
+    def missing(self, run: str) -> InvalidInput:
+        """Why `run` is not there."""
+        ...
 
 
-def new_run_id(epoch_s: float, rng: random.Random) -> str:
-    """A run's name: 48 bits of milliseconds, then 32 random bits; names sort by time."""
-    number = (int(epoch_s * 1000) & ((1 << 48) - 1)) << 32 | rng.getrandbits(32)
-    return "run_" + "".join(_BASE32[number >> shift & 31] for shift in range(75, -1, -5))
+def default_home() -> Path | str:
+    """$TENTER_HOME, or `.tenter` in the working folder; a Redis's URL is a str."""
+    home = os.environ.get(HOME_VARIABLE) or ".tenter"
+    return home if is_redis(home) else Path(home)
 
 
 class Store:
-    """The runs below `home`."""
+    """The runs of `home`: a folder, or the URL of a Redis (see `address`).
+
+    `home` is then the folder of what lies on this machine; `shown` is the place to name to a user.
+    """
 
     def __init__(self, home: Path | str | None = None) -> None:
-        self.home = Path(home) if home is not None else default_home()
+        home = default_home() if home is None else home
+        if isinstance(home, str) and is_redis(home):
+            from .redis_runs import RedisRuns
+
+            address = parse_redis(home)
+            self.home = Path(address.options.folder)
+            self.runs: Runs = RedisRuns(address, self.home)
+        else:
+            self.home = Path(home)
+            self.runs = FolderRuns(self.home)
+
+    @property
+    def shown(self) -> str:
+        return self.runs.shown
 
     def folder(self, run: str) -> Path:
         """Where `run` keeps its files; the name is checked, so that it stays below `home`."""
-        if _RUN.fullmatch(run) is None:
+        if not is_run(run):
             raise InvalidInput(f"{run!r} is not the name of a run")
         return self.home / "runs" / run
 
     def trace_path(self, run: str) -> Path:
         return self.folder(run) / "trace.jsonl"
 
-    def create(
-        self, manifest: Manifest, on_failure: Callable[[JournalError], None] | None = None
-    ) -> SqliteJournal:
-        """A new run, locked by this process until the journal is closed."""
-        folder = self.folder(manifest.run)
-        try:
-            folder.mkdir(parents=True)
-            _sync(folder.parent)
-        except FileExistsError:
-            raise JournalError(f"run {manifest.run} exists already; resume it instead") from None
-        except OSError as error:
-            raise JournalError(f"run folder {folder}: {error.strerror or error}") from error
-        lock = _lock(folder, manifest.run)
-        path = folder / "journal.db"
+    def create(self, manifest: Manifest, on_failure: _OnFailure = None) -> Journal:
+        """A new run, claimed by this process until the journal is closed."""
+        self.folder(manifest.run)
+        return self.runs.create(manifest, on_failure)
 
-        def opened() -> JournalFile:
-            file = JournalFile.create(path, manifest)
-            _sync(folder)
-            return file
-
-        return SqliteJournal(opened, on_failure=on_failure, on_close=lambda: os.close(lock))
-
-    def open(
-        self, run: str, on_failure: Callable[[JournalError], None] | None = None
-    ) -> tuple[Manifest, SqliteJournal]:
-        """A run to resume (its full name; see `find`), locked by this process."""
-        path = self.folder(run) / "journal.db"
-        if not path.is_file():
-            raise InvalidInput(f"there is no run {run} in {self.home}")
-        lock = _lock(path.parent, run)
-        journal = SqliteJournal(
-            lambda: JournalFile.open(path), on_failure=on_failure, on_close=lambda: os.close(lock)
-        )
-        return journal.manifest, journal
+    def open(self, run: str, on_failure: _OnFailure = None) -> tuple[Manifest, Journal]:
+        """A run to resume (its full name; see `find`), claimed by this process."""
+        self._check_there(run)
+        return self.runs.open(run, on_failure)
 
     def info(self, run: str) -> RunInfo:
         """A look at one run, also while it runs. A run whose process died is `paused`."""
-        path = self.folder(run) / "journal.db"
-        if not path.is_file():
-            raise InvalidInput(f"there is no run {run} in {self.home}")
-        file = JournalFile.read(path)
-        try:
-            info = file.info()
-        finally:
-            file.close()
-        if info.status == "running" and not _locked(path.parent):
-            return replace(info, status="paused")
-        return info
+        self._check_there(run)
+        return self.runs.info(run)
+
+    def check(self, run: str) -> Checked:
+        """Every record of a run read and compared with its checksum, also while it runs."""
+        self._check_there(run)
+        return self.runs.check(run)
+
+    def compact(self, run: str) -> Compacted:
+        """Throw away steps that no resume asks for, and values that nothing names any more."""
+        self._check_there(run)
+        return self.runs.compact(run)
+
+    def entries(self, run: str) -> Iterator[Entry]:
+        """Every record of a run, by row: its steps, then how it ended."""
+        self._check_there(run)
+        return self.runs.entries(run)
 
     def list(
         self, on_damaged: Callable[[str, JournalError], None] | None = None
     ) -> tuple[RunInfo, ...]:
         """All runs, oldest first; those that cannot be read go to `on_damaged`."""
         infos: list[RunInfo] = []
-        for run in self._names():
+        for run in self.runs.names():
             try:
                 infos.append(self.info(run))
             except JournalError as error:
@@ -115,73 +146,25 @@ class Store:
 
     def find(self, name: str) -> str:
         """The full name of the run that `name` begins (with or without `run_`), or of the `last`."""
-        runs = tuple(self._names())
-        if not runs:
-            raise InvalidInput(f"there are no runs in {self.home}")
-        if name == "last":
+        runs = tuple(self.runs.names())
+        if name == "last" and runs:
             return runs[-1]
         if name in runs:
             return name
         found = [run for run in runs if name and run.startswith((name, f"run_{name}"))]
         if len(found) == 1:
             return found[0]
-        if not found:
-            raise InvalidInput(f"there is no run {name!r} in {self.home}; the last is {runs[-1]}")
-        raise InvalidInput(
-            f"{name!r} is the beginning of {len(found)} runs: {', '.join(found[:5])}"
-        )
+        if found:
+            raise InvalidInput(
+                f"{name!r} is the beginning of {len(found)} runs: {', '.join(found[:5])}"
+            )
+        if is_run(name) and self.folder(name).is_dir():
+            raise self.runs.missing(name)
+        if not runs:
+            raise InvalidInput(f"there are no runs in {self.shown}")
+        raise InvalidInput(f"there is no run {name!r} in {self.shown}; the last is {runs[-1]}")
 
-    def _names(self) -> Iterator[str]:
-        """The runs that have a journal, by name. One killed while it was created has none."""
-        folder = self.home / "runs"
-        for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
-            path = folder / name / "journal.db"
-            if _RUN.fullmatch(name) is not None and path.is_file() and path.stat().st_size > 0:
-                yield name
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(folder: Path, run: str) -> int:
-    """The descriptor that holds the run's lock; closing it lets go."""
-    try:
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise JournalError(f"run folder {folder}: {error.strerror or error}") from error
-    for look in range(_LOOKS):
-        if _try_lock(descriptor, fcntl.LOCK_EX):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-            return descriptor
-        if look < _LOOKS - 1:
-            time.sleep(0.005)
-    owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-    os.close(descriptor)
-    raise JournalError(f"run {run} is running already, in process {owner}; wait for it or stop it")
-
-
-def _try_lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _locked(folder: Path) -> bool:
-    """Whether a process runs the run in `folder`."""
-    try:
-        descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return not _try_lock(descriptor, fcntl.LOCK_SH)
-    finally:
-        os.close(descriptor)
+    def _check_there(self, run: str) -> None:
+        self.folder(run)
+        if not self.runs.has(run):
+            raise self.runs.missing(run)

@@ -1,4 +1,4 @@
-"""What every journal keeps to, on a disk and in memory."""
+"""What every journal keeps to: in SQLite, in Redis and in memory."""
 
 import asyncio
 import inspect
@@ -6,37 +6,39 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from journals import made_manifest
+from redis_server import RedisServer
 
 from tenter.runtime.errors import JournalError
 from tenter.runtime.journal import (
     Journal,
-    Manifest,
     MemoryJournal,
     NoJournal,
     RowRecord,
     SqliteJournal,
     StepRecord,
+    Store,
     base,
 )
+from tenter.runtime.journal.redis import RedisJournal
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+KINDS = ["sqlite", pytest.param("redis", marks=pytest.mark.slow), "memory"]
 
 
-def manifest(run: str = "run_1") -> Manifest:
-    return Manifest(run, "triage", "wf", "model", "input", {"in": "a.csv"}, "2026-01-01T00:00:00Z")
-
-
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=KINDS)
 async def journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Journal]:
-    if request.param == "sqlite":
-        made: Journal = SqliteJournal.create(tmp_path / "journal.db", manifest())
-    else:
-        made = MemoryJournal()
+    match request.param:
+        case "sqlite":
+            made: Journal = Store(tmp_path).create(made_manifest())
+        case "redis":
+            server: RedisServer = request.getfixturevalue("redis")
+            server.ask("CONFIG", "SET", "appendfsync", "always")  # a sync waits for nothing more
+            made = Store(server.url(folder=tmp_path)).create(made_manifest())
+        case _:
+            made = MemoryJournal()
     yield made
     await made.close()
 
@@ -86,10 +88,11 @@ async def test_a_long_chain_neither_recurses_nor_starves_the_loop(journal: Journ
             turns += 1
             await asyncio.sleep(0)
 
-    record(50_000)
+    length = 5_000 if isinstance(journal, RedisJournal) else 50_000
+    record(length)
     await turn()
-    assert turns >= 50_000
-    assert len(await journal.steps(0, 50_000)) == 50_000
+    assert turns >= length
+    assert len(await journal.steps(0, length)) == length
 
 
 async def test_records_with_and_without_sync_keep_their_order(journal: Journal):
@@ -229,7 +232,7 @@ async def test_no_journal_acknowledges_at_once():
     await journal.close()
 
 
-@pytest.mark.parametrize("kind", [SqliteJournal, MemoryJournal, NoJournal])
+@pytest.mark.parametrize("kind", [SqliteJournal, RedisJournal, MemoryJournal, NoJournal])
 def test_all_have_the_contract(kind: type):
     for name, method in inspect.getmembers(Journal, inspect.isfunction):
         if not name.startswith("_"):
