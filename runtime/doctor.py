@@ -26,6 +26,10 @@ EXTRAS = {
     "embedded": ("torch", "tokenizers", "safetensors", "llguidance", "numpy"),
     "tables": ("pyarrow",),
     "sglang": ("aiohttp", "tokenizers", "huggingface_hub", "zmq"),
+    "http": ("aiohttp",),
+    "sql": ("sqlglot", "psycopg", "duckdb"),
+    "mcp": ("mcp",),
+    "redis": ("redis",),
 }
 DISTRIBUTIONS = {"zmq": "pyzmq", "huggingface_hub": "huggingface-hub"}  # other than the module
 LOW_DISK_BYTES = 1 << 30
