@@ -26,6 +26,10 @@ def test_without_the_engine_the_rest_is_still_checked(monkeypatch: pytest.Monkey
         "embedded",
         "tables",
         "sglang",
+        "http",
+        "sql",
+        "mcp",
+        "redis",
         "home",
         "disk",
     ]
