@@ -11,6 +11,7 @@ minute is not one of the quick ones.
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from math import isfinite
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ POOL_KEPT = 4_000  # amounts of all keys together
 KEYS = 1_000  # first words remembered, and keys of two; the one not seen for longest is forgotten
 PRIOR = 8.0
 KNOTS = 24  # of a curve, for each level
+APART = 1e-9  # amounts that differ by less than this share are one
 STALE = 1 / 16  # of a level's amounts may be newer than a curve
 WORD = 40  # characters of a word that tell
 _ROUNDING = 1e-9  # what the sum of two amounts may be off by
@@ -256,10 +258,16 @@ def _ranks(size: int) -> Iterator[int]:
 
 def _curve(windows: list[Window]) -> Curve:
     chosen = {window.ordered[at] for window in windows for at in _ranks(len(window))}
-    knots = sorted({0.0, *chosen})
+    knots = _apart(sorted({0.0, *chosen}))
     size = len(windows[0])
     ended = [_share(windows, knot) * size / (size + 1) for knot in knots]
     return Curve(knots, ended, beyond=1 / (size + 1))
+
+
+def _apart(knots: list[float]) -> list[float]:
+    """`knots` without those that differ from the next one by no more than rounding does."""
+    pairs = pairwise(knots)
+    return [low for low, high in pairs if high - low > APART * high] + knots[-1:]
 
 
 def _stale(windows: list[Window], added: tuple[int, ...]) -> bool:

@@ -194,3 +194,12 @@ def test_merging_keeps_the_keys_seen_last_here() -> None:
 def test_what_is_no_snapshot_is_refused(data: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="not a snapshot"):
         History.restore(data)
+
+
+def test_amounts_that_differ_by_rounding_alone_are_one() -> None:
+    history = History()
+    for amount in (1000.0, 1.8385915442771648, 999.9999999999999, 1e-300, 0.0):
+        history.observe("a", amount)
+    peak = history.outlook("a").peak(0.0)
+    assert peak is not None
+    assert peak[0] > 0
