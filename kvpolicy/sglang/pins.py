@@ -200,8 +200,9 @@ class PinBook(Generic[LockT]):
         return True
 
     def flush(self) -> None:
-        """The cache is empty, and its locks are gone with it."""
+        """The cache is empty, and its locks are gone with it; so the clock has nothing to guard."""
         self.counts.flushed += len(self._pins)
+        self.clock = LogicalClock()
         self._pins.clear()
         self._held_tokens = 0
 

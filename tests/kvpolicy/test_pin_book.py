@@ -274,6 +274,16 @@ def test_a_flush_forgets_pins_whose_locks_are_gone(book: PinBook[Lock], tree: Tr
     assert tree.locked == [lock], "given back by nobody: the tree has forgotten it"
 
 
+def test_after_a_flush_the_first_message_sets_the_clock(book: PinBook[Lock], tree: Tree) -> None:
+    book.hear([at(-100 * LEAP_S)])
+    book.flush()
+    book.hear([at(0)])
+    book.take(retain("a", duration_s=2), tree.lock(range(30)))
+    book.hear([at(2)])
+
+    assert "a" not in book
+
+
 def test_a_request_that_would_fit_beside_pins_waits_for_others_but_only_so_long(
     book: PinBook[Lock], tree: Tree
 ) -> None:
