@@ -4,8 +4,8 @@ import json as jsonlib
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -74,10 +74,22 @@ class Stop:
         return 128 + self.signal
 
 
+@contextmanager
+def _restored(*signals: signal.Signals) -> Generator[None]:
+    """Their handlers are afterwards what they were: asyncio would leave its own defaults."""
+    before = {number: signal.getsignal(number) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 async def _heed(control: Control, tally: Tally, stop: Stop) -> None:
     """The first signal drains, the second aborts, the third ends the process."""
     count = 0
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    heeded = signal.SIGINT, signal.SIGTERM
+    with _restored(*heeded), anyio.open_signal_receiver(*heeded) as signals:
         async for number in signals:
             count += 1
             if count == 1:
