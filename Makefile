@@ -85,13 +85,13 @@ servers:
 # Tests whose server is missing are skipped, but not here.
 test: $(READY_DEV) sglang servers
 	TENTER_REQUIRE_SGLANG=1 TENTER_REQUIRE_POSTGRES=1 TENTER_REQUIRE_REDIS=1 \
-	  $(BIN)/python -m pytest
+	  $(BIN)/python -m pytest -n auto --dist loadgroup
 
 check: $(READY_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --warnings
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not sglang"
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "not slow and not sglang"
 
 bench: $(READY_DEV) sglang
 	@for bench in $$(grep -l -e '"--quick"' benchmarks/*.py); do \

@@ -8,6 +8,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: one worker runs a file's tests, and one all that share servers."""
+    for item in items:
+        servers = item.get_closest_marker("sglang") is not None
+        item.add_marker(pytest.mark.xdist_group("sglang" if servers else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Asyncio only: the runtime's clock is an asyncio loop's."""
