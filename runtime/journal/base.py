@@ -8,7 +8,7 @@ machine cannot.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from ..errors import JournalError
@@ -38,13 +38,15 @@ class StepRecord:
     """A finished step of a row. `value` is its JSON result as bytes.
 
     `path` is the step's place in the row ("kind", "parts[3].score"); `signature` is set when
-    equal work may be answered from this result (16 bytes).
+    equal work may be answered from this result (16 bytes). A `spare` one is only there to save
+    work after a crash, and nobody waits for it: a store that is far behind leaves it out.
     """
 
     row: int
     path: str
     value: bytes
     signature: bytes | None = None
+    spare: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 `record` only appends to a list. What gathers while a group travels makes the next one, so a record
 waits for at most two round trips. While Redis is away programs wait for their records, so what
-gathers is bounded by what is in flight, and by PENDING_BYTES.
+gathers is bounded by what is in flight; of what nobody waits for, by PENDING_BYTES.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from .redis_link import RedisAway, Server
 from .redis_read import read_results, read_rows, read_steps
 from .redis_sender import LEASE_S, Held, Sender
 
-PENDING_LIMIT = 100_000  # records that wait for Redis
-PENDING_BYTES = 64 * 1024 * 1024
+PENDING_LIMIT = 100_000  # records that wait for Redis, above which spare ones are left out,
+PENDING_BYTES = 64 * 1024 * 1024  # or above so much
 GROUP_RECORDS = 1024
 GROUP_BYTES = 1024 * 1024  # of a group of more than one record
 INDEXED_LIMIT = 100_000  # hashes of records, each of 64 rows or more
@@ -97,17 +97,14 @@ class RedisJournal:
                 f"{self._sender.address.shown}: it keeps nothing safe from a power cut, which a "
                 "tool that must not run twice needs; set appendonly yes"
             )
-        self._check_room(size)
+        if isinstance(entry, StepRecord) and entry.spare and self._behind:
+            return
         self._pending_bytes += size
         self._enqueue(_Waiting(entry, then, sync))
 
-    def _check_room(self, size: int) -> None:
-        full = self._pending_bytes and self._pending_bytes + size > PENDING_BYTES
-        if full or len(self._pending) >= PENDING_LIMIT:
-            raise JournalError(
-                f"{self._sender.address.shown}: Redis does not keep up: {len(self._pending):,} "
-                f"records of {self._pending_bytes:,} bytes wait for it"
-            )
+    @property
+    def _behind(self) -> bool:
+        return self._pending_bytes >= PENDING_BYTES or len(self._pending) >= PENDING_LIMIT
 
     async def steps(self, first_row: int, last_row: int) -> Mapping[tuple[int, str], StepRecord]:
         return await self._ask(lambda c: read_steps(c, self._keys, first_row, last_row))

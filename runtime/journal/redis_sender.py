@@ -113,7 +113,10 @@ class Sender:
         arguments = (packet.seq, _ms(LEASE_S), packet.records, *packet.writes)
         await self._ask(COMMIT, *arguments, sync=sync and self._server.keeps == "waitaof")
         if sync and self._server.keeps == "everysec":
+            await asyncio.sleep(EVERYSEC_S)
             await self._fsynced()
+            await self._confirm(packet.seq)
+            await self._fsynced()  # of what was still in Redis's own buffer
 
     async def _ask(self, script: Script, *arguments: Argument, sync: bool = False) -> None:
         """Have a script done under our token; what Redis has lost before it is sent again."""
@@ -170,9 +173,16 @@ class Sender:
             raise RedisAway(f"its disk is slow: no fsync within {wait_ms} ms")
         return answer
 
+    async def _confirm(self, seq: int) -> None:
+        """Raise RedisAway if it has lost the group by a restart."""
+        answer = await self._run(BEAT, self._token, seq, _ms(LEASE_S))
+        if answer[0] == b"gap":
+            raise RedisAway("it was restarted, and has lost what was not on its disk yet")
+        if answer != [b"ok"]:
+            raise self._refusal(answer)
+
     async def _fsynced(self) -> None:
-        """Wait until what was written before is on the disk, by a server of `everysec`."""
-        await asyncio.sleep(EVERYSEC_S)
+        """Wait for the fsync that runs, by a server of `everysec`."""
         while True:
             with answering(self.address):
                 info = await self._client.info("persistence")

@@ -52,9 +52,10 @@ def compact_redis(
         done = _done(client, keys, bucket)
         stored = {key: read_step(keys, key, data) for key, data in pairs.items()}
         unwanted = [k for k, each in stored.items() if _unwanted(each.entry, done, ended)]
-        if unwanted:
-            commit((len(unwanted), "HDEL", f":s:{bucket}", *unwanted))
-            steps += len(unwanted)
+        for at in range(0, len(unwanted), NAMES_AT_ONCE):
+            some = unwanted[at : at + NAMES_AT_ONCE]
+            commit((len(some), "HDEL", f":s:{bucket}", *some))
+        steps += len(unwanted)
     if ended:
         commit((0, "DEL", ":sig"))
     named = {keys.blob(digest) for digest in _digests(client, keys)}

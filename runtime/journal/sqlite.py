@@ -22,7 +22,8 @@ from ..errors import JournalError
 from .base import Entry, Manifest, RowRecord, RunStatus, StepRecord, check
 from .file import JournalFile
 
-PENDING_LIMIT = 100_000  # records that wait for the disk
+PENDING_LIMIT = 100_000  # records that wait for the disk, above which spare ones are left out,
+PENDING_BYTES = 64 * 1024 * 1024  # or above so much
 QUICK_RECORDS = 16  # in a group that the loop commits itself
 QUICK_BYTES = 16 * 1024
 SYNC_AFTER_S = 1.0  # what a power cut may take
@@ -48,8 +49,8 @@ class SqliteJournal:
     """A run's journal in an SQLite file.
 
     Programs wait for `then` before they go on, so what is pending is bounded by the steps in
-    flight; above PENDING_LIMIT records `record` raises. Not for virtual time, which cannot wait
-    for a thread (MemoryJournal is).
+    flight; what nobody waits for is left out above PENDING_LIMIT and PENDING_BYTES. Not for virtual
+    time, which cannot wait for a thread (MemoryJournal is).
 
     Two threads use the file's connection, never at once: the loop's only while `_outstanding` is 0,
     which counts the jobs from before the thread can see them until the loop has their answers. The
@@ -105,8 +106,10 @@ class SqliteJournal:
         """Append `entry`; `then` is called on the loop once it is kept (`sync`: is durable)."""
         size = check(entry)
         pending = self._pending
-        if self._failure is not None or len(pending) >= PENDING_LIMIT:
-            self._refuse()
+        if self._failure is not None:
+            raise self._failure
+        if isinstance(entry, StepRecord) and entry.spare and self._behind:
+            return
         pending.append((entry, then))
         self._pending_bytes += size
         if sync:
@@ -143,10 +146,9 @@ class SqliteJournal:
         if told is None and self._broken is not None:
             raise self._broken
 
-    def _refuse(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-        raise JournalError(f"the disk does not keep up: {PENDING_LIMIT:,} records wait for it")
+    @property
+    def _behind(self) -> bool:
+        return self._pending_bytes >= PENDING_BYTES or len(self._pending) >= PENDING_LIMIT
 
     async def _ask(self, work: Callable[[JournalFile], _T]) -> _T:
         """The answer of the thread, after everything recorded so far."""

@@ -32,7 +32,7 @@ class Draft:
         """Take a piece of the answer; the first one begins with what an earlier attempt drew."""
         self._tokens += chunk.token_ids
         try:
-            record = StepRecord(self._row, self._path, MARK + encode(self._tokens))
+            record = StepRecord(self._row, self._path, MARK + encode(self._tokens), spare=True)
             self._journal.record(record)
         except JournalError:
             return  # the run is told of it, and ends

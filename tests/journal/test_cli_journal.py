@@ -89,6 +89,17 @@ async def test_compact_keeps_all_that_a_resume_asks_for(
     assert Store(home).info("run_1").status == "paused"
 
 
+async def test_compact_takes_rows_of_very_many_steps(
+    home: str, capsys: pytest.CaptureFixture[str]
+):
+    journal = Store(home).create(made_manifest())
+    for number in range(9000):
+        journal.record(StepRecord(0, f"turn{number}", b"1"))
+    journal.record(RowRecord(0, b"1"))
+    await journal.close()
+    assert _said(capsys, "compact", "last", "--home", home, "--json")[1][0]["steps"] == 9000
+
+
 async def test_compact_keeps_only_rows_and_steps_of_failed_ones_once_a_run_is_done(
     home: str, capsys: pytest.CaptureFixture[str]
 ):

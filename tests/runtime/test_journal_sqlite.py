@@ -98,13 +98,18 @@ async def test_one_commit_for_what_came_in_one_turn(
     assert groups == [256]
 
 
-async def test_pending_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sqlite, "PENDING_LIMIT", 3)
+@pytest.mark.parametrize("limit", ["PENDING_LIMIT", "PENDING_BYTES"])
+async def test_what_nobody_waits_for_is_left_out_while_the_disk_is_behind(
+    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sqlite, limit, 3)
     journal = SqliteJournal.create(tmp_path / "journal.db", manifest())
-    for row in range(3):
-        journal.record(RowRecord(row, b"1"))
-    with pytest.raises(JournalError, match="the disk does not keep up: 3 records wait"):
-        journal.record(RowRecord(3, b"1"))
+    for row in range(5):
+        journal.record(StepRecord(row, "draft", b"1", spare=True))
+    for row in range(5):
+        journal.record(StepRecord(row, "step", b"1"))
+    found = list(await journal.steps(0, 9))
+    assert found == sorted([*((row, "draft") for row in range(3)), *((r, "step") for r in range(5))])
     await journal.close()
 
 
