@@ -9,8 +9,11 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+from ..errors import OutputInvalid
 from .codec import encode
-from .plans import Means, SubStep, check, filled, read_steps
+from .plans import Means, SubStep, check, filled, read_steps, sources
+
+MAX_TAKEN = 1_000_000  # characters of results that one step takes
 
 Revise = Callable[[str, Any, "DynamicGraph"], Awaitable[None] | None]
 
@@ -83,6 +86,7 @@ class DynamicGraph:
         return bool(self._tasks)
 
     async def _do(self, step: SubStep) -> Any:
+        _check_size(step, self.results)
         means, values = self._means, filled(step.args, self.results)
         match step.kind:
             case "llm":
@@ -110,8 +114,20 @@ class DynamicGraph:
 def _written(step: SubStep, results: Mapping[str, Any]) -> str:
     """A prompt with the results that it needs below it."""
     parts = [step.prompt or ""]
-    for name in step.needs:
-        result = results[name]
-        text = result if isinstance(result, str) else encode(result).decode()
-        parts.append(f"{name}:\n{text}")
+    parts += (f"{name}:\n{_text(results[name])}" for name in step.needs)
     return "\n\n".join(parts)
+
+
+def _check_size(step: SubStep, results: Mapping[str, Any]) -> None:
+    """A short plan may take a long result very often."""
+    sizes = {name: len(_text(results[name])) for name in step.after}
+    taken = sum(sizes[name] for name in (*step.needs, *sources(step.args)))
+    if taken > MAX_TAKEN:
+        raise OutputInvalid(
+            f"step {step.id!r} takes {taken:,} characters of results; at most {MAX_TAKEN:,} fit: "
+            "let it need fewer or shorter ones, each once"
+        )
+
+
+def _text(result: Any) -> str:
+    return result if isinstance(result, str) else encode(result).decode()

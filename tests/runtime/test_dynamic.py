@@ -294,6 +294,16 @@ async def test_a_plan_may_be_kept_from_models() -> None:
         await perform([{"id": "a", "kind": "llm", "prompt": "x"}], model=None)
 
 
+@pytest.mark.parametrize("needs", [["a"] * 2000, ["a"]])
+async def test_a_short_plan_does_not_blow_up_a_long_result(needs: list[str]) -> None:
+    plan = [looks("a", "x" * 1000), {"id": "b", "kind": "llm", "prompt": "Read", "needs": needs}]
+    if len(needs) == 1:
+        assert list(await perform(plan)) == ["a", "b"]
+        return
+    with pytest.raises(OutputInvalid, match="'b' takes 2,006,000 characters of results; at most"):
+        await perform(plan)
+
+
 async def test_it_belongs_in_a_program() -> None:
     with pytest.raises(InvalidWorkflow, match="async def"):
         open_plan([])
