@@ -574,6 +574,11 @@ def test_a_turns_tool_calls_are_read_and_what_is_no_call_stays_text() -> None:
         assert read_turn(text).tool_calls == () and read_turn(text).content == text
 
 
+def test_a_turn_of_blanks_is_read_in_linear_time() -> None:
+    text = "<tool_call>x" + " " * 2_000_000 + "y"
+    assert read_turn(text).content == text
+
+
 async def test_a_backend_that_fails_fails_the_call_and_nothing_hangs() -> None:
     class Failing(FakeBackend):
         async def generate(self, request: Any) -> Any:
