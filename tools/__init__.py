@@ -3,11 +3,13 @@
 registry.py   the nouns: a tool, its side-effect class, its limits, what can go wrong
 python.py     tools from Python functions
 http.py       requests to one place, and pages that a model chooses; addresses.py: where to
-sql.py        PostgreSQL, SQLite, DuckDB; sql_text.py: what a statement is before it runs
+sql.py        PostgreSQL, SQLite, DuckDB (sql_embedded.py); sql_rows.py: what they answer;
+              sql_text.py: what a statement is before it runs; sql_calls.py: and what it calls
 shell.py      programs under limits; shell_guard.py: the process between
 files.py      files below one folder
 mcp.py        tools of servers that speak the Model Context Protocol
 call.py       calling a tool: arguments, time, concurrency, retries
+lifetime.py   what stays open between calls; ending.py: what a cancel must not break off
 context.py    what a tool may know of its call, and tell of it
 """
 

@@ -10,6 +10,17 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 _NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))  # RFC 6052, RFC 8215
 
+# No addresses of the public internet, whatever the version of `ipaddress` says.
+_NOT_PUBLIC: tuple[IPv4Network | IPv6Network, ...] = (
+    IPv4Network("168.63.129.16/32"),  # Azure's host, beside every machine of theirs
+    IPv4Network("192.0.0.0/24"),  # of protocols (RFC 6890); Oracle's metadata are at 192.0.0.192
+    IPv4Network("192.88.99.0/24"),  # relays of 6to4 (RFC 7526)
+    IPv6Network("100:0:0:1::/64"),  # to be dropped (RFC 9780)
+    IPv6Network("3fff::/20"),  # of documents (RFC 9637)
+    IPv6Network("5f00::/16"),  # segments of routes (RFC 9602)
+    IPv6Network("fec0::/10"),  # of a site (RFC 3879)
+)
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -45,7 +56,8 @@ class Reach:
         address = _carried(address) or address
         if any(address in network for network in self._allowed()):
             return
-        if not address.is_global or address.is_multicast or address.is_reserved or _tunnel(address):
+        public = address.is_global and not (address.is_multicast or address.is_reserved)
+        if not public or _tunnel(address) or any(address in network for network in _NOT_PUBLIC):
             raise Unreachable(f"{text} is no public address")
 
     def check_port(self, port: int) -> None:

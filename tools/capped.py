@@ -28,6 +28,10 @@ class Capped:
         while self._tail_bytes - len(self._tail[0]) >= self._tail_room and len(self._tail) > 1:
             self._tail_bytes -= len(self._tail.popleft())
 
+    def skip(self, size: int) -> None:
+        """Leave out `size` bytes that were not even read."""
+        self.total += size
+
     @property
     def cut(self) -> bool:
         """Whether anything was left out."""

@@ -8,9 +8,11 @@ and the use, since what was opened is what was checked.
 import os
 import stat
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from errno import EEXIST
 from pathlib import Path
+from secrets import token_hex
 from typing import Literal
 
 from .capped import Capped
@@ -49,10 +51,7 @@ def file_tools(
     def read_file(path: str) -> str:
         """Read a text file. `path` is relative to the working folder."""
         with _opened(home, path, os.O_RDONLY) as file:
-            kept = Capped(max_bytes)
-            while data := os.read(file, READ_BYTES):
-                kept.write(data)
-            return kept.text()
+            return _ends(file, max_bytes)
 
     def list_files(path: str = ".") -> list[str]:
         """List a folder; names of folders end in a slash. `path` is relative to the working folder."""
@@ -72,11 +71,7 @@ def file_tools(
         data = text.encode("utf-8")
         if len(data) > max_bytes:
             raise ValueError(f"the text has {len(data)} bytes; at most {max_bytes} may be written")
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if mode == "new" else 0)
-        with _opened(home, path, flags) as file:
-            os.ftruncate(file, 0)
-            for start in range(0, len(data), READ_BYTES):
-                os.write(file, data[start : start + READ_BYTES])
+        _replace(home, path, data, new=mode == "new")
         return f"wrote {len(data)} bytes"
 
     tools = [
@@ -87,6 +82,59 @@ def file_tools(
         tool = python_tool(write_file, name=f"{prefix}write_file", effect="idempotent")
         tools.append(replace(tool, sensitive=True))
     return tools
+
+
+def _ends(file: int, limit: int) -> str:
+    """The first and the last half of `limit` bytes of an open file, and nothing in between."""
+    kept = Capped(limit)
+    between = os.fstat(file).st_size - limit
+    if between > 0:
+        kept.write(os.read(file, limit - limit // 2))
+        kept.skip(between)
+        os.lseek(file, -(limit // 2), os.SEEK_END)
+    while data := os.read(file, READ_BYTES):
+        kept.write(data)
+    return kept.text()
+
+
+def _replace(home: Path, path: str, data: bytes, *, new: bool) -> None:
+    """Write a file whole or not at all: under another name, which then becomes its own."""
+    parts = _parts(path)
+    if not parts:
+        raise PathRefused("the path names no file")
+    name, draft = parts[-1], f".draft-{token_hex(8)}"
+    with _folder(home, parts[:-1]) as at:
+        mode = _mode_of(name, at)
+        if new and mode is not None:
+            raise FileExistsError(EEXIST, os.strerror(EEXIST), name)
+        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, 0o644, dir_fd=at)
+        try:
+            if mode is not None:
+                os.fchmod(file, mode)
+            left = memoryview(data)
+            while left:
+                left = left[os.write(file, left) :]
+            if new:
+                os.link(draft, name, src_dir_fd=at, dst_dir_fd=at)  # fails if there is one by now
+            else:
+                os.rename(draft, name, src_dir_fd=at, dst_dir_fd=at)
+        finally:
+            os.close(file)
+            with suppress(FileNotFoundError):
+                os.unlink(draft, dir_fd=at)
+
+
+def _mode_of(name: str, at: int) -> int | None:
+    """The permissions of a file that is there; raises `PathRefused` for what is no file."""
+    try:
+        found = os.stat(name, dir_fd=at, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(found):
+        raise PathRefused(f"{name!r} is a symbolic link, which is not followed")
+    if not stat.S_ISREG(found):
+        raise PathRefused(f"{name!r} is no regular file")
+    return stat.S_IMODE(found)
 
 
 def _parts(path: str) -> list[str]:

@@ -21,17 +21,23 @@ class _Kept:
 
     def __init__(self, opener: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
         self.ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.thing: Any = None  # once it is open
         self._end = asyncio.Event()
         self.task = asyncio.create_task(self._hold(opener))
 
     async def _hold(self, opener: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
         try:
             async with opener() as thing:
+                self.thing = thing
                 self.ready.set_result(thing)
                 await self._end.wait()
         except Exception as error:  # noqa: BLE001 (whoever wanted it is told)
             if not self.ready.done():
                 self.ready.set_exception(error)
+        finally:
+            if not self.ready.done():
+                self.ready.set_exception(ConnectionError("it was closed while it was opened"))
+            if not self.ready.cancelled():
                 self.ready.exception()  # seen here, should nobody wait any more
 
     async def close(self) -> None:
@@ -54,10 +60,13 @@ async def kept_open(key: Hashable, opener: Callable[[], AbstractAsyncContextMana
     return cast("T", await asyncio.shield(kept.ready))
 
 
-async def forget(key: Hashable) -> None:
-    """Close what is kept under `key`, so that the next call opens it anew."""
-    kept = (_open.get(None) or {}).pop(key, None)
-    if kept is not None:
+async def forget(key: Hashable, thing: Any = None) -> None:
+    """Close what is kept under `key`, so that the next call opens it anew; `thing`: only if it is
+    still that."""
+    things = _open.get(None) or {}
+    kept = things.get(key)
+    if kept is not None and (thing is None or kept.thing is thing):
+        del things[key]
         await kept.close()
 
 

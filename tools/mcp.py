@@ -10,16 +10,21 @@ import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
+
+import anyio
 
 from .arguments import by_schema
 from .capped import Capped
+from .context import ToolContext, tool_context
 from .lifetime import forget, kept_open
 from .registry import Effect, InvalidArguments, InvalidTool, Tool, ToolError
 from .secrets import redact, resolve
 
 if TYPE_CHECKING:
     from mcp import Client
+    from mcp.shared.dispatcher import ProgressFnT
     from mcp.types import CallToolResult
     from mcp.types import Tool as Offered
 
@@ -27,6 +32,7 @@ MAX_TOOLS = 1_000
 MAX_DESCRIPTION = 4_000  # characters, of a model's prompt
 MAX_SCHEMA = 65_536
 DISCOVERY_S = 60.0
+PROBE_S = 5.0  # a server that is merely busy is left alone
 
 
 def mcp_tools(
@@ -103,24 +109,54 @@ class _Connection:
     async def call(self, tool: str, name: str, values: dict[str, Any]) -> Any:
         """One call; what the server says is an error raises `ToolError`."""
         from mcp import MCPError
+        from mcp.types import INVALID_PARAMS
 
         secrets = [each for value in self._environment.values() for each in resolve(value)[1]]
+        client: Client | None = None
         try:
             client = await kept_open(self, self.client)
-            result = await client.call_tool(name, values, read_timeout_seconds=self._timeout_s)
-        except MCPError as error:
-            if error.error.code == -32602:
-                raise InvalidArguments(tool, redact(str(error), secrets)) from None
-            await forget(self)
-            raise ToolError(tool, redact(f"{self.shown}: {error}", secrets)) from None
+            result = await client.call_tool(name, values, self._timeout_s, _told(tool_context()))
         except Exception as error:  # noqa: BLE001 (of the library, the process, the network)
-            await forget(self)
-            text = redact(f"{type(error).__name__}: {error}", secrets)
-            raise ToolError(tool, f"{self.shown} cannot be asked: {text}") from None
+            if client is not None and not await _alive(client, error):
+                await forget(self, client)
+            if not isinstance(error, MCPError):
+                text = redact(f"{type(error).__name__}: {error}", secrets)
+                raise ToolError(tool, f"{self.shown} cannot be asked: {text}") from None
+            if error.error.code == INVALID_PARAMS:
+                raise InvalidArguments(tool, redact(str(error), secrets)) from None
+            raise ToolError(tool, redact(f"{self.shown}: {error}", secrets)) from None
         value = _value(result, self._output_bytes)
         if result.is_error:
             raise ToolError(tool, redact(value if isinstance(value, str) else str(value), secrets))
         return value
+
+
+async def _alive(client: "Client", error: Exception) -> bool:
+    """Whether calls can go on with `client` after this error of one of them."""
+    from mcp import MCPError
+    from mcp.types import CONNECTION_CLOSED, INVALID_PARAMS, INVALID_REQUEST, REQUEST_TIMEOUT
+
+    if isinstance(error, MCPError) and error.error.code in (INVALID_PARAMS, REQUEST_TIMEOUT):
+        return True
+    try:
+        with anyio.move_on_after(PROBE_S):
+            await client.list_tools(cache_mode="bypass")
+    except MCPError as refusal:  # it is gone, or has forgotten the session
+        return refusal.error.code not in (CONNECTION_CLOSED, INVALID_REQUEST)
+    except Exception:  # noqa: BLE001 (whatever it is, nothing comes through)
+        return False
+    return True
+
+
+def _told(context: ToolContext) -> "ProgressFnT":
+    """What a server tells of its progress, as the time that it still takes at this pace."""
+    since_s = anyio.current_time()
+
+    async def heard(progress: float, total: float | None, message: str | None) -> None:
+        if total is not None and 0 < progress <= total < inf:
+            context.eta((anyio.current_time() - since_s) * (total - progress) / progress)
+
+    return heard
 
 
 def _discover(connection: _Connection) -> "list[Offered]":
@@ -185,7 +221,7 @@ def _tool(
         timeout_s=timeout_s,
         max_concurrency=max_concurrency,
         source_hash=f"mcp/1 {connection.shown} {schema}",
-        validate=by_schema(name, offered.input_schema),
+        validate=by_schema(name, offered.input_schema, trusted=trusted),
         sensitive=not harmless,
     )
 

@@ -28,6 +28,7 @@ def python_tool(
     eta_s: float | None = None,
     memo_s: float | None = None,
     sensitive: bool = False,
+    outcome: Callable[..., Any] | None = None,
     namespace: Mapping[str, Any] | None = None,
 ) -> Tool:
     """A tool that calls `function`, sync or async; raises `InvalidTool`.
@@ -52,6 +53,7 @@ def python_tool(
         source_hash=source_hash(function),
         validate=partial(checked, name, arguments),
         origin=origin_of(function),
+        outcome=outcome,
     )
 
 

@@ -9,6 +9,7 @@ EFFECTS: tuple[Effect, ...] = ("pure", "idempotent", "once")
 
 Validate = Callable[[Mapping[str, Any]], dict[str, Any]]
 Identity = Callable[[Mapping[str, Any]], Any]
+Touches = Callable[[Mapping[str, Any]], "Touched | None"]
 
 
 class ToolError(Exception):
@@ -38,6 +39,14 @@ class ToolTimeout(ToolError):
 
 
 @dataclass(frozen=True, slots=True)
+class Touched:
+    """The tables that a call reads and writes, as "database#table"; "#*": all of a database."""
+
+    reads: frozenset[str] = frozenset()
+    writes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Tool:
     """A function with a schema, a side-effect class and limits.
 
@@ -49,7 +58,12 @@ class Tool:
     A `sensitive` tool, as one with effect
     `once`, is not called with what a tool, a page or a row said unless the author allows it.
     `memo_s`: for how long the result of a pure call answers equal ones within a run (None: for the
-    whole run); `identity` turns arguments into what is compared for that.
+    whole run); `identity` turns arguments into what is compared for that. `touches` tells what a
+    call reads and writes (None: that cannot be told): one that only reads is shared with its equals
+    in flight though it is not pure, and no longer once something is written to what it reads.
+    `outcome` is for one with effect `once`, of which a crash left nobody to tell whether it had its
+    effect: called with the same arguments and the same key, it returns what that call came to, or
+    None where it had no effect, and is to be made.
     """
 
     name: str
@@ -67,6 +81,8 @@ class Tool:
     sensitive: bool = False
     memo_s: float | None = None
     identity: Identity | None = field(default=None, compare=False, repr=False)
+    touches: Touches | None = field(default=None, compare=False, repr=False)
+    outcome: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if problem := _limit_problem(self):
@@ -83,8 +99,11 @@ def _limit_problem(tool: Tool) -> str | None:
         return f"retries is 0 or more, not {tool.retries}"
     if tool.retries and tool.effect == "once":
         return 'a tool with effect "once" is never repeated: set retries=0, or effect="idempotent"'
-    if tool.memo_s is not None and (tool.effect != "pure" or not tool.memo_s >= 0):
-        return 'memo_s is for tools with effect "pure", and 0 or more seconds'
+    shared = tool.effect == "pure" or (tool.effect == "idempotent" and tool.touches is not None)
+    if tool.memo_s is not None and not (shared and tool.memo_s >= 0):
+        return 'memo_s is for tools with effect "pure" and for reads by SQL, and 0 or more seconds'
+    if tool.outcome is not None and tool.effect != "once":
+        return 'outcome is for tools with effect "once": others are asked again'
     if tool.max_concurrency is not None and tool.max_concurrency < 1:
         return f"max_concurrency is 1 or more, not {tool.max_concurrency}"
     return None

@@ -3,7 +3,7 @@
 So no secret is written in a workflow, compared, hashed or shown; what a tool sends back is searched
 for the secrets that it was given. What leaves a tool is also searched for all secrets that the
 process knows of: those that references stood for, and what environment variables hold whose names
-say so (API_KEY, DB_PASSWORD), since a tool's own code may read them.
+say so (API_KEY, DB_PASSWORD, the password in DATABASE_URL), since a tool's own code may read them.
 """
 
 import json
@@ -12,13 +12,15 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, cast
+from urllib.parse import quote, unquote, urlsplit
 
 REFERENCE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 SHOWN = "[secret]"
 MIN_LENGTH = 4  # a shorter text is in too many others to be a secret
 SECRET_NAME = re.compile(
-    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE
+    r"(?:PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|(?:^|_)KEY|(?:^|_)CREDENTIALS?|_PWD)$", re.IGNORECASE
 )
+ADDRESS_NAME = re.compile(r"(?:^|_)(?:URL|URI|DSN)$", re.IGNORECASE)  # may hold a password
 MIN_NAMED = 8  # of the value of a variable that only sounds like a secret
 
 _used: set[str] = set()  # what references stood for in this process
@@ -28,8 +30,10 @@ class SecretMissing(ValueError):
     """The environment has no such variable."""
 
 
-def resolve(text: str, environment: Mapping[str, str] | None = None) -> tuple[str, list[str]]:
-    """`text` with every "env:NAME" replaced, and the secrets that were put in."""
+def resolve(
+    text: str, environment: Mapping[str, str] | None = None, *, quoted: bool = False
+) -> tuple[str, list[str]]:
+    """`text` with every "env:NAME" replaced, `quoted` as a part of a URL, and the secrets in it."""
     found: list[str] = []
     known = os.environ if environment is None else environment
 
@@ -40,7 +44,7 @@ def resolve(text: str, environment: Mapping[str, str] | None = None) -> tuple[st
         found.append(value)
         if len(value) >= MIN_LENGTH:
             _used.add(value)
-        return value
+        return quote(value, safe="") if quoted else value
 
     return REFERENCE.sub(put, text), found
 
@@ -59,13 +63,31 @@ def known(environment: Mapping[str, str] | None = None) -> frozenset[str]:
 
 
 def named(environment: Mapping[str, str] | None = None) -> frozenset[str]:
-    """What environment variables hold whose names say that it is a secret."""
+    """What environment variables hold whose names say that it is a secret, or an address: of that
+    the password."""
     variables = os.environ if environment is None else environment
-    return frozenset(
-        value
+    found = {
+        each
         for name, value in variables.items()
-        if len(value) >= MIN_NAMED and not value.startswith("/") and SECRET_NAME.search(name)
-    )
+        for each in (
+            *([value] if SECRET_NAME.search(name) and not _is_path(value) else []),
+            *(_passwords(value) if ADDRESS_NAME.search(name) else []),
+        )
+    }
+    return frozenset(each for each in found if len(each) >= MIN_NAMED)
+
+
+def _is_path(value: str) -> bool:
+    return value.startswith("/") and os.path.exists(value)
+
+
+def _passwords(address: str) -> list[str]:
+    """The password in a URL, as it is written and as it is meant."""
+    try:
+        password = urlsplit(address).password or ""
+    except ValueError:
+        return []
+    return [password, unquote(password)]
 
 
 def used() -> frozenset[str]:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,13 @@ from pydantic import Field
 
 from .arguments import arguments, optional
 from .capped import Capped
+from .ending import to_its_end
 from .registry import Effect, InvalidArguments, InvalidTool, Tool, ToolError
+from .secrets import SecretMissing, redact, resolve
 
 GUARD = Path(__file__).with_name("shell_guard.py")
 READ_BYTES = 65_536
+GRACE_S = 5.0  # for a guard to end its command, and then for its output to end
 MAX_ARGUMENTS = 1_000
 MAX_ARGUMENT_BYTES = 100_000  # Linux allows 131,072 for one
 
@@ -55,6 +59,18 @@ class _Shell:
     file_bytes: int
     processes: int
 
+    def resolved(self, tool: str) -> tuple[dict[str, str], list[str]]:
+        """The environment with its secrets put in, and the secrets."""
+        secrets: list[str] = []
+        environment: dict[str, str] = {}
+        try:
+            for name, value in self.environment.items():
+                environment[name], found = resolve(value)
+                secrets += found
+        except SecretMissing as error:
+            raise ToolError(tool, f"environment: {error}") from None
+        return environment, secrets
+
     def path_of(self, tool: str, program: str) -> str:
         if self.programs is not None:
             if program not in self.programs:
@@ -77,33 +93,48 @@ class _Shell:
             "file_bytes": self.file_bytes,
             "processes": self.processes,
         }
+        environment, secrets = self.resolved(tool)
+        loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                process = await asyncio.create_subprocess_exec(
+                transport, output = await loop.subprocess_exec(
+                    lambda: _Output(self.output_bytes),
                     *(sys.executable, "-I", "-S", str(GUARD), str(theirs.fileno())),
                     *(json.dumps(limits), *command),
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.PIPE,
                     cwd=self.folder,
-                    env=self.environment,
+                    env=environment,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
                 )
-            out, err = Capped(self.output_bytes), Capped(self.output_bytes)
-            ending = asyncio.ensure_future(_end(process, stdin, out, err))
             try:
-                code = await asyncio.shield(ending)
-                stopped = _stopped(ours)
+                _feed(transport, stdin)
+                await output.guard_gone.wait()
             finally:
-                ours.close()  # the guard kills what still runs, and the pipes end
-                while not ending.done():
-                    with suppress(asyncio.CancelledError):
-                        await asyncio.shield(ending)
-        if stopped:
-            raise ToolError(tool, f"{argv[0]} was stopped: {stopped}")
-        return {"exit": code, "stdout": out.text(), "stderr": err.text()}
+                told = await to_its_end(_ended(transport, output, ours))
+        if "exit" not in told:
+            why = told.get("stopped", "its guard was killed")
+            raise ToolError(tool, f"{argv[0]} was stopped: {why}")
+        out, err = (redact(kept.text(), secrets) for kept in output.kept)
+        return {"exit": told["exit"], "stdout": out, "stderr": err}
+
+
+class _Output(asyncio.SubprocessProtocol):
+    """What a guarded command writes, and how far it is from its end."""
+
+    def __init__(self, limit: int) -> None:
+        self.kept = Capped(limit), Capped(limit)  # standard output, standard error
+        self.guard_gone = asyncio.Event()
+        self.closed = asyncio.Event()  # the guard is gone, and nobody can write any more
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.kept[fd - 1].write(data)
+
+    def process_exited(self) -> None:
+        self.guard_gone.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()
 
 
 def shell_tool(
@@ -127,7 +158,7 @@ def shell_tool(
 
     `programs` are names found on PATH now, or paths; "any" leaves the choice to the model, which is
     right only where the whole machine is a sandbox. `environment` is all that a program sees of
-    it, beside PATH, HOME (the folder) and LANG. Limits: `timeout_s` for a command, `output_bytes`
+    it, beside PATH, HOME (the folder) and LANG; values may refer to ours as "env:NAME". Limits: `timeout_s` for a command, `output_bytes`
     kept of each of its two outputs (the middle is left out, and marked), `memory_bytes` of address
     space of each process, `file_bytes` of each file that it writes, `processes` at once.
     The result is {"exit": status, "stdout": text, "stderr": text}; 128 + n: ended by signal n.
@@ -191,37 +222,43 @@ def _find(tool: str, programs: Sequence[str]) -> dict[str, str]:
     return found
 
 
-async def _end(process: asyncio.subprocess.Process, stdin: str, out: Capped, err: Capped) -> int:
-    """Read all that the command says, to its end; its exit status."""
-    await asyncio.gather(
-        _feed(process, stdin), _drain(process.stdout, out), _drain(process.stderr, err)
-    )
-    return await process.wait()
+def _feed(transport: asyncio.SubprocessTransport, text: str) -> None:
+    """Give the command its standard input; what it does not read is dropped with the pipe."""
+    pipe = transport.get_pipe_transport(0)
+    assert isinstance(pipe, asyncio.WriteTransport)
+    pipe.write(text.encode("utf-8", "replace"))
+    pipe.close()
 
 
-async def _feed(process: asyncio.subprocess.Process, text: str) -> None:
-    pipe = process.stdin
-    assert pipe is not None
-    try:
-        pipe.write(text.encode("utf-8", "replace"))
-        await pipe.drain()
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it does not read all of it
-    finally:
-        pipe.close()
+async def _ended(
+    transport: asyncio.SubprocessTransport, output: _Output, control: socket.socket
+) -> dict[str, Any]:
+    """End the command, in a bounded time whatever it did to its guard; what the guard has told."""
+    with suppress(ProcessLookupError, OSError):
+        control.shutdown(socket.SHUT_WR)  # the guard kills what still runs
+        transport.send_signal(signal.SIGCONT)  # though it was stopped
+    await _within(output.guard_gone)
+    told = _told(control)
+    if not told.keys() & {"exit", "stopped"}:
+        with suppress(ProcessLookupError):
+            transport.kill()
+        with suppress(ProcessLookupError, PermissionError):
+            if "child" in told:  # it leads a group of its own
+                os.killpg(told["child"], signal.SIGKILL)
+    await _within(output.closed)
+    transport.close()
+    return told
 
 
-async def _drain(pipe: asyncio.StreamReader | None, kept: Capped) -> None:
-    assert pipe is not None
-    while data := await pipe.read(READ_BYTES):
-        kept.write(data)
+async def _within(event: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), GRACE_S)
 
 
-def _stopped(control: socket.socket) -> str:
-    """Why the guard stopped the command, if it did."""
+def _told(control: socket.socket) -> dict[str, Any]:
+    """What the guard has told of its command so far."""
     control.setblocking(False)
-    try:
-        line = control.recv(READ_BYTES)
-    except (BlockingIOError, ConnectionResetError):
-        return ""
-    return str(json.loads(line)["stopped"]) if line else ""
+    with suppress(OSError):
+        lines = control.recv(READ_BYTES).splitlines()
+        return {key: value for line in lines for key, value in json.loads(line).items()}
+    return {}

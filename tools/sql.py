@@ -6,45 +6,33 @@ that cannot reach files or other databases. Time, rows and bytes are bounded.
 """
 
 import asyncio
-import json
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from math import isfinite
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
-from uuid import UUID
 
 from .arguments import arguments
 from .context import tool_context
-from .registry import Effect, InvalidArguments, InvalidTool, Tool, ToolError, Validate
+from .registry import (
+    Effect,
+    InvalidArguments,
+    InvalidTool,
+    Tool,
+    ToolError,
+    Touched,
+    Validate,
+)
 from .secrets import redact, resolve
+from .sql_embedded import ask_duckdb, ask_sqlite
+from .sql_rows import Answer, Limits
 from .sql_text import SQLRefused, Statement, read_sql
 
-MAX_CELL = 10_000  # characters of one value
 ENGINES = ("postgresql", "sqlite", "duckdb")
-Row = Sequence[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    rows: int
-    bytes: int
-    timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What a statement returned; `rows` has one more than the limit where there are more."""
-
-    columns: list[str]
-    rows: Sequence[Row]
-    changed: int
+BYTES_PER_ROW = 32_768  # as many rows are fetched at once as of this size would fill the answer
+NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)?")
 
 
 def sql_tool(
@@ -63,14 +51,20 @@ def sql_tool(
     max_concurrency: int | None = 8,
     memo_s: float | None = None,
     eta_s: float | None = None,
+    functions: Sequence[str] = (),
 ) -> Tool:
     """A tool that asks `database`; raises `InvalidTool`.
 
     `database` is "postgresql://host/name", "sqlite:///path" or "duckdb:///path"; a password comes
     as "env:NAME", which may also stand for the whole. With `query` the author fixes the statement,
     in which `:name` is a parameter, and `parameters` gives their types ({"id": int}); without it
-    the model writes SQL. A reading tool is idempotent (the tables may change between two calls;
-    say effect="pure" where they do not), a writing one has an effect ("once").
+    the model writes SQL. A writing tool has an effect ("once"). A reading one is idempotent: the
+    tables may change between two calls. Equal reads in flight are made once, by their normal form,
+    and for `memo_s` seconds a result answers its equals; effect="pure" keeps it for the whole run.
+    A writing tool of the same run ends that for the tables that its statements name. What views and
+    triggers do beyond them is not seen.
+    A reading statement calls functions of values alone; `functions` names others that it may call,
+    such as your own ("edit_distance", "geo.area").
     The result is {"columns", "rows"} and "cut" where `max_rows` or `max_bytes` left some out; a
     writing statement says how many rows it "changed".
     """
@@ -78,23 +72,32 @@ def sql_tool(
     if max_rows < 1 or max_bytes < 1 or not timeout_s > 0:
         raise InvalidTool(name, "max_rows, max_bytes and timeout_s are above 0")
     _needs(name, engine)
+    allowed = _functions(name, functions)
     fixed: Statement | None = None
     if query is not None:
         try:
-            fixed = read_sql(query, engine, write)
+            fixed = read_sql(query, engine, write, allowed)
         except SQLRefused as error:
             raise InvalidTool(name, f"query: {error}") from None
     elif parameters:
         raise InvalidTool(name, "parameters are those of a query: say which")
-    limits = _Limits(max_rows, max_bytes, timeout_s)
+    limits = Limits(max_rows, max_bytes, timeout_s)
     schema, check = arguments(name, (parameters or {}) if query is not None else {"sql": str})
-    ask = partial(_ask, name, engine, database, write, limits)
+    ask = partial(_ask, name, engine, database, write, limits, allowed)
 
     async def run(**values: Any) -> dict[str, Any]:
         return await (ask(query, values) if query is not None else ask(values["sql"], {}))
 
     def identity(values: Mapping[str, Any]) -> Any:
-        return [fixed.text, dict(values)] if fixed else read_sql(values["sql"], engine, write).text
+        return (
+            [fixed.text, dict(values)]
+            if fixed
+            else read_sql(values["sql"], engine, write, allowed).text
+        )
+
+    def touches(values: Mapping[str, Any]) -> Touched | None:
+        said = fixed or read_sql(values["sql"], engine, write, allowed)
+        return None if said.varies and not said.changes else _touched(database, said)
 
     return Tool(
         name=name,
@@ -107,10 +110,13 @@ def sql_tool(
         max_concurrency=max_concurrency,
         eta_s=eta_s,
         source_hash=f"sql/1 {engine} {_shown(database)} {query or ''}",
-        validate=check if query is not None else partial(_readable, name, engine, write, check),
+        validate=check
+        if query is not None
+        else partial(_readable, name, engine, write, allowed, check),
         sensitive=write,
         memo_s=memo_s,
         identity=identity,
+        touches=touches,
     )
 
 
@@ -119,28 +125,32 @@ async def _ask(
     engine: str,
     database: str,
     write: bool,
-    limits: _Limits,
+    limits: Limits,
+    functions: frozenset[str],
     sql: str,
     values: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Run one statement within the limits; raises `ToolError` with the database's own message."""
-    address, secrets = resolve(database)
-    password = urlsplit(address).password
-    secrets = [*secrets, unquote(password)] if password else secrets
-    asks = {"postgresql": _postgres, "sqlite": _sqlite, "duckdb": _duckdb}
+    address, secrets = _address(database)
     try:
         async with asyncio.timeout(limits.timeout_s):
-            answer = await asks[engine](address, sql, values, write, limits)
+            if engine == "sqlite":
+                ask = ask_sqlite(_path(address), sql, values, write, limits, functions)
+            elif engine == "duckdb":
+                spelled, given = _bound(sql, values, "${}") if values else (sql, {})
+                ask = ask_duckdb(_path(address), spelled, given, write, limits)
+            else:
+                ask = _postgres(address, sql, values, write, limits)
+            return (await ask).result()
     except TimeoutError:
         raise ToolError(tool, f"the statement took longer than {limits.timeout_s:g} s") from None
     except Exception as error:  # noqa: BLE001 (each driver has its own)
         raise ToolError(tool, redact(f"{type(error).__name__}: {error}".strip(), secrets)) from None
-    return _result(answer, limits)
 
 
 async def _postgres(
-    address: str, sql: str, values: Mapping[str, Any], write: bool, limits: _Limits
-) -> _Answer:
+    address: str, sql: str, values: Mapping[str, Any], write: bool, limits: Limits
+) -> Answer:
     """Through psycopg, in one transaction. A read is a cursor of the server's: nothing but a query
     can be declared one, no more rows are fetched than wanted, and it is rolled back in any case."""
     import psycopg
@@ -153,138 +163,55 @@ async def _postgres(
         connect_timeout=max(2, int(limits.timeout_s)),
     )
     async with connection:
-        milliseconds = int(limits.timeout_s * 1000)
-        await connection.execute(f"SET statement_timeout = {milliseconds}".encode())
+        _keep_dates(connection)
+        settings = (
+            f"SET statement_timeout = {int(limits.timeout_s * 1000)};"
+            "SET standard_conforming_strings = on"  # as the parser takes them
+        )
+        await connection.execute(settings.encode())
         await connection.execute("BEGIN" if write else "BEGIN READ ONLY")
         cursor = connection.cursor() if write else connection.cursor("tenter")
         async with cursor:
             await cursor.execute(statement.encode(), given)
-            found = await cursor.fetchmany(limits.rows + 1) if cursor.description else []
-            columns = [column.name for column in cursor.description or ()]
-            answer = _Answer(columns, found, cursor.rowcount)
+            answer = Answer(limits, [column.name for column in cursor.description or ()])
+            answer.changed = cursor.rowcount
+            at_once = min(max(1, limits.bytes // BYTES_PER_ROW), limits.rows + 1)
+            found = await cursor.fetchmany(at_once) if answer.columns else []
+            while found and all(map(answer.take, found)):
+                found = await cursor.fetchmany(at_once)
         await connection.execute("COMMIT" if write else "ROLLBACK")
         return answer
 
 
-async def _sqlite(
-    address: str, sql: str, values: Mapping[str, Any], write: bool, limits: _Limits
-) -> _Answer:
-    import sqlite3
+def _keep_dates(connection: Any) -> None:
+    """Give dates that Python has not, such as "infinity", as their text."""
+    from psycopg import DataError
+    from psycopg.types import datetime as kinds
 
-    path = _path(address)
-    mode = "rw" if write else "ro"
-    forbidden = {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_PRAGMA}
+    def lenient(kind: Any) -> Any:
+        def load(self: Any, data: Any) -> Any:
+            try:
+                return kind.load(self, data)
+            except DataError:
+                return bytes(data).decode()
 
-    def authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
-        """Asked before each part of a statement is compiled: no other file, no setting."""
-        loads = action == sqlite3.SQLITE_FUNCTION and (second or "").lower() == "load_extension"
-        return sqlite3.SQLITE_DENY if loads or action in forbidden else sqlite3.SQLITE_OK
+        return type(kind.__name__, (kind,), {"load": load})
 
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode={mode}",
-            uri=True,
-            timeout=limits.timeout_s,
-            check_same_thread=False,
-        )
-        connection.execute(f"PRAGMA query_only = {int(not write)}")
-        connection.set_authorizer(authorize)
-        return connection
-
-    return await _in_thread(connect, sql, values, write, limits)
+    for name in ("Date", "Timestamp", "Timestamptz"):
+        connection.adapters.register_loader(name.lower(), lenient(getattr(kinds, f"{name}Loader")))
 
 
-async def _duckdb(
-    address: str, sql: str, values: Mapping[str, Any], write: bool, limits: _Limits
-) -> _Answer:
-    import duckdb
-
-    path = _path(address)
-
-    def connect() -> Any:
-        settings: dict[str, Any] = {"enable_external_access": "false", "lock_configuration": "true"}
-        return duckdb.connect(str(path), read_only=not write, config=settings)
-
-    statement, given = _bound(sql, values, "${}") if values else (sql, {})
-    return await _in_thread(connect, statement, given or {}, write, limits)
-
-
-async def _in_thread(
-    connect: Callable[[], Any], sql: str, values: Mapping[str, Any], write: bool, limits: _Limits
-) -> _Answer:
-    """Run a statement of an embedded database; a cancel interrupts it and waits for its end."""
-    opened: list[Any] = []
-    gone = threading.Event()
-
-    def run() -> _Answer:
-        connection = connect()
-        opened.append(connection)
-        try:
-            if gone.is_set():
-                raise TimeoutError
-            cursor = connection.execute(sql, dict(values)) if values else connection.execute(sql)
-            columns = [str(column[0]) for column in cursor.description or ()]
-            rows: list[Row] = cursor.fetchmany(limits.rows + 1) if columns else []
-            if write:
-                connection.commit()
-            return _Answer(columns, rows, getattr(cursor, "rowcount", -1))
-        finally:
-            connection.close()
-
-    task = asyncio.ensure_future(asyncio.to_thread(run))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        gone.set()
-        for connection in opened:
-            connection.interrupt()
-        await asyncio.wait([task])
-        task.exception()
-        raise
-
-
-def _result(answer: _Answer, limits: _Limits) -> dict[str, Any]:
-    if not answer.columns:
-        return {"changed": max(answer.changed, 0)}
-    rows: list[list[Any]] = []
-    room = limits.bytes
-    for row in answer.rows[: limits.rows]:
-        plain = [_plain(value) for value in row]
-        room -= len(json.dumps(plain))
-        if room < 0:
-            break
-        rows.append(plain)
-    found: dict[str, Any] = {"columns": answer.columns, "rows": rows}
-    if len(rows) < len(answer.rows):
-        found["cut"] = f"only the first {len(rows)} rows; ask for fewer, or aggregate"
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """A database value as JSON."""
-    match value:
-        case None | bool() | int():
-            return value
-        case float():
-            return value if isfinite(value) else str(value)
-        case str():
-            return value if len(value) <= MAX_CELL else f"{value[:MAX_CELL]}[...]"
-        case Decimal():
-            return int(value) if value == value.to_integral_value() else float(value)
-        case datetime() | date() | time():
-            return value.isoformat()
-        case timedelta():
-            return value.total_seconds()
-        case bytes() | bytearray():
-            return f"[{len(value)} bytes]"
-        case list() | tuple():
-            return [_plain(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
-        case dict():
-            return {str(key): _plain(each) for key, each in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        case UUID():
-            return str(value)
-        case _:
-            return str(value)[:MAX_CELL]
+def _address(database: str) -> tuple[str, list[str]]:
+    """Where the database is, and what must not be shown of that: its secrets, and any piece of a
+    password that is not spelled as a URL wants it."""
+    before, at, after = database.rpartition("@")
+    credentials, hidden = resolve(before, quoted=True)
+    rest, secrets = resolve(after)
+    address = f"{credentials}{at}{rest}"
+    if not address.startswith("postgres"):
+        return address, [*hidden, *secrets]
+    pieces = re.split("[:/?#@]+", address.rpartition("@")[0])[2:]  # after the scheme and the user
+    return address, [*hidden, *secrets, *pieces, *map(unquote, pieces)]
 
 
 def _bound(sql: str, values: Mapping[str, Any], mark: str) -> tuple[str, dict[str, Any]]:
@@ -312,8 +239,7 @@ def _engine(name: str, database: str) -> str:
             resolved, _ = resolve(database)
         except ValueError as error:
             raise InvalidTool(name, f"database: {error}") from None
-    scheme = resolved.split(":", 1)[0]
-    engine = {"postgres": "postgresql"}.get(scheme, scheme)
+    engine = _engine_of(resolved.split(":", 1)[0])
     if engine not in ENGINES:
         raise InvalidTool(
             name,
@@ -324,6 +250,18 @@ def _engine(name: str, database: str) -> str:
         if password and not password.startswith("env"):
             raise InvalidTool(name, "database holds a password: name its variable, as env:NAME")
     return engine
+
+
+def _functions(tool: str, names: Sequence[str]) -> frozenset[str]:
+    if isinstance(names, str) or not all(NAME.fullmatch(str(name)) for name in names):
+        raise InvalidTool(
+            tool, f'functions is a list of names, as ["edit_distance"], not {names!r}'
+        )
+    return frozenset(name.lower() for name in names)
+
+
+def _engine_of(scheme: str) -> str:
+    return {"postgres": "postgresql"}.get(scheme, scheme)
 
 
 def _needs(name: str, engine: str) -> None:
@@ -341,18 +279,38 @@ def _path(address: str) -> Path:
     return Path(unquote(address.split(":///", 1)[-1]))
 
 
+def _touched(database: str, statement: Statement) -> Touched:
+    """The tables of a statement, by the last parts of their names: what is in another schema, and
+    is called alike, is taken for the same."""
+    address, _ = _address(database)
+    parts = urlsplit(address)
+    place = f"{parts.hostname or ''}:{parts.port or ''}{parts.path}"
+    if _engine_of(parts.scheme) != "postgresql":
+        place = str(_path(address).absolute())
+
+    def names(tables: frozenset[str]) -> frozenset[str]:
+        return frozenset(f"{place}#{table.rpartition('.')[2]}" for table in tables)
+
+    return Touched(names(statement.reads), names(statement.writes))
+
+
 def _shown(database: str) -> str:
     parts = urlsplit(database)
     return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
 
 
 def _readable(
-    tool: str, engine: str, write: bool, check: Validate, given: Mapping[str, Any]
+    tool: str,
+    engine: str,
+    write: bool,
+    functions: frozenset[str],
+    check: Validate,
+    given: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Arguments whose SQL is one statement of the allowed kind."""
     values = check(given)
     try:
-        read_sql(values["sql"], engine, write)
+        read_sql(values["sql"], engine, write, functions)
     except SQLRefused as error:
         raise InvalidArguments(tool, f"sql: {error}") from None
     return values

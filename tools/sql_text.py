@@ -6,52 +6,37 @@ database says no again (`sql.py`), since a parser may be wrong about a dialect.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+from .sql_calls import calls_foreign, refused_call
 
 MAX_SQL = 100_000  # characters
 DIALECTS = {"postgresql": "postgres", "sqlite": "sqlite", "duckdb": "duckdb"}
 
-# Functions of PostgreSQL that reach files, other servers or other sessions though they only "read".
-_REACHING = (
-    "pg_read_",
-    "pg_ls_",
-    "pg_stat_file",
-    "pg_terminate_",
-    "pg_cancel_",
-    "pg_reload_",
-    "pg_rotate_",
-    "pg_advisory_",
-    "pg_try_advisory_",
-    "pg_notify",
-    "pg_logical_",
-    "pg_create_",
-    "pg_drop_",
-    "pg_switch_",
-    "pg_promote",
-    "pg_sleep",
-    "set_config",
-    "lo_",
-    "dblink",
-    "query_to_xml",
-    "query_to_json",
-    "cursor_to_xml",
-    "database_to_xml",
-    "schema_to_xml",
-    "table_to_xml",
-    "load_extension",
-    "readfile",
-    "writefile",
-    "edit",
-    "read_text",
-    "read_blob",
-    "read_csv",
-    "read_parquet",
-    "read_json",
-    "read_ndjson",
-    "sniff_csv",
-    "parquet_",
-    "glob",
-    "getenv",
+# Functions whose results are of the moment, or of chance.
+_VARYING = (
+    "current_",
+    "localtime",
+    "now",
+    "clock_timestamp",
+    "statement_timestamp",
+    "transaction_timestamp",
+    "timeofday",
+    "get_current_",
+    "today",
+    "rand",
+    "setseed",
+    "gen_random_",
+    "uuid",
+    "nextval",
+    "currval",
+    "lastval",
+    "txid_",
+    "pg_current_",
+    "changes",
+    "total_changes",
+    "last_insert_rowid",
 )
 
 
@@ -61,11 +46,15 @@ class SQLRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One statement. `text`: its normal form, equal for equal statements; `reads`, `writes`: tables."""
+    """One statement. `text`: its normal form, equal for equal statements; `reads`, `writes`: tables.
+
+    `varies`: its answer does so by itself, as that of one that asks for the time or for chance.
+    """
 
     text: str
     reads: frozenset[str]
     writes: frozenset[str]
+    varies: bool = False
 
     @property
     def changes(self) -> bool:
@@ -73,16 +62,22 @@ class Statement:
         return bool(self.writes)
 
 
-def read_sql(sql: str, engine: str, write: bool = False) -> Statement:
-    """Parse one statement; raises `SQLRefused`, also for one that may change data unless `write`."""
-    import sqlglot
+@lru_cache(maxsize=256)
+def read_sql(
+    sql: str, engine: str, write: bool = False, functions: frozenset[str] = frozenset()
+) -> Statement:
+    """Parse one statement; raises `SQLRefused`, unless `write` also for one that may change data,
+    and for one that calls what is neither in `sql_functions` nor among `functions`."""
     from sqlglot import exp
+    from sqlglot.dialects.dialect import Dialect
     from sqlglot.errors import SqlglotError
 
     if len(sql) > MAX_SQL:
         raise SQLRefused(f"the statement is longer than {MAX_SQL} characters")
+    dialect = Dialect.get_or_raise(DIALECTS[engine])
     try:
-        parsed = [each for each in sqlglot.parse(sql, dialect=DIALECTS[engine]) if each is not None]
+        tokens: list[Any] = dialect.tokenize(sql)
+        parsed = [each for each in dialect.parser().parse(tokens, sql) if each is not None]
     except SqlglotError as error:
         first = " ".join(str(error).split())[:300]
         raise SQLRefused(f"it is no SQL that {engine} reads: {first}") from None
@@ -97,13 +92,22 @@ def read_sql(sql: str, engine: str, write: bool = False) -> Statement:
         tables = frozenset(_name(table) for table in found if table.name)
         text = root.sql(dialect=DIALECTS[engine], normalize=True, comments=False)
         refused = None if write else _refusal(root, exp)
+        reaching = None
+        if not (write or refused or writes):
+            reaching = refused_call(sql, root, tokens, DIALECTS[engine], functions)
+        varies = any(map(_varies, root.find_all(exp.Func, exp.Literal)))
+        varies = varies or calls_foreign(root, functions)
     except RecursionError:
         raise SQLRefused("it is nested too deeply") from None
     if refused is not None:
         raise SQLRefused(f"{refused}, and this tool only reads")
+    if reaching is not None:
+        raise SQLRefused(reaching)
     if not write and writes:
         raise SQLRefused(f"it changes {', '.join(sorted(writes))}, and this tool only reads")
-    return Statement(text, tables - writes, writes)
+    if not writes and not isinstance(root, exp.Query | exp.Values):
+        writes = frozenset({"*"})
+    return Statement(text, tables - writes, writes, varies)
 
 
 def _refusal(root: Any, exp: Any) -> str | None:
@@ -113,11 +117,17 @@ def _refusal(root: Any, exp: Any) -> str | None:
     for node in root.walk():
         if isinstance(node, exp.Into | exp.Lock | exp.Command):
             return f"it says {type(node).__name__.upper()}"
-        if isinstance(node, exp.Func):
-            name = str(node.name if isinstance(node, exp.Anonymous) else node.sql_name()).lower()
-            if name.startswith(_REACHING):
-                return f"it calls {name}, which reaches beyond the tables"
     return None
+
+
+def _varies(node: Any) -> bool:
+    if node.key == "literal":  # SQLite's date('now')
+        return str(node.this).lower().startswith("now")
+    return _function(node).startswith(_VARYING)
+
+
+def _function(node: Any) -> str:
+    return str(node.name if node.key == "anonymous" else node.sql_name()).lower()
 
 
 def _written(root: Any, exp: Any) -> Iterator[str]:

@@ -4,7 +4,10 @@ import logging
 import os
 import sys
 
+import anyio
+from mcp import MCPError
 from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
 from mcp.types import ToolAnnotations
 
 logging.disable()
@@ -33,6 +36,37 @@ def large() -> str:
 def variables() -> list[str]:
     """What the server sees of the environment."""
     return sorted(os.environ)
+
+
+@server.tool()
+async def steps(context: Context) -> str:
+    """Tells how far it has come."""
+    await context.report_progress(1, 4)
+    await context.report_progress(2)
+    return "done"
+
+
+@server.tool()
+async def refuse(code: int) -> str:
+    """Says no by an error of the protocol."""
+    raise MCPError(code=code, message="not today")
+
+
+held = anyio.Event()
+
+
+@server.tool()
+async def hold() -> str:
+    """Answers when it is released."""
+    await held.wait()
+    return "held"
+
+
+@server.tool()
+async def release() -> str:
+    """Releases it."""
+    held.set()
+    return "released"
 
 
 @server.tool()

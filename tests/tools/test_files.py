@@ -3,6 +3,7 @@
 import os
 import threading
 from contextlib import suppress
+from errno import ENOSPC
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,46 @@ async def test_large_files_devices_and_pipes_do_not_hang(home: Path) -> None:
         await call(read, {"path": "pipe"})
     with pytest.raises(InvalidTool):
         file_tools(home / "none")
+
+
+async def test_of_a_huge_file_only_the_ends_are_read(home: Path) -> None:
+    (read, _) = file_tools(home, max_bytes=10)
+    (home / "huge").write_bytes(b"begin")
+    os.truncate(home / "huge", 20_000_000_000)  # takes no room
+    found = await call(read, {"path": "huge"})
+    assert found == "begin\n[... 19999999990 bytes left out ...]\n" + 5 * "\0"
+
+
+async def test_a_write_is_whole_or_told_and_leaves_the_old_file(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, write = file_tools(home, write=True)
+    (home / "sub" / "a.txt").chmod(0o600)
+    reached, left = os.write, [9]
+
+    def short(file: int, data: bytes) -> int:
+        """A disk with room for so many bytes."""
+        if not left[0]:
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+        taken = min(left[0], 4, len(data))
+        left[0] -= taken
+        return reached(file, data[:taken])
+
+    monkeypatch.setattr("tenter.tools.files.os.write", short)
+    assert await call(write, {"path": "sub/a.txt", "text": "new text"}) == "wrote 8 bytes"
+    assert (home / "sub" / "a.txt").read_text() == "new text"
+    assert (home / "sub" / "a.txt").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ToolError, match="No space left"):
+        await call(write, {"path": "sub/a.txt", "text": "more text"})
+    assert (home / "sub" / "a.txt").read_text() == "new text"
+    assert [path.name for path in (home / "sub").iterdir() if path.is_file()] == ["a.txt"]
+
+
+async def test_a_link_is_not_written_over(home: Path) -> None:
+    _, _, write = file_tools(home, write=True)
+    for mode in ("replace", "new"):
+        with pytest.raises(ToolError, match="symbolic link"):
+            await call(write, {"path": "link", "text": "x", "mode": mode})
+    with pytest.raises(ToolError, match="no regular file"):
+        await call(write, {"path": "sub", "text": "x"})
+    assert (home / "link").is_symlink()

@@ -5,11 +5,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 
 from tenter.tools import InvalidArguments, InvalidTool, ToolError, call
+from tenter.tools.context import ToolContext, enter
 from tenter.tools.lifetime import close_all
 from tenter.tools.mcp import mcp_tools
 
@@ -44,6 +47,16 @@ async def test_over_http(url: str) -> None:
     await close_all()
 
 
+async def test_progress_of_a_server_tells_the_time_left() -> None:
+    told: list[float] = []
+    tools = {tool.name: tool for tool in mcp_tools(COMMAND)}
+    enter(ToolContext(report_eta=told.append))
+    assert await call(tools["steps"], {}) == "done"
+    assert len(told) == 1 and told[0] > 0, "one of the two says of how much"
+    enter(ToolContext())
+    await close_all()
+
+
 async def test_over_stdio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANARY", "secret")
     monkeypatch.setenv("KEY", "shown")
@@ -69,6 +82,34 @@ async def test_a_server_that_dies_is_started_again() -> None:
     with pytest.raises(ToolError):
         await call(tools["die"], {})
     assert await call(tools["price"], {"item": "ab"}) == 2
+    await close_all()
+
+
+@pytest.mark.parametrize("code", [-32000, -32603, 7])
+async def test_the_error_of_one_call_leaves_the_others_alone(code: int) -> None:
+    tools = {tool.name: tool for tool in mcp_tools(COMMAND)}
+    answers: list[str] = []
+
+    async def hold() -> None:
+        answers.append(await call(tools["hold"], {}))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hold)
+        assert await call(tools["price"], {"item": "ab"}) == 2
+        with pytest.raises(ToolError, match="not today"):
+            await call(tools["refuse"], {"code": code})
+        assert await call(tools["release"], {}) == "released", "by the same process"
+    assert answers == ["held"]
+    await close_all()
+
+
+async def test_the_time_limit_of_one_call_leaves_the_others_alone() -> None:
+    tools = {tool.name: tool for tool in mcp_tools(COMMAND)}
+    tools["hold"] = replace(tools["hold"], timeout_s=0.1)
+    with pytest.raises(ToolError, match="timeout_s"):
+        await call(tools["hold"], {})
+    assert await call(tools["release"], {}) == "released"
+    assert await call(tools["hold"], {}) == "held", "of the same process"
     await close_all()
 
 

@@ -1,6 +1,8 @@
 """The shell tool: argument lists, limits that hold, nothing left running."""
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,7 +13,15 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tenter.tools import InvalidArguments, InvalidTool, Tool, ToolError, ToolTimeout, call
+from tenter.tools import (
+    InvalidArguments,
+    InvalidTool,
+    Tool,
+    ToolError,
+    ToolTimeout,
+    call,
+    shell_guard,
+)
 from tenter.tools.capped import Capped
 from tenter.tools.shell import shell_tool
 
@@ -39,6 +49,34 @@ async def test_a_program_sees_no_variable_of_ours(
     found = await call(tool(tmp_path, environment={"SHOWN": "1"}), {"argv": ["env"]})
     assert "canary" not in found["stdout"]
     assert "SHOWN=1" in found["stdout"]
+
+
+async def test_a_program_is_given_the_secrets_that_the_author_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_PIN", "canary-7f")
+    shell = tool(tmp_path, environment={"PIN": "env:SHOP_PIN", "NONE": "a"})
+    test = ["sh", "-c", 'test "$PIN" = canary-7f && echo "it is $PIN"']
+    assert (await call(shell, {"argv": test}))["stdout"] == "it is [secret]\n"
+    monkeypatch.delenv("SHOP_PIN")
+    with pytest.raises(ToolError, match="SHOP_PIN is not set"):
+        await call(shell, {"argv": test})
+
+
+def scopes_signals() -> bool:
+    """Whether the kernel has Landlock that keeps signals within (Linux 6.12)."""
+    return ctypes.CDLL(None).syscall(444, None, 0, 1) >= 6
+
+
+@pytest.mark.skipif(not scopes_signals(), reason="needs Linux 6.12 with Landlock")
+async def test_a_program_cannot_reach_the_runtime_or_its_guard(tmp_path: Path) -> None:
+    script = f"kill -9 $PPID; kill -0 {os.getpid()}; sleep 0 & wait"
+    found = await call(tool(tmp_path), {"argv": ["sh", "-c", script]})
+    assert found["exit"] == 0
+    assert found["stderr"].count("not permitted") == 2
+    if os.getuid() != 0:  # root may look into every process
+        found = await call(tool(tmp_path), {"argv": ["cat", f"/proc/{os.getpid()}/environ"]})
+        assert (found["exit"], found["stdout"]) == (1, "")
 
 
 async def test_only_the_named_programs_run(tmp_path: Path) -> None:
@@ -89,6 +127,56 @@ async def test_nothing_runs_on_after_a_cancel(tmp_path: Path) -> None:
             await anyio.sleep(0.01)
         tasks.cancel_scope.cancel()
     assert not running("sleep 99.5")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_call_ends_though_its_guard_was_killed_or_stopped(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """As a command can do it that has the rights: here we do it, when the cancel is due."""
+    guard, draft, late = tmp_path / "guard", tmp_path / "draft", tmp_path / "late"
+    tell = f"echo $PPID > {draft}; mv {draft} {guard}"
+    script = f"sleep 35.5 & {tell}; sleep 35.5; touch {late}"
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call, tool(tmp_path), {"argv": ["sh", "-c", script]})
+        while not guard.exists():  # noqa: ASYNC110 (another process makes it)
+            await anyio.sleep(0.01)
+        os.kill(int(guard.read_text()), number)
+        tasks.cancel_scope.cancel()
+    assert not running("sleep 35.5")
+    assert not late.exists(), "it was killed, and did not come to its end"
+
+
+async def test_a_killed_guard_is_told(tmp_path: Path) -> None:
+    guard, draft = tmp_path / "guard", tmp_path / "draft"
+    argv = ["sh", "-c", f"echo $PPID > {draft}; mv {draft} {guard}; sleep 44.5"]
+
+    async def kill() -> None:
+        while not guard.exists():  # noqa: ASYNC110 (another process makes it)
+            await anyio.sleep(0.01)
+        os.kill(int(guard.read_text()), signal.SIGKILL)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kill)
+        with pytest.raises(ToolError, match="guard was killed"):
+            await call(tool(tmp_path), {"argv": argv})
+    assert not running("sleep 44.5")
+
+
+def test_descendants_are_found_without_the_kernels_list_of_children(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    child = subprocess.Popen(["sh", "-c", "sleep 33.5 & echo on; wait"], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    listed = shell_guard._descendants()
+    monkeypatch.setattr(shell_guard.os.path, "exists", lambda _: False)
+    found = shell_guard._descendants()
+    assert child.pid in found and set(listed) <= set(found) and len(found) >= 2
+    for pid in (child.pid, *found):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    child.communicate()
 
 
 def test_nothing_runs_on_after_a_kill_of_the_runtime(tmp_path: Path) -> None:

@@ -1,15 +1,22 @@
 """SQL tools: reads that cannot write, whatever a model says; bounded answers; three databases."""
 
+import asyncio
 import sqlite3
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenter.tools import InvalidArguments, InvalidTool, ToolError, call
-from tenter.tools.sql import sql_tool
+from tenter.tools import InvalidArguments, InvalidTool, ToolError, call, sql_embedded
+from tenter.tools.sql import _address, sql_tool
+from tenter.tools.sql_rows import plain
 from tenter.tools.sql_text import SQLRefused, read_sql
 
 WRITES = [
@@ -178,6 +185,155 @@ async def test_a_writing_tool_says_how_many_rows(orders: Path) -> None:
     assert await call(tool, {"id": 7}) == {"changed": 1}
 
 
+async def test_an_answer_is_bounded_while_it_is_read(orders: Path) -> None:
+    tool = sql_tool("ask", f"sqlite:///{orders}", max_bytes=50_000)
+    tracemalloc.start()
+    found = await call(tool, {"sql": "SELECT hex(zeroblob(5000000)) AS x FROM orders"})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found["rows"]) < 10 and "cut" in found
+    assert peak < 100_000_000, "of 500 rows with 10 MB each"
+    with pytest.raises(ToolError, match="too big"):
+        await call(tool, {"sql": "SELECT hex(zeroblob(100000000))"})
+
+
+async def test_a_text_that_is_no_utf8_does_not_fail_the_answer(orders: Path) -> None:
+    tool = sql_tool("ask", f"sqlite:///{orders}")
+    found = await call(tool, {"sql": "SELECT CAST(x'61ff' AS TEXT) AS t"})
+    assert found["rows"] == [["a\ufffd"]]
+
+
+async def test_sqlite_itself_refuses_a_function_that_the_parser_let_through(
+    orders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = read_sql("SELECT 1", "sqlite")
+    monkeypatch.setattr("tenter.tools.sql.read_sql", lambda *_: blind)
+    strict = sql_tool("ask", f"sqlite:///{orders}")
+    with pytest.raises(ToolError, match="sqlite_compileoption_used"):
+        await call(strict, {"sql": "SELECT sqlite_compileoption_used('x')"})
+    mine = sql_tool("ask", f"sqlite:///{orders}", functions=["sqlite_compileoption_used"])
+    assert (await call(mine, {"sql": "SELECT sqlite_compileoption_used('x')"}))["rows"] == [[0]]
+    usual = "SELECT note LIKE 'a%', note GLOB 'a*', '[1]' ->> 0, '[1]' -> 0 FROM orders LIMIT 1"
+    assert (await call(strict, {"sql": usual}))["rows"] == [[0, 0, 1, "1"]]
+
+
+async def test_slow_statements_take_no_thread_from_name_lookups(orders: Path) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(call, sql_tool("ask", f"sqlite:///{orders}"), {"sql": endless})
+        assert await asyncio.to_thread(int, "7") == 7
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_cancel_is_not_lost_between_opening_and_asking(
+    orders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt before the statement has begun does nothing: it is said again."""
+    begun = threading.Event()
+    reached = sql_embedded._answer
+
+    def slow(connection: Any, sql: str, values: Any, write: bool, limits: Any, gone: Any) -> Any:
+        begun.set()
+        gone.wait()  # interrupted once by now, or soon
+        return reached(connection, sql, values, write, limits, threading.Event())
+
+    monkeypatch.setattr(sql_embedded, "_answer", slow)
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    task = asyncio.create_task(call(sql_tool("ask", f"sqlite:///{orders}"), {"sql": endless}))
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("12.50", 12.5),
+        ("3.3333333333333333", 3.3333333333333335),
+        ("12345678901234567.89", "12345678901234567.89"),
+        ("12345678901234567890", 12345678901234567890),
+        ("0E-20", 0),
+        ("NaN", "nan"),
+        ("-Infinity", "-infinity"),
+        ("1e5000", "1E+5000"),
+    ],
+)
+def test_a_numeric_stays_what_it_is(value: str, kept: object) -> None:
+    found = plain(Decimal(value))
+    assert found == kept and type(found) is type(kept)
+
+
+async def test_duckdb_reads_beside_a_writer_of_the_same_file(tmp_path: Path) -> None:
+    import duckdb
+
+    path = tmp_path / "d.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE TABLE t AS SELECT i FROM range(100) r(i)")
+    write = sql_tool("put", f"duckdb:///{path}", write=True)
+    read = sql_tool("ask", f"duckdb:///{path}")
+    asked: list[Any] = []
+
+    async def ask(tool: Any, sql: str) -> None:
+        asked.append(await call(tool, {"sql": sql}))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(ask, write, "INSERT INTO t SELECT i FROM range(1000) r(i)")
+            tasks.start_soon(ask, read, "SELECT count(*) > 0 AS some FROM t")
+    assert len(asked) == 10
+    assert (await call(read, {"sql": "SELECT count(*) FROM t"}))["rows"] == [[5100]]
+
+
+async def test_duckdb_holds_a_read_beside_a_writer_to_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import duckdb
+
+    path = tmp_path / "d.duckdb"
+    settings: dict[str, Any] = {"enable_external_access": "false", "lock_configuration": "true"}
+    settings |= sql_embedded.DUCKDB_LIMITS
+    blind = read_sql("SELECT 1", "duckdb")
+    monkeypatch.setattr("tenter.tools.sql.read_sql", lambda *_: blind)
+    with duckdb.connect(str(path), config=settings) as writer:
+        writer.execute("CREATE TABLE t (i INTEGER)")
+        with pytest.raises(ToolError, match="read-only"):
+            await call(sql_tool("ask", f"duckdb:///{path}"), {"sql": "INSERT INTO t VALUES (1)"})
+
+
+@pytest.mark.parametrize("password", ["a/b@c#d?e%f:g", "half/secret", "p@ssw0rd", "x%41y"])
+async def test_a_password_of_any_characters_stays_in_its_place(
+    password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from psycopg.conninfo import conninfo_to_dict
+
+    monkeypatch.setenv("SHOP_PW", password)
+    address, secrets = _address("postgresql://me:env:SHOP_PW@127.0.0.1:1/shop")
+    assert conninfo_to_dict(address)["password"] == password
+    assert conninfo_to_dict(address)["host"] == "127.0.0.1"
+    assert password in secrets
+
+
+async def test_no_piece_of_a_password_in_a_wrong_url_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SHOP", "postgresql://me:Sup3r/Hidden@Part#word@127.0.0.1:1/shop")
+    with pytest.raises(ToolError) as caught:
+        await call(sql_tool("ask", "env:SHOP"), {"sql": "SELECT 1"})
+    assert not [
+        piece for piece in ("Sup3r", "Hidden", "Part", "word@") if piece in str(caught.value)
+    ]
+
+
+def test_functions_are_names(orders: Path) -> None:
+    for wrong in ("near", ["a b"], ["a("], [""]):
+        with pytest.raises(InvalidTool, match="functions is a list of names"):
+            sql_tool("ask", f"sqlite:///{orders}", functions=wrong)
+
+
 async def test_duckdb_reads_tables_and_no_files(tmp_path: Path) -> None:
     import duckdb
 
@@ -254,6 +410,39 @@ class TestPostgres:
             {"sql": "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%1000000000)'"},
         )
         assert still["rows"] == [[0]]
+
+    async def test_a_name_after_a_point_calls_no_function(self, postgres: str) -> None:
+        """As the server would: (x).f is f(x)."""
+        ask = sql_tool("ask", postgres)
+        for sql in (
+            "SELECT ('/etc/hostname'::text).pg_read_file",
+            "SELECT f.pg_read_file FROM concat('/etc/', 'hostname') AS f",
+        ):
+            with pytest.raises(InvalidArguments, match="may call a function"):
+                await call(ask, {"sql": sql})
+
+    async def test_ordinary_questions_are_answered(self, postgres: str) -> None:
+        ask = sql_tool("ask", postgres)
+        for sql, rows in (
+            ("SELECT e.key, e.value FROM jsonb_each('{\"a\": 1}') AS e", [["a", 1]]),
+            ("SELECT u.x, u.n FROM unnest(ARRAY['b']) WITH ORDINALITY AS u(x, n)", [["b", 1]]),
+            ("SELECT g.i FROM generate_series(1, 2) AS g(i)", [[1], [2]]),
+            (r"SELECT E'a\tb', 'it''s', 'c\d'", [["a\tb", "it's", "c\\d"]]),
+            (
+                "SELECT 'infinity'::date, '0044-03-15 BC'::timestamp",
+                [["infinity", "0044-03-15 00:00:00 BC"]],
+            ),
+            ("SELECT 1e19::numeric + 0.25, 'NaN'::numeric", [["10000000000000000000.25", "nan"]]),
+        ):
+            assert (await call(ask, {"sql": sql}))["rows"] == rows
+
+    async def test_wide_rows_are_fetched_one_by_one(self, postgres: str) -> None:
+        ask = sql_tool("ask", postgres)
+        tracemalloc.start()
+        found = await call(ask, {"sql": "SELECT repeat('x', 8000000) FROM generate_series(1, 90)"})
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(found["rows"]) == 3 and peak < 100_000_000
 
     async def test_a_large_answer_is_not_fetched_whole(self, postgres: str) -> None:
         ask = sql_tool("ask", postgres, max_rows=10)
