@@ -1,0 +1,54 @@
+"""Stories that broke a rule once, cut down; each is a bug that was mended."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from faults.stories import Fault, Story
+from faults.worlds import tell
+
+FOUND = {
+    "the disk is full when the name of a new journal is to last": (
+        Story(faults=(Fault("full", 6),)),
+    ),
+    "a process that was taken over gives the other's half output its name": tuple(
+        Story(faults=(Fault("freeze", turn, amount=35.0),)) for turn in (16, 18, 20)
+    ),
+    "a call waits for another attempt when the budget is spent, and the drain waits for it": (
+        Story(
+            job="chatting",
+            rows=("ash", "elm", "birch", "cedar"),
+            faults=(Fault("lost answer", 1),),
+            limit="budget",
+        ),
+    ),
+    "the journal fails in a resumed run while equal work is joined": (
+        Story(
+            job="noted",
+            rows=("ash", "elm", "cedar", "elm", "birch", "cedar"),
+            faults=(Fault("power", 25), Fault("broken after", 22, 1)),
+            concurrency=2,
+            seed=21009,
+        ),
+    ),
+    "an answer's last piece comes twice": (
+        Story(job="chatting", rows=("cedar", "elm"), faults=(Fault("twice", 3),)),
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_stays_mended(name: str, tmp_path: Path) -> None:
+    for story in FOUND[name]:
+        verdict = tell(story, tmp_path, log=True)
+        assert verdict.rule is None, "\n".join((str(story), verdict.detail, *verdict.log))
+        assert verdict.fired, "the story has changed: what went wrong in it does not any more"
