@@ -1,36 +1,60 @@
 """Strategies by name, from plain settings: what a `reason` step in Python or YAML says."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, cast
 
 from ...planner.graph import Sampling
 from .answers import Equivalence, choice_of, exact, extract, json_value, math_value
+from .route import Routed
 from .rules import DEFAULT, NEVER, StopRule
+from .search import Mcts, Rebase
 from .strategy import SUFFIX, Step
 from .thought import ChainOfThought
-from .votes import FirstFinish, SelfConsistency, Vote
+from .votes import BestOfN, FirstFinish, SelfConsistency, Vote
 
 STRATEGIES: dict[str, type[Step]] = {
     "thought": ChainOfThought,
     "self-consistency": SelfConsistency,
     "vote": Vote,
     "first-finish": FirstFinish,
+    "best-of-n": BestOfN,
+    "rebase": Rebase,
+    "mcts": Mcts,
+    "routed": Routed,
 }
+SCORED = (BestOfN, Rebase, Mcts, Routed)  # they ask a scorer
 DEFAULT_STRATEGY = "thought"
 SAMPLING = Sampling(max_tokens=4096, temperature=0.6, top_p=0.95)  # unless a step says otherwise
 ANSWERS: dict[str, Equivalence] = {"math": math_value, "exact": exact, "json": json_value}
 RULES = {"default": DEFAULT, "full": NEVER}
 THOUGHT_END = "</think>"
 
+POOLS = ("program", "run", "none")
+MOST = 1_000  # samples, rollouts, parts of a search
+ALLOWED = 0.05  # of shadow runs may end with another answer, unless a step says otherwise
+
 # Settings that every strategy has; those of its own are the fields of its class.
-COMMON = ("answers", "budget_tokens", "suffix", "answer_tokens", "rule", "shadow")
+COMMON = ("answers", "budget_tokens", "pool", "suffix", "answer_tokens", "rule", "shadow", "drift")
 
 
-def checked(strategy: str, settings: Mapping[str, Any]) -> str:
-    """`settings` as canonical JSON; ValueError names what is unknown or out of range."""
+def checked(strategy: str, settings: Mapping[str, Any], scored: bool = False) -> str:
+    """`settings` as canonical JSON; ValueError names what is unknown or out of range.
+
+    `scored`: the step has a scorer, which some strategies need and others have no use for.
+    """
     build(strategy, settings, 256, 0, 0)
+    wants = STRATEGIES[strategy] in SCORED
+    if wants and not scored:
+        raise ValueError(
+            f"{strategy} needs a scorer: a function or a tool of question, thought, answer or part "
+            "that gives a number, or a model that chooses"
+        )
+    if scored and not wants:
+        names = ", ".join(name for name, kind in STRATEGIES.items() if kind in SCORED)
+        raise ValueError(f"{strategy} asks no scorer; {names} do")
     return json.dumps(settings, sort_keys=True, separators=(",", ":"))
 
 
@@ -41,34 +65,34 @@ def build(
     seed: int,
     suffix_tokens: int,
     stop: bool = True,
+    rule: StopRule | None = None,
 ) -> Step:
     """A fresh state machine: `limit_tokens` bounds one sample, and with `stop` false a chain of
-    thought goes to its end (a shadow run). Raises ValueError for settings that cannot be."""
+    thought goes to its end (a shadow run). `rule` is in force in place of the one set. Raises ValueError for settings that cannot be."""
     kind = STRATEGIES.get(strategy)
     if kind is None:
         raise ValueError(f"there is no strategy {strategy!r}; there is {', '.join(STRATEGIES)}")
     own = {each.name for each in fields(kind) if each.init} - {each.name for each in fields(Step)}
-    own -= {"stop", "rule"}
+    own -= {"stop", "rule", "split"}
     known = (*COMMON, *sorted(own))
     for name in settings:
         if name not in known:
             raise ValueError(f"{strategy} has no setting {name!r}; it has {', '.join(known)}")
     given: dict[str, Any] = {name: settings[name] for name in own if name in settings}
     _typed(strategy, kind, given)
-    n = given.get("n", 8 if strategy != "thought" else 1)
     if kind is ChainOfThought:
-        given |= {"rule": rule_of(settings.get("rule", "default")), "stop": stop}
+        asked = rule_of(settings.get("rule", "default"))
+        given |= {"rule": rule or asked, "stop": stop}
     elif "rule" in settings:
         raise ValueError(f"{strategy} has no stop rule; 'thought' has")
-    share = settings.get("shadow", 0.0)
-    if not _number(share) or not 0 <= share <= 1:
-        raise ValueError(f"shadow is a share of the programs, from 0 to 1, not {share!r}")
+    pool_of(settings)
+    for name in ("shadow", "drift"):
+        _share(name, settings.get(name, 0.0))
     answer_tokens = _whole("answer_tokens", settings.get("answer_tokens", 32))
-    spare = 64 * (suffix_tokens + answer_tokens)
+    budget_tokens = _usual_budget(kind, given, limit_tokens)
+    budget_tokens += 64 * (suffix_tokens + answer_tokens)
     return kind(
-        budget_tokens=_whole(
-            "budget_tokens", settings.get("budget_tokens", n * limit_tokens + spare)
-        ),
+        budget_tokens=_whole("budget_tokens", settings.get("budget_tokens", budget_tokens)),
         limit_tokens=limit_tokens,
         seed=seed,
         equivalence=_equivalence(settings.get("answers", "math")),
@@ -88,6 +112,26 @@ def suffix_of(settings: Mapping[str, Any]) -> str:
     return suffix
 
 
+def pool_of(settings: Mapping[str, Any]) -> str:
+    """Which settled steps leave their budget to this one, and it to which."""
+    pool = settings.get("pool", POOLS[0])
+    if pool not in POOLS:
+        raise ValueError(f"pool is {', '.join(POOLS)}, not {pool!r}")
+    return pool
+
+
+def allowed_of(settings: Mapping[str, Any], rule: StopRule) -> float:
+    """The share of shadow runs whose answer may differ before that is a drift.
+
+    A rule that was calibrated against full length brings its own: that is the coin of shadow runs.
+    """
+    given = settings.get("drift")
+    if given is None:
+        vouch = rule.vouch
+        given = vouch.budget if vouch and vouch.against == "full length" else ALLOWED
+    return min(max(float(given), 1e-6), 1 - 1e-6)
+
+
 def rule_of(given: Any) -> StopRule:
     """A stop rule by name ("default", "full"), or as `StopRule.to_json` has it."""
     if isinstance(given, str):
@@ -95,6 +139,14 @@ def rule_of(given: Any) -> StopRule:
             raise ValueError(f"there is no rule {given!r}; there is {', '.join(RULES)}")
         return RULES[given]
     return StopRule.from_json(json.dumps(given))
+
+
+def _usual_budget(kind: type[Step], given: Mapping[str, Any], limit_tokens: int) -> int:
+    """Room for all that may be drawn, each sample to its limit."""
+    if kind is Mcts:
+        return given.get("rollouts", 32) * given.get("step_tokens", 256) + limit_tokens
+    samples = given.get("width", 16) if kind is Rebase else given.get("n", 8)
+    return limit_tokens * (1 if kind in (ChainOfThought, Routed) else samples)
 
 
 def _equivalence(given: Any) -> Equivalence:
@@ -121,15 +173,26 @@ def _typed(strategy: str, kind: type[Step], given: Mapping[str, Any]) -> None:
         "int": lambda value: type(value) is int,
         "float": _number,
         "float | None": lambda value: value is None or _number(value),
+        "str": lambda value: isinstance(value, str),
     }
     for name, value in given.items():
-        wanted = hints[name] if isinstance(hints[name], str) else hints[name].__name__
+        wanted = hints[name].__name__ if isinstance(hints[name], type) else str(hints[name])
         if wanted in checks and not checks[wanted](value):
             raise ValueError(f"{strategy}: {name} is of type {wanted}, not {value!r}")
+        if wanted == "int" and not name.endswith("_tokens") and value > MOST:
+            raise ValueError(f"{strategy}: {name} is at most {MOST}, not {value}")
+        if wanted == "int" and value < 1:
+            raise ValueError(f"{strategy}: {name} is 1 or more, not {value}")
+
+
+def _share(name: str, value: Any) -> None:
+    if not _number(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is a share of the programs, from 0 to 1, not {value!r}")
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and math.isfinite(value)
 
 
 def _whole(name: str, value: Any) -> int:

@@ -44,10 +44,11 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Ask the step's scorer for the reward of `sample` as it stands."""
+    """Ask the step's scorer for the reward of `sample` as it stands, or of a `part` of its plan."""
 
     request: int
     sample: int
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)

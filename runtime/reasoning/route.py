@@ -49,26 +49,57 @@ class Routed(Step):
             case Failed() if self._parts and len(self.routes) < len(self._parts):
                 self._solve(branch, hard=True)  # unrated counts as hard
             case Thought() if self._last:
-                self.finish(self.extract(branch.text), "ended" if event.ended else "limit")
+                answer = self.extract(event.text)
+                self.finish(answer or None, "ended" if event.ended else "limit")
             case Thought():
                 self._advance(event, branch)
             case _:
                 pass
 
+    def settle(self, stopped: str) -> None:
+        """Without its last turn there is no answer: what parts came to answers no more than them."""
+        self.finish(None, "failed")
+
+    def foresee(self) -> float:
+        """The parts that are left, as long as those so far, and the answer."""
+        if self._last:
+            return self.final_tokens
+        left = 1 if self._parts is None else len(self._parts) - len(self.routes)
+        solved = [each.own_tokens for each in self.branches.values() if each.parent is not None]
+        usual = sum(solved) / len(solved) if solved else (self.short_tokens + self.long_tokens) / 2
+        return left * usual + self.final_tokens
+
+    def full_tokens(self) -> int:
+        """It does not stop early."""
+        return self.spent_tokens
+
     def _advance(self, event: Thought, branch: Branch) -> None:
         if self._parts is None:
             self._parts = list(self.split(event.text))
-        if len(self.routes) < len(self._parts):
-            self.score(branch.sample)
+        if len(self.routes) < len(self._parts) and self._room(branch, 1):
+            self.score(branch.sample, self._parts[len(self.routes)])
         else:
-            self._last = True
-            self._turn(branch, self.final_tokens, ANSWER)
+            self._answer(branch)
 
     def _solve(self, branch: Branch, hard: bool) -> None:
         part = (self._parts or [""])[len(self.routes)]
         self.routes.append((part, hard))
         tokens, form = (self.long_tokens, LONG) if hard else (self.short_tokens, SHORT)
-        self._turn(branch, tokens, form.format(part=part))
+        room = self._room(branch, tokens)
+        if room:
+            self._turn(branch, room, form.format(part=part))
+        else:
+            self._answer(branch)
+
+    def _answer(self, branch: Branch) -> None:
+        self._last = True
+        self._turn(branch, self.final_tokens, ANSWER)
+
+    def _room(self, branch: Branch, tokens: int) -> int:
+        """How many of `tokens` a part may have, so that the answer still finds room."""
+        limit = self.limit_tokens - branch.tokens - self.final_tokens
+        budget = self.afford(tokens + self.final_tokens) - self.final_tokens
+        return max(0, min(tokens, limit, budget))
 
     def _turn(self, branch: Branch, tokens: int, instruction: str) -> None:
         """A further turn of the same context: a child, since a sample that ended is over."""

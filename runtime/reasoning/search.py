@@ -34,6 +34,7 @@ class _Search(Step):
     step_tokens: int = 256
     until: str = "\n\n"
     depth: int = 32
+    _last: bool = field(default=False, init=False)  # the best path is thought to its end
 
     def __post_init__(self) -> None:
         Step.__post_init__(self)
@@ -41,7 +42,10 @@ class _Search(Step):
             raise ValueError("step_tokens and depth must be 1 or more")
 
     def settle(self, stopped: str) -> None:
-        """The answer with the highest sum of rewards."""
+        """The answer with the highest sum of rewards. Where no path has come to an end, the best
+        one is thought to its end first."""
+        if not self.finished and self._go_on_to_the_end():
+            return
         given = [sample.answer for sample in self.finished]
         weights = [max(1e-9, self._reward(sample)) for sample in self.finished]
         found = leader(given, self.equivalence, weights)
@@ -50,12 +54,25 @@ class _Search(Step):
         else:
             self.finish(found.answer, stopped, found.share)
 
+    def _go_on_to_the_end(self) -> bool:
+        scored = [b for b in self.branches.values() if b.reward is not None and not b.ended]
+        if self._last or not scored:
+            return False
+        self._last = True
+        best = max(scored, key=lambda branch: (branch.reward or 0.0, branch.tokens))
+        return self.think(best.sample) is not None
+
     def _reward(self, sample: Finished) -> float:
         reward = self.branches[sample.sample].reward
         return 0.0 if reward is None else reward
 
     def _certain(self) -> float:
         return certaindex([self.key(sample.answer) for sample in self.finished])
+
+    def mean_end(self) -> float:
+        """How long a sample typically is."""
+        whole = [sample.tokens for sample in self.finished]
+        return sum(whole) / len(whole) if whole else float(self.limit_tokens)
 
     def _grow(self, parent: int | None) -> int | None:
         return self.think(max_tokens=self.step_tokens, parent=parent, until=self.until)
@@ -97,8 +114,21 @@ class Rebase(_Search):
                 self._check()
             case Failed() | _:
                 pass
-        if not self.done and not self.open_requests:
+        if not self.done and not self.open_requests and not self._last:
             self._expand()
+
+    def foresee(self) -> float:
+        """As many paths as are left of the width, from where the frontier stands to a typical end."""
+        heads = self._frontier + [branch.sample for branch in self.thinking()]
+        at = [self.branches[head].tokens for head in heads]
+        mean = sum(at) / len(at) if at else 0.0
+        return (self.width - len(self.finished)) * max(self.step_tokens, self.mean_end() - mean)
+
+    def full_tokens(self) -> int:
+        """What as many finished samples as its width would take, at the cost of one so far."""
+        if self.stopped != "settled":
+            return self.spent_tokens
+        return round(self.spent_tokens * max(1.0, self.width / len(self.finished)))
 
     def _expand(self) -> None:
         self._round += 1
@@ -170,8 +200,20 @@ class Mcts(_Search):
         if not self.done:
             self._play()
 
+    def foresee(self) -> float:
+        """The rollouts that are left, at the mean of those so far (Dynasor, 2412.20993, 4)."""
+        over = self._played - len(self.thinking())
+        each = self.spent_tokens / over if over else self.step_tokens
+        return (self.rollouts - over) * each
+
+    def full_tokens(self) -> int:
+        """What all rollouts would take."""
+        if self.stopped != "settled":
+            return self.spent_tokens
+        return round(self.spent_tokens * self.rollouts / max(1, self._played))
+
     def _play(self) -> None:
-        if self._played >= self.rollouts:
+        if self._played >= self.rollouts or self._last:
             return
         parent = self._select()
         if parent == -1:

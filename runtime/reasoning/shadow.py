@@ -6,12 +6,17 @@ it is certain, and a rule that keeps its word is widened with probability `alpha
 """
 
 import hashlib
+import math
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from .rules import LADDER, NEVER, StopRule
 
 _MOST_BET = 0.5
+MONITORS = 200  # steps of a workflow that are watched
+FRESH = 2_000  # shadow runs between two saves
 
 
 def is_shadow(program: str, share: float, seed: int = 0) -> bool:
@@ -47,16 +52,18 @@ class Shadow:
     correct answers lost, without them the share of answers that full length changes.
     """
 
-    rule: StopRule
+    rule: StopRule  # now; `asked` is the one that it began with
     allowed: float
     alpha: float = 0.05
     ladder: Sequence[StopRule] = LADDER
     runs: int = field(default=0, init=False)
     loss: float = field(default=0.0, init=False)
     drifts: list[Drift] = field(default_factory=list[Drift], init=False)
-    _wealth: float = field(default=1.0, init=False)
+    wealth: float = field(default=1.0, init=False)
+    asked: StopRule = field(init=False)
 
     def __post_init__(self) -> None:
+        self.asked = self.rule
         if not 0.0 < self.allowed < 1.0 or not 0.0 < self.alpha < 1.0:
             raise ValueError("allowed and alpha must lie between 0 and 1")
 
@@ -71,10 +78,10 @@ class Shadow:
         if not -1.0 <= loss <= 1.0:
             raise ValueError(f"loss is {loss}; it must lie in [-1, 1]")
         bet = min(_MOST_BET, max(0.05, self.mean_loss - self.allowed))
-        self._wealth *= 1 + bet * (loss - self.allowed)
+        self.wealth *= 1 + bet * (loss - self.allowed)
         self.runs += 1
         self.loss += loss
-        if self._wealth < 1 / self.alpha:
+        if self.wealth < 1 / self.alpha:
             return None
         return self._widen()
 
@@ -90,10 +97,90 @@ class Shadow:
     def _widen(self) -> Drift:
         drift = Drift(self.rule, self._safer(), self.runs, self.mean_loss, self.allowed)
         self.drifts.append(drift)
-        self.rule, self.runs, self.loss, self._wealth = drift.rule, 0, 0.0, 1.0
+        self.rule, self.runs, self.loss, self.wealth = drift.rule, 0, 0.0, 1.0
         return drift
 
     def _safer(self) -> StopRule:
+        """The next more careful rule; on a ladder for thoughts of the present rule's length."""
         names = [rule.name for rule in self.ladder]
         at = names.index(self.rule.name) if self.rule.name in names else 0
-        return self.ladder[at - 1] if at > 0 else NEVER
+        if at == 0:
+            return NEVER
+        scale, step = self.rule.start_tokens / self.ladder[at].start_tokens, self.rule.step_tokens
+        safer = self.ladder[at - 1]
+        start = max(step, round(safer.start_tokens * scale))
+        return replace(safer, start_tokens=start, step_tokens=step)
+
+    def state(self) -> "State":
+        """What `restored` goes on from."""
+        asked, rule = self.asked.to_json(), self.rule.to_json()
+        return State(asked, rule, self.allowed, self.runs, self.loss, self.wealth)
+
+
+class State(NamedTuple):
+    """A monitor between runs: the rules as JSON, and the evidence so far."""
+
+    asked: str
+    rule: str
+    allowed: float
+    runs: int
+    loss: float
+    wealth: float
+
+
+def restored(state: State) -> Shadow:
+    """The monitor of `state`; ValueError where it is damaged."""
+    shadow = Shadow(StopRule.from_json(state.asked), state.allowed)
+    shadow.rule = StopRule.from_json(state.rule)
+    sound = 0.0 <= state.wealth < math.inf and abs(state.loss) <= state.runs
+    if not sound:
+        raise ValueError(f"a shadow run's evidence is out of range: {state[2:]}")
+    shadow.runs, shadow.loss, shadow.wealth = state.runs, state.loss, state.wealth
+    return shadow
+
+
+class Loss(NamedTuple):
+    """One shadow run: the step, its rule as JSON, what was allowed, the rule in force, the loss."""
+
+    step: str
+    asked: str
+    allowed: float
+    rule: str
+    loss: float
+
+
+@dataclass(slots=True)
+class Shadows:
+    """The monitors of a workflow's reasoning steps. `fresh` are the runs since the last save."""
+
+    monitors: dict[str, Shadow] = field(default_factory=dict[str, Shadow])
+    fresh: deque[Loss] = field(default_factory=lambda: deque[Loss](maxlen=FRESH))
+
+    def monitor(self, step: str, asked: StopRule, allowed: float) -> Shadow:
+        """The monitor of a step; a new one where its author has changed the rule or the loss."""
+        name = _name(step, asked.to_json(), allowed)
+        found = self.monitors.get(name)
+        if found is None:
+            found = self.monitors[name] = Shadow(asked, allowed)
+            while len(self.monitors) > MONITORS:
+                del self.monitors[next(iter(self.monitors))]
+        return found
+
+    def observe(self, run: Loss) -> Drift | None:
+        """Note a shadow run; one that began under a rule that was left since says nothing."""
+        found = self.monitors.get(_name(run.step, run.asked, run.allowed))
+        if found is None or found.rule.name != run.rule:
+            return None
+        self.fresh.append(run)
+        return found.observe(run.loss)
+
+    def add(self, runs: Sequence[Loss]) -> None:
+        """Add what another process has seen."""
+        for run in runs:
+            self.monitor(run.step, StopRule.from_json(run.asked), run.allowed)
+            self.observe(run)
+
+
+def _name(step: str, asked: str, allowed: float) -> str:
+    digest = hashlib.blake2b(f"{asked} {allowed!r}".encode(), digest_size=6).hexdigest()
+    return f"{step} {digest}"

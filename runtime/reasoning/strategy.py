@@ -7,6 +7,7 @@ has, every request is answered or cancelled before the end, every finished sampl
 outcome, and a strategy with nothing under way has ended.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +29,7 @@ from .nouns import (
     Think,
     Thought,
 )
+from .scorer import checked
 
 MAX_TEXT_CHARS = 1_000_000
 
@@ -36,6 +38,10 @@ SUFFIX = (
     "\n\n... Oh, I suddenly got the answer to the whole problem, **Final Answer**\n\n\\[ \\boxed{"
 )
 SUFFIX_TOKENS = 20
+
+
+def _nobody(tokens: int) -> int:
+    return 0
 
 
 @dataclass(slots=True)
@@ -59,7 +65,8 @@ class Step:
     probes and their suffixes. A cancelled request stays charged in full: what it had decoded by
     then is not known here. `limit_tokens` bounds one sample. `seed` is that of the first sample;
     others count up from it. `equivalence` groups answers and `extract` finds the answer in the
-    text of a finished sample.
+    text of a finished sample. `lend` is asked for tokens beyond the budget, such as a `Pool` has; it
+    gives as many as it says.
     """
 
     budget_tokens: int
@@ -70,9 +77,11 @@ class Step:
     suffix: str = SUFFIX
     suffix_tokens: int = SUFFIX_TOKENS
     answer_tokens: int = 32
+    lend: Callable[[int], int] = field(default=_nobody, init=False, repr=False)
     branches: dict[int, Branch] = field(default_factory=dict[int, Branch], init=False)
     finished: list[Finished] = field(default_factory=list[Finished], init=False)
     done: bool = field(default=False, init=False)
+    stopped: str = field(default="", init=False)  # why, as in the outcome
     _open: dict[int, Ask] = field(default_factory=dict[int, Ask], init=False)
     _asks: list[Ask] = field(default_factory=list[Ask], init=False)
     _charged: int = field(default=0, init=False)
@@ -97,6 +106,7 @@ class Step:
         ask = None if self.done else self._open.pop(event.request, None)
         if not isinstance(ask, Think | Probe | Score):
             return ()
+        event = checked(event)
         self._book(ask, event)
         self.heed(event, self.branches[ask.sample])
         return self._flush()
@@ -115,11 +125,23 @@ class Step:
         """The requests that were asked for and are neither answered nor cancelled."""
         return tuple(self._open)
 
+    @property
+    def spent_tokens(self) -> int:
+        """Tokens of what has been answered: thoughts, probes and their suffixes."""
+        return self._thought_tokens + self._probe_tokens
+
     def forecast_tokens(self) -> int:
-        """Tokens this step may still decode, at most: the order key of shortest-remaining-first."""
-        running = [b for b in self.branches.values() if not b.ended]
-        room = sum(max(0, self.limit_tokens - b.tokens) for b in running)
-        return min(room, max(0, self.budget_tokens - self._thought_tokens - self._probe_tokens))
+        """About how many tokens this step will still decode: the order key of
+        shortest-remaining-first. Never more than its budget has left."""
+        left = self.budget_tokens - self.spent_tokens
+        return 0 if self.done else max(0, min(math.ceil(self.foresee()), left))
+
+    def full_tokens(self) -> int:
+        """About what thinking to the end would take, for the account: samples of the typical
+        length, as many as were to be drawn."""
+        whole = [sample.tokens for sample in self.finished]
+        typical = sum(whole) / len(whole) if whole else self.limit_tokens
+        return round(typical * getattr(self, "n", 1))
 
     # For an author.
 
@@ -130,6 +152,20 @@ class Step:
     def heed(self, event: Event, branch: Branch) -> None:
         """Decide what the event about `branch` changes."""
         raise NotImplementedError
+
+    def foresee(self) -> float:
+        """The tokens that are still to be decoded, for `forecast_tokens`: here, samples that have
+        not ended go on to the typical length."""
+        return sum(self.rest_tokens(branch) for branch in self.branches.values())
+
+    def rest_tokens(self, branch: Branch) -> float:
+        """What `branch` will still take: up to the mean of the samples that ended and were longer,
+        or up to its limit."""
+        if branch.ended:
+            return 0.0
+        longer = [each.tokens for each in self.finished if each.tokens > branch.tokens]
+        end = sum(longer) / len(longer) if longer else self.limit_tokens
+        return max(0.0, end - branch.tokens)
 
     def settle(self, stopped: str) -> None:
         """End with what there is: the leader of the finished samples. A subclass may know better."""
@@ -147,9 +183,10 @@ class Step:
     ) -> int | None:
         """Go on with `sample`, or begin one; its id, or None if budget or limit leave no token."""
         branch = self._branch(sample, parent)
-        room = min(self.left_tokens, self.limit_tokens - branch.tokens)
-        granted = min(room, self.limit_tokens if max_tokens is None else max_tokens)
-        if granted < 1 or branch.ended:
+        room = self.limit_tokens - branch.tokens
+        wanted = room if max_tokens is None else min(room, max_tokens)
+        granted = 0 if branch.ended else min(wanted, self.afford(wanted))
+        if granted < 1:
             return None
         self.branches[branch.sample] = branch
         self._charged += granted
@@ -170,15 +207,21 @@ class Step:
         """Ask `sample` for its trial answer, now or as of an earlier length; False if the budget
         has no room for it."""
         cost = self.answer_tokens + self.suffix_tokens
-        if cost > self.left_tokens:
+        if cost > self.afford(cost):
             return False
         self._charged += cost
         self._ask(Probe(self._number(), sample, self.suffix, self.answer_tokens, at_tokens))
         return True
 
-    def score(self, sample: int) -> None:
-        """Ask for the reward of `sample`."""
-        self._ask(Score(self._number(), sample))
+    def score(self, sample: int, part: str = "") -> None:
+        """Ask for the reward of `sample`, or of a `part` of what it planned."""
+        self._ask(Score(self._number(), sample, part))
+
+    def afford(self, tokens: int) -> int:
+        """How many of `tokens` the budget has, with what is lent where it runs short."""
+        if tokens > self.left_tokens:
+            self.grant(self.lend(tokens - self.left_tokens))
+        return min(tokens, self.left_tokens)
 
     def cancel(self, request: int) -> None:
         """Abort `request` if it is under way."""
@@ -191,7 +234,7 @@ class Step:
             return
         for request in tuple(self._open):
             self.cancel(request)
-        self.done = True
+        self.done, self.stopped = True, stopped
         rewards = {b.sample: b.reward for b in self.branches.values()}
         kept = tuple(replace(f, reward=rewards[f.sample]) for f in self.finished)
         self._asks.append(
@@ -234,7 +277,7 @@ class Step:
         branch = self.branches[ask.sample]
         match ask, event:
             case Think(), Thought():
-                used = min(event.tokens, ask.max_tokens)
+                used = max(0, min(event.tokens, ask.max_tokens))
                 self._charged += used - ask.max_tokens
                 self._thought_tokens += used
                 branch.tokens += used
@@ -245,7 +288,8 @@ class Step:
                     answer = self.extract(branch.text)
                     self.finished.append(Finished(branch.sample, answer, branch.tokens))
             case Probe(), Probed():
-                used = event.tokens + event.suffix_tokens
+                used = max(0, min(event.tokens, self.answer_tokens))
+                used += max(0, min(event.suffix_tokens, self.suffix_tokens))
                 self._charged += used - self.answer_tokens - self.suffix_tokens
                 self._probe_tokens += used
             case Score(), Scored():

@@ -64,9 +64,32 @@ class ChainOfThought(Step):
         """The certaindex of the trials that the rule looks at."""
         return certaindex([trial.key for trial in self.trials[-max(2, self.rule.agree) :]])
 
+    def foresee(self) -> float:
+        """To where the answer would have stood for long enough, should it stand from now on; the
+        agreement of the last trials says how far that is. Without a rule, to the end."""
+        at = self.branches[0].tokens if self.branches else 0
+        if not (self.rule.stops and self.stop):
+            return float(self.limit_tokens - at)
+        cap = self.rule.cap_tokens(self.limit_tokens)
+        place, probes = at, self.rule.agree - self._agreeing()
+        while probes > 0 and place < cap:
+            place, probes = self.rule.next_probe(place), probes - 1
+        return max(0, min(place, cap) - at) + self._forced_tokens
+
+    def _agreeing(self) -> int:
+        """How many of the last trials are one and the same answer."""
+        keys = [trial.key for trial in self.trials]
+        count = 0
+        while count < len(keys) and keys[-1] is not None and keys[-1 - count] == keys[-1]:
+            count += 1
+        return count
+
     def _limit(self, branch: Branch) -> int:
+        """Where the thought is cut: by its rule, or where the budget must do for the answer."""
         cap = self.rule.cap_tokens(self.limit_tokens) if self.stop else self.limit_tokens
-        return min(cap, branch.tokens + max(0, self.left_tokens - self._forced_tokens))
+        goal = min(cap, self.rule.next_check(branch.tokens)) if self.rule.stops else cap
+        room = self.afford(max(0, goal - branch.tokens) + self._forced_tokens)
+        return min(cap, branch.tokens + max(0, room - self._forced_tokens))
 
     @property
     def _forced_tokens(self) -> int:

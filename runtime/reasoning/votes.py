@@ -130,7 +130,7 @@ class SelfConsistency(Step):
         room = self.n - len(self.branches)
         for _ in range(min(count, room)):
             share = self.left_tokens // max(1, self.n - len(self.branches))
-            self.think(max_tokens=max(1, share))
+            self.think(max_tokens=share or None)  # None: what may be lent
 
     def _ask_others(self) -> None:
         for branch in self.thinking():

@@ -1,37 +1,32 @@
-"""A reasoning step: a strategy that says what to think, and the calls that do it.
-
-Every sample begins with the step's own prompt, so that its KV is computed once. Thoughts are drawn
-in pieces: what was drawn is in the cache when a piece ends, and a probe that branches there computes
-nothing but its suffix. What a strategy has decided is aborted at once.
-"""
+"""A reasoning step: a strategy that says what to think, and the calls that do it."""
 
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from ...planner.graph import Sampling
-from ..calls import CallId, Chunk, Message, Request
-from ..clock import now
+from ...planner.graph import LLM
+from ..calls import Message
 from ..errors import StepFailed
-from ..journal.base import StepRecord
-from ..reasoning.named import build, suffix_of
-from ..reasoning.nouns import Cancel, Event, Failed, Finish, Outcome, Probe, Probed, Think, Thought
-from ..reasoning.shadow import is_shadow
+from ..reasoning.named import allowed_of, build, pool_of, rule_of, suffix_of
+from ..reasoning.nouns import Outcome
+from ..reasoning.pool import Pool
+from ..reasoning.rules import StopRule
+from ..reasoning.shadow import Loss, Shadow, is_shadow
 from ..reasoning.strategy import Step
 from ..reasoning.thought import ChainOfThought
-from ..scheduler.events import CancelCall, Reasoned
-from ..scheduler.loop import Answer
-from .asking import Asking, check_answer, seed_for
-from .codec import decode, encode
+from ..scheduler.events import Drifted, Reasoned
+from .asking import Asking, seed_for
 from .owner import Owner
+from .reason_drive import Drive
+from .reason_samples import Samples
+from .reason_scorer import Scorer
 from .sharing import Settled
+from .trust import Toolbox
 
 if TYPE_CHECKING:
     from .host import Host
-
-PIECE_TOKENS = 256  # of a thought, between which probes may branch
 
 
 class ReasonWork:
@@ -47,6 +42,7 @@ class ReasonWork:
         chat: list[Message],
         signature: bytes | None,
         done: Settled,
+        toolbox: Toolbox,
     ) -> None:
         assert asking.step.reasoning is not None
         self._host = host
@@ -54,15 +50,16 @@ class ReasonWork:
         self._path = path
         self._asking = asking
         self._chat = chat
-        self._signature = signature
+        self.signature = signature and _with_scorer(signature, asking.step, toolbox)
         self._done = done
+        self._toolbox = toolbox
         self._strategy = asking.step.reasoning.strategy
         self._settings: Mapping[str, Any] = json.loads(asking.step.reasoning.settings)
 
     def start(self) -> None:
         """Let it run, unless its program has ended."""
         if self._owner.ended:
-            self._host.abandon(self._signature)
+            self._host.abandon(self.signature)
         else:
             self._host.run_for(self._owner, self._run())
 
@@ -74,254 +71,172 @@ class ReasonWork:
             value = await self._reason()
         except asyncio.CancelledError:
             if owner.ended:  # otherwise the whole run ends, and nobody can take over
-                host.abandon(self._signature)
+                host.abandon(self.signature)
             raise
         except Exception as failure:
             error = failure
             owner.note(failure)
         if owner.ended:
-            host.abandon(self._signature)
+            host.abandon(self.signature)
         elif error is not None:
-            host.failed(self._signature, error, self._done)
+            host.failed(self.signature, error, self._done)
         else:
-            host.record(owner, self._path, value, self._signature, self._done)
+            host.record(owner, self._path, value, self.signature, self._done)
 
     async def _reason(self) -> Any:
         """The answer that the strategy decides on."""
-        step, owner = self._asking.step, self._owner
-        tokenizer = self._asking.model.tokenizer
-        suffix = tuple(tokenizer.encode(suffix_of(self._settings)))
-        shadow = is_shadow(f"{owner.name}/{self._path}", float(self._settings.get("shadow", 0.0)))
-        seed = step.sampling.seed
-        if seed is None:
-            seed = seed_for(self._host.seed, owner.row, self._path)
-        strategy = build(
-            self._strategy,
-            self._settings,
-            step.sampling.max_tokens,
-            seed,
-            len(suffix),
-            stop=not shadow,
-        )
-        prompt = tuple(tokenizer.chat(self._chat))
-        drive = _Drive(self._host, owner, self._path, self._asking, prompt, suffix)
-        outcome = await drive.run(strategy)
-        self._account(strategy, outcome, shadow)
-        if self._host.observe_thought is not None:
-            self._host.observe_thought(owner.row, strategy, outcome)
+        host, owner = self._host, self._owner
+        strategy, watch = self._built()
+        drive = self._drive(strategy)
+        pool = self._pool()
+        lent = 0
+
+        def lend(tokens: int) -> int:
+            nonlocal lent
+            got = pool.lend(tokens) if pool is not None else 0
+            lent += got
+            return got
+
+        strategy.lend = lend
+        owner.thinking.live[self._path] = strategy
+        try:
+            outcome = await drive.run()
+        finally:
+            del owner.thinking.live[self._path]
+            if pool is not None:
+                pool.give(strategy.left_tokens + drive.spare_tokens)
+        self._account(drive, outcome, watch, lent)
+        if host.observe_thought is not None:
+            host.observe_thought(owner.row, strategy, outcome)
+        scorer = drive.scorer
+        if scorer is not None and scorer.scores == scorer.failures > 0:
+            raise StepFailed(f"it never had a reward: {drive.failure}", self._asking.step.id)
         if outcome.answer is None:
             why = drive.failure or f"its budget of {strategy.budget_tokens} tokens gave no answer"
-            raise StepFailed(why, step.id)
+            raise StepFailed(why, self._asking.step.id)
         return outcome.answer
 
-    def _account(self, strategy: Step, outcome: Outcome, shadow: bool) -> None:
-        would = strategy.would_stop if isinstance(strategy, ChainOfThought) and shadow else None
-        kept = None
-        if would is not None:
-            kept = outcome.answer is not None and would.key == strategy.key(outcome.answer)
-        whole = [sample.tokens for sample in outcome.finished]
-        typical = sum(whole) / len(whole) if whole else strategy.limit_tokens
-        samples = len(strategy.branches)
-        asked = getattr(strategy, "n", 1)
+    def _built(self) -> tuple[Step, "_Watch | None"]:
+        """The strategy at its beginning; for a step whose rule is watched, how."""
+        host, owner, settings = self._host, self._owner, self._settings
+        sampling = self._asking.step.sampling
+        seed = sampling.seed
+        if seed is None:
+            seed = seed_for(host.seed, owner.row, self._path)
+        share = float(settings.get("shadow", 0.0))
+        watch, rule = None, None
+        if self._strategy == "thought" and share:
+            watch = _Watch(host, self._asking.step.id, settings)
+            rule = watch.rule
+        shadow = is_shadow(f"{owner.name}/{self._path}", share)
+        suffix = self._suffix()
+        tokens = sampling.max_tokens
+        made = build(self._strategy, settings, tokens, seed, len(suffix), not shadow, rule)
+        return made, watch
+
+    def _drive(self, strategy: Step) -> Drive:
+        asking, chat = self._asking, self._chat
+        samples = Samples(asking.model.tokenizer, chat)
+        drive = Drive(
+            self._host, self._owner, self._path, asking, samples, strategy, self._suffix()
+        )
+        reasoning = asking.step.reasoning
+        if reasoning is not None and (reasoning.scorer or reasoning.judge):
+            drive.scorer = Scorer(
+                self._host,
+                self._owner,
+                self._path,
+                asking.step,
+                chat[-1].content,
+                self._toolbox,
+                drive.ask,
+            )
+        return drive
+
+    def _suffix(self) -> tuple[int, ...]:
+        return tuple(self._asking.model.tokenizer.encode(suffix_of(self._settings)))
+
+    def _pool(self) -> Pool | None:
+        """What others left. A step without a budget of its own has none to leave, and lacks none."""
+        scope = pool_of(self._settings)
+        if scope == "none" or "budget_tokens" not in self._settings:
+            return None
+        thinking = self._host.thinking if scope == "run" else self._owner.thinking
+        return thinking.pool(self._asking.model.pool)
+
+    def _account(
+        self, drive: Drive, outcome: Outcome, watch: "_Watch | None", lent_tokens: int
+    ) -> None:
+        strategy, scorer = drive.strategy, drive.scorer
+        kept = _kept(strategy, outcome)
+        rule = strategy.rule if isinstance(strategy, ChainOfThought) else None
         self._host.note(
             Reasoned(
                 program=self._owner.name,
                 step=self._asking.step.id,
                 strategy=self._strategy,
                 stopped=outcome.stopped,
-                samples=samples,
-                thought_tokens=outcome.thought_tokens,
-                probe_tokens=outcome.probe_tokens,
-                full_tokens=round(typical * asked),
+                samples=len(strategy.branches),
+                thought_tokens=outcome.thought_tokens + drive.lost_tokens,
+                probe_tokens=outcome.probe_tokens + drive.lost_probe_tokens,
+                full_tokens=strategy.full_tokens(),
                 certainty=outcome.certainty,
                 shadow=kept,
+                rule=rule.name if rule is not None else "",
+                left_rule=watch.left if watch is not None else "",
+                scores=scorer.scores if scorer is not None else 0,
+                unscored=scorer.failures if scorer is not None else 0,
+                score_tokens=scorer.tokens if scorer is not None else 0,
+                lent_tokens=lent_tokens,
             )
         )
+        if watch is not None and kept is not None:
+            watch.observe(kept)
 
 
-@dataclass(slots=True)
-class _Sample:
-    """The tokens of one chain of thought, and how many of them are the prompt."""
+class _Watch:
+    """The monitor of a stop rule, by which shadow runs may replace it, as seen by one program."""
 
-    tokens: list[int]
-    began: int
-    pieces: int = 0
+    def __init__(self, host: "Host", step: str, settings: Mapping[str, Any]) -> None:
+        asked = rule_of(settings.get("rule", "default"))
+        self._host = host
+        self._step = step
+        self._shadow: Shadow = host.shadows.monitor(step, asked, allowed_of(settings, asked))
+        self.rule: StopRule = self._shadow.rule
+        self.left = asked.name if self.rule != asked else ""
 
-
-@dataclass(slots=True)
-class _Drive:
-    """Performs what a strategy asks for. One task for each request; events come one at a time."""
-
-    host: "Host"
-    owner: Owner
-    path: str
-    asking: Asking
-    prompt: tuple[int, ...]
-    suffix: tuple[int, ...]
-    failure: str = ""
-    _samples: dict[int, _Sample] = field(default_factory=dict[int, _Sample])
-    _tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict[int, asyncio.Task[None]])
-
-    async def run(self, strategy: Step) -> Outcome:
-        """Until the strategy has decided. Nothing of it runs afterwards, however it ends."""
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        asks = strategy.begin()
-        try:
-            while True:
-                thoughts = sum(isinstance(ask, Think) for ask in asks)
-                for ask in asks:
-                    match ask:
-                        case Finish(outcome):
-                            return outcome
-                        case Cancel(request):
-                            self._stop(request)
-                        case Think() | Probe():
-                            gang = thoughts if isinstance(ask, Think) else 0
-                            work = self._perform(ask, gang, events)
-                            self._tasks[ask.request] = asyncio.ensure_future(work)
-                        case _:
-                            message = "a scorer is needed, and a step has none"
-                            events.put_nowait(Failed(ask.request, message))
-                asks = strategy.observe(await events.get())
-        finally:
-            for request in tuple(self._tasks):
-                self._stop(request)
-
-    def _stop(self, request: int) -> None:
-        task = self._tasks.pop(request, None)
-        if task is not None:
-            task.cancel()
-
-    async def _perform(self, ask: Think | Probe, gang: int, events: "asyncio.Queue[Event]") -> None:
-        try:
-            event = await (self._think(ask, gang) if isinstance(ask, Think) else self._probe(ask))
-        except StepFailed as error:
-            self.failure = str(error)
-            event = Failed(ask.request, str(error))
-        events.put_nowait(event)
-        self._tasks.pop(ask.request, None)
-
-    async def _think(self, ask: Think, gang: int) -> Event:
-        """Draw up to `max_tokens` more tokens of a sample, in pieces."""
-        sample = self._sample(ask)
-        drawn, texts, ended, stopped = 0, list[str](), False, False
-        while drawn < ask.max_tokens and not ended and not stopped:
-            at = len(sample.tokens) - sample.began
-            answer = await self._piece(sample, ask, ask.max_tokens - drawn, gang, at)
-            gang = 0  # only the first pieces come together
-            sample.tokens += answer.token_ids
-            drawn += len(answer.token_ids)
-            texts.append(answer.text)
-            ended = answer.finish == "stop"
-            stopped = ended and bool(ask.until) and not self._closed(answer)
-            if not answer.token_ids:
-                break
-        return Thought(ask.request, "".join(texts), drawn, ended and not stopped, stopped)
-
-    async def _piece(self, sample: _Sample, ask: Think, left: int, gang: int, at: int) -> Answer:
-        """One piece, from the journal if an earlier attempt has drawn it."""
-        path = f"{self.path}.sample{ask.sample}@{at}"
-        record = self.owner.recorded.get(path)
-        if record is not None:
-            text, token_ids, finish = decode(record.value)
-            if len(token_ids) <= left:
-                return Answer(text, tuple(token_ids), finish=finish)
-        sampling = replace(
-            self._sampling(),
-            max_tokens=min(PIECE_TOKENS, left),
-            stop=(ask.until,) if ask.until else (),
-            seed=(ask.seed * 1_000_003 + at) % 2**63,
-        )
-        answer = await self._ask(path, tuple(sample.tokens), sampling, gang)
-        value = encode([answer.text, answer.token_ids, answer.finish])
-        self.host.journal.record(StepRecord(self.owner.row, path, value))
-        return answer
-
-    async def _probe(self, ask: Probe) -> Event:
-        """A trial answer, from where the sample stands or stood."""
-        sample = self._samples[ask.sample]
-        stood = len(sample.tokens) - sample.began if ask.at_tokens is None else ask.at_tokens
-        tokens = (*sample.tokens[: sample.began + stood], *self.suffix)
-        sampling = replace(self._sampling(), max_tokens=ask.max_tokens, temperature=0.0, stop=())
-        path = f"{self.path}.probe{ask.sample}@{stood}"
-        answer = await self._ask(path, tokens, sampling, 0, ask.max_tokens)
-        computed = max(0, answer.usage.prompt_tokens - answer.usage.cached_tokens)
-        return Probed(
-            ask.request,
-            answer.text,
-            len(answer.token_ids),
-            min(computed, len(self.suffix)) if answer.usage.prompt_tokens else len(self.suffix),
-            answer.logprobs or (),
-        )
-
-    async def _ask(
-        self,
-        path: str,
-        token_ids: tuple[int, ...],
-        sampling: Sampling,
-        gang: int,
-        probe_tokens: int = 0,
-    ) -> Answer:
-        """One call of the model; aborted when this is cancelled."""
-        host, model = self.host, self.asking.model
-        call = CallId(f"{self.owner.name}/{path}")
-        request = Request(
-            call=call,
-            token_ids=token_ids,
-            sampling=sampling,
-            logprobs=bool(probe_tokens) and model.capabilities.logprobs,
-            deadline_s=now() + host.call_timeout_s if host.call_timeout_s else None,
-            group=f"{self.path}.samples" if gang > 1 else None,
-        )
-        asked = _Asked(request, self.owner.name, self.asking.step.id, model.pool, gang)
-        host.scheduler.submit(asked)
-        try:
-            answer = await asked.answer
-        except asyncio.CancelledError:
-            host.scheduler.send(CancelCall(call=call))
-            raise
-        check_answer(answer, self.asking.step.id)
-        return answer
-
-    def _sampling(self) -> Sampling:
-        return self.asking.step.sampling
-
-    def _sample(self, ask: Think) -> _Sample:
-        """The sample to think on; a new one begins at the prompt, or where its parent stands."""
-        sample = self._samples.get(ask.sample)
-        if sample is None:
-            tokens = self.prompt if ask.parent is None else self._samples[ask.parent].tokens
-            sample = self._samples[ask.sample] = _Sample(list(tokens), len(self.prompt))
-        if ask.instruction:
-            sample.tokens += self.asking.model.tokenizer.encode(ask.instruction)
-        return sample
-
-    def _closed(self, answer: Answer) -> bool:
-        """Whether the model itself ended, rather than a stop text."""
-        eos_ids = self.asking.model.tokenizer.eos_ids
-        return bool(answer.token_ids) and answer.token_ids[-1] in eos_ids
+    def observe(self, kept: bool) -> None:
+        """Note a shadow run; a drift is told to those who look at the run."""
+        shadow, asked = self._shadow, self._shadow.asked.to_json()
+        run = Loss(self._step, asked, shadow.allowed, self.rule.name, float(not kept))
+        drift = self._host.shadows.observe(run)
+        if drift is not None:
+            self._host.note(
+                Drifted(
+                    step=self._step,
+                    left=drift.left.name,
+                    rule=drift.rule.name,
+                    runs=drift.runs,
+                    loss=drift.loss,
+                    allowed=drift.allowed,
+                )
+            )
 
 
-class _Asked:
-    """One call on its way through the scheduler (a `Submission`)."""
+def _with_scorer(signature: bytes, step: LLM, toolbox: Toolbox) -> bytes:
+    """The signature of a step: equal ones have equal scorers."""
+    name = step.reasoning.scorer if step.reasoning is not None else None
+    tool = toolbox.tools.get(name or "")
+    if tool is None:
+        return signature
+    source = f"{tool.name}\0{tool.source_hash}".encode()
+    return blake2b(signature + source, digest_size=16).digest()
 
-    shared_tokens = 0
 
-    def __init__(self, request: Request, program: str, step: str, model: str, gang: int) -> None:
-        self.request = request
-        self.program = program
-        self.step = step
-        self.model = model
-        self.gang = gang if gang > 1 else 0
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-    def heard(self, chunk: Chunk) -> None:
-        """Nothing is streamed."""
-
-    def lost(self) -> None:
-        """The answer begins anew."""
-
-    def done(self, answer: Answer) -> None:
-        """Hand the answer over, if somebody still waits."""
-        if not self.answer.done():
-            self.answer.set_result(answer)
+def _kept(strategy: Step, outcome: Outcome) -> bool | None:
+    """Of a shadow run: whether its rule would have kept the answer; a rule that would not have
+    stopped it would have."""
+    if not isinstance(strategy, ChainOfThought) or strategy.stop or outcome.answer is None:
+        return None
+    would = strategy.would_stop
+    return would is None or would.key == strategy.key(outcome.answer)
