@@ -1,0 +1,64 @@
+"""What of a run may be changed while it goes on, and what it may be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from ...kvpolicy import DEFAULT_POLICY, named
+from ..errors import InvalidInput
+from ..scheduler.policies import DEFAULT_ORDER, ordered
+
+LEAST = {"limit": 1, "concurrency": 1, "max_errors": 0, "token_budget": 1}  # whole numbers
+SECONDS = ("call_timeout_s", "time_limit_s")
+POLICIES = {"order": ordered, "retention": named}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of a live run. `token_budget` and `time_limit_s` count from its last start."""
+
+    concurrency: int
+    order: str = DEFAULT_ORDER
+    retention: str = DEFAULT_POLICY
+    max_errors: int | None = None
+    token_budget: int | None = None
+    time_limit_s: float | None = None
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Refuse what cannot be, by the name of its option; None is no value. Raises InvalidInput."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        option = "--" + name.removesuffix("_s").replace("_", "-")
+        if name in LEAST:
+            if type(value) is not int:
+                raise InvalidInput(f"{option} {value!r}: it must be a whole number")
+            if value < LEAST[name]:
+                raise InvalidInput(f"{option} {value}: it must be at least {LEAST[name]}")
+        elif name in SECONDS:
+            if type(value) not in (int, float):
+                raise InvalidInput(f"{option} {value!r}: it must be a number of seconds")
+            if not 0 < value < inf:
+                raise InvalidInput(f"{option} {value}: it must be more than 0 s")
+        elif name in POLICIES:
+            _check_policy(option, name, value)
+
+
+def _check_policy(option: str, name: str, value: Any) -> None:
+    try:
+        POLICIES[name](str(value))
+    except ValueError as error:
+        raise InvalidInput(f"{option}: {error}") from None
+
+
+def check_change(values: Mapping[str, Any]) -> None:
+    """Refuse to change what is no setting, nothing, or into what cannot be. Raises InvalidInput."""
+    known = Settings.__slots__
+    for name in values:
+        if name not in known:
+            raise InvalidInput(f"there is no setting {name!r}; there is {', '.join(known)}")
+    if not values:
+        raise InvalidInput("name what is to change, as in --concurrency 8")
+    check(values)
