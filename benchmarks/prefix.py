@@ -12,13 +12,17 @@ Orders: as in the file (arrival), shuffled, sorted by tokens, BatchLLM's single-
 with the most to decode per computed token first, their members as they came), ours. The optimum
 computes every page of the prefix tree once. `saved_share`: 1 - computed / logical tokens, beside
 that of the optimum. `prefill_over_token_optimum` counts single tokens of the tree, which pages of
-16 cannot reach. `--quick`: fewer prompts.
+16 cannot reach. `run, planned` is a workflow over the prompts as the rows of a shuffled table, run
+by the runtime, which plans their order (as chats: some more tokens each); `run, as it comes` without
+its plan. `--quick`: fewer prompts.
 """
 
 import argparse
+import asyncio
 import json
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,13 +33,13 @@ from _common import Figures, one_thread
 one_thread()
 
 import torch
+from _prefix_run import Question, run_rows, save_smallest, text_of
 
 from tenter.planner.prefixes import Prompts, group_prompts, single_level_groups
-from tenter.runtime.calls import CallId, Request, Sampling
+from tenter.runtime.calls import CallId, Message, Request, Sampling
 from tenter.runtime.engine.config import ModelConfig
 from tenter.runtime.engine.engine import Engine
 from tenter.runtime.engine.model import Model
-from tenter.runtime.engine.weights import build_weights
 from tenter.runtime.models import tiny_path
 from tenter.runtime.tokenizer import HFTokenizer
 
@@ -50,27 +54,26 @@ Tokens = list[list[int]]
 # -- prompts
 
 
-def tatqa(file: Path) -> tuple[list[str], list[float]]:
-    """Context, then question; and the length of the answer in characters."""
-    prompts, answers = list[str](), list[float]()
+def tatqa(file: Path) -> tuple[list[Question], list[float]]:
+    """Context and question; and the length of the answer in characters."""
+    prompts, answers = list[Question](), list[float]()
     for entry in json.loads(file.read_text()):
         table = "\n".join(" | ".join(row) for row in entry["table"]["table"])
         text = "\n".join(part["text"] for part in entry["paragraphs"])
         for question in entry["questions"]:
-            prompts.append(f"{table}\n\n{text}\n\nQuestion: {question['question']}\nAnswer:")
+            prompts.append((f"{table}\n\n{text}\n\n", question["question"]))
             answers.append(len(str(question["answer"])))
     return prompts, answers
 
 
-def gsm8k(file: Path) -> tuple[list[str], list[float]]:
+def gsm8k(file: Path) -> tuple[list[Question], list[float]]:
     """Eight examples, then a question."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     shots = "".join(
         f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in rows[:EXAMPLES]
     )
     rest = rows[EXAMPLES:]
-    prompts = [f"{shots}Question: {row['question']}\nAnswer:" for row in rest]
-    return prompts, [len(row["answer"]) for row in rest]
+    return [(shots, row["question"]) for row in rest], [len(row["answer"]) for row in rest]
 
 
 # -- orders
@@ -110,25 +113,6 @@ def orders(tokens: Tokens, answers: list[float]) -> dict[str, Callable[[], Seque
 # -- the engine
 
 
-def smallest_model() -> tuple[Model, HFTokenizer]:
-    """One layer, 16 wide, of random weights, with the tiny model's vocabulary."""
-    tiny = ModelConfig.read(tiny_path())
-    config = ModelConfig(
-        *("LlamaForCausalLM", tiny.vocab, 16, 1, 1, 1, 16, 16, 32_768, 1e-6, False, tiny.rope)
-    )
-    torch.manual_seed(SEED)
-    shapes = {"model.embed_tokens": (tiny.vocab, 16), "lm_head": (tiny.vocab, 16)}
-    layer = "model.layers.0."
-    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        shapes[f"{layer}self_attn.{name}"] = (16, 16)
-    for name in ("gate_proj", "up_proj", "down_proj"):
-        shapes[f"{layer}mlp.{name}"] = (16, 16)
-    for name in ("model.norm", f"{layer}input_layernorm", f"{layer}post_attention_layernorm"):
-        shapes[name] = (16,)
-    weights = {f"{name}.weight": torch.randn(shape) * 0.1 for name, shape in shapes.items()}
-    return Model(config, build_weights(config, weights, torch.float32)), HFTokenizer(tiny_path())
-
-
 def computed(model: Model, tokenizer: HFTokenizer, tokens: Tokens, cache: int) -> int:
     """Prompt tokens that the engine says it computed for `tokens`, in this order."""
     engine = Engine(model, tokenizer, time.perf_counter, kv_tokens=cache, chunk_tokens=2048)
@@ -141,9 +125,15 @@ def computed(model: Model, tokenizer: HFTokenizer, tokens: Tokens, cache: int) -
 
 
 def measure(
-    figures: Figures, name: str, tokens: Tokens, answers: list[float], caches: Sequence[int]
+    figures: Figures,
+    name: str,
+    folder: Path,
+    tokens: Tokens,
+    answers: list[float],
+    caches: Sequence[int],
 ) -> None:
-    model, tokenizer = smallest_model()
+    """Orders of prompts that are handed to the engine."""
+    model, tokenizer = Model.load(folder, torch.float32, torch.device("cpu")), HFTokenizer(folder)
     prompts = Prompts.of_tokens(tokens)
     best = group_prompts(prompts)
     finest = group_prompts(prompts, page_tokens=1).computed_tokens
@@ -165,6 +155,26 @@ def measure(
         figures.add("order_s", planned_s, unit="CPU-s", **setup, method=method)
 
 
+def measure_run(
+    figures: Figures,
+    name: str,
+    folder: Path,
+    questions: list[Question],
+    caches: Sequence[int],
+) -> None:
+    """A workflow over the prompts as a shuffled table, with its plan and without."""
+    tokenizer = HFTokenizer(folder)
+    chats = [tokenizer.chat([Message("user", text_of(question))]) for question in questions]
+    best = group_prompts(Prompts.of_tokens(chats))
+    rows = [questions[index] for index in shuffled(len(questions))]
+    for planned in (False, True):
+        method = "run, planned" if planned else "run, as it comes"
+        for cache in caches:
+            count = asyncio.run(run_rows(folder, rows, cache, planned))
+            setup = {"data": name, "prompts": len(rows), "method": method, "cache_tokens": cache}
+            figures.add("prefill_over_optimum", count / best.computed_tokens, 1.0, **setup)
+
+
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -183,10 +193,14 @@ def main() -> None:
     for name, (read, file) in sources.items():
         if not file.exists():
             sys.exit(f"{file} is missing: give the folder of the public data with --data")
-        texts, answers = read(file)
-        count = QUICK_PROMPTS if options.quick else len(texts)
-        tokens = [tokenizer.encode(text) for text in texts[:count]]
-        measure(figures, name, tokens, answers[:count], options.cache)
+        questions, answers = read(file)
+        count = QUICK_PROMPTS if options.quick else len(questions)
+        tokens = [tokenizer.encode(text_of(question)) for question in questions[:count]]
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made)
+            save_smallest(folder, ModelConfig.read(tiny_path()).vocab, SEED)
+            measure(figures, name, folder, tokens, answers[:count], options.cache)
+            measure_run(figures, name, folder, questions[:count], options.cache)
     part = f" (quick: {QUICK_PROMPTS} prompts of each)" if options.quick else ""
     figures.table(f"Computed prefill tokens over the optimum{part}")
 

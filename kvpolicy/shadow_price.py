@@ -26,6 +26,7 @@ from .curve import Curve
 from .state import Decision, Pause, Policy
 
 MOMENT_S = 1e-3  # no end is nearer than this
+SLACK = 0.25  # of what is left, by which a tool may be late by its own word
 UNKNOWN_S = 1.0  # nothing is known: tools take Exp(1 s) at first, as in Continuum (2511.02230)
 
 
@@ -35,9 +36,13 @@ def benefit_s(pause: Pause) -> float:
 
 
 def shadow_price(pause: Pause) -> Decision:
-    """Keep while the worth exceeds the price; a tool never seen is believed what it says of itself."""
-    if pause.eta_s is not None and not pause.durations.count(pause.tool):
-        return _told(pause, pause.eta_s - pause.elapsed_s)
+    """Keep while the worth exceeds the price.
+
+    What a tool, or its author, says of its length counts for more than what was learned, until it
+    has lasted longer.
+    """
+    if pause.eta_s is not None and pause.eta_s > pause.elapsed_s:
+        return _told(pause, pause.eta_s - pause.elapsed_s, SLACK)
     curve = pause.durations.outlook(pause.tool)
     found = curve.peak(pause.elapsed_s) if curve is not None else None
     if curve is None or found is None:
@@ -64,13 +69,11 @@ def clairvoyant(pause: Pause) -> Decision:
     return _told(pause, max(pause.eta_s - pause.elapsed_s, MOMENT_S))
 
 
-def _told(pause: Pause, left_s: float) -> Decision:
-    """A tool that is said to end in `left_s`."""
-    if left_s <= 0:
-        return _unknown(pause)
+def _told(pause: Pause, left_s: float, slack: float = 0.0) -> Decision:
+    """A tool that is said to end in `left_s`; kept for a share of `slack` longer, should it be late."""
     rate = 1 / min(left_s, pause.price.lasts_s)
     limit = _limit(pause)
-    hold_s = None if not limit else left_s if rate > limit else 0.0
+    hold_s = None if not limit else left_s * (1 + slack) if rate > limit else 0.0
     return _decision(pause, hold_s, rate, None)
 
 

@@ -14,9 +14,9 @@ PREFILL_TOKENS_PER_S = 5_000.0  # until a worker's own rate is known
 class Pause:
     """A session whose program runs a tool: what a policy is asked about.
 
-    `tool`: its key in `durations`, which are only read. `eta_s`: how long the tool itself expects
-    to take. `prefill_s`: computing the session's tokens again; None: guessed from their number.
-    `reload_s`: loading them back from a host tier; None: there is none. `lost_share`: how much of a
+    `tool`: its key in `durations`, which are only read. `eta_s`: how long it takes in all, as the
+    tool or its author says. `prefill_s`: computing the session's tokens again; None: guessed from
+    their number. `reload_s`: loading them back from a host tier; None: there is none. `lost_share`: how much of a
     session that is not pinned is usually gone when it comes back, from 1 (all of it) to 0 (the
     server's own cache has kept it). `queue_delay_s`: what
     sessions that lost their KV have lately waited in addition. `eta`: how much a session's age

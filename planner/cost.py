@@ -1,12 +1,12 @@
 """Estimates of what a plan takes: tokens per call, calls per row, seconds per call.
 
-Tokens are guesses from text lengths and column statistics, at four characters per token; the trace
-of a run has the truth. Seconds are those of `hardware`, which the simulator counts with too.
+Tokens are those of the model's tokenizer where the context has it, else four characters each; the
+trace of a run has the truth. Seconds are those of `hardware`, which the simulator counts with too.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from math import inf, prod
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from .graph import (
     ListOf,
     Ref,
     Select,
+    ToolCall,
     Value,
     names_in,
     reads,
@@ -31,14 +32,16 @@ from .hardware import (
     prefill_seconds,
     step_seconds,
 )
-from .plan import Context, Estimate, Plan, PlanStep, repeatable
+from .plan import CHARS_PER_TOKEN, Context, Estimate, Plan, PlanStep, Tokens, repeatable
 from .prompt import Dynamic, Field, Static
-from .stats import TableStats
+from .stats import ColumnStats, TableStats
 
-CHARS_PER_TOKEN = 4.0
 DEFAULT_CHARS = 200.0  # an input without statistics, a tool's result
-EXPRESSION_CHARS = 20.0
+DEFAULT_TOKENS = DEFAULT_CHARS / CHARS_PER_TOKEN
+EXPRESSION_TOKENS = 5.0
+LIST_TOKENS, DICT_TOKENS = 0.5, 1.5  # written around each item
 DEFAULT_ITEMS = 4  # of an `each` over a list that is not known
+AGENT_TURNS = 3  # of an agent that may take more
 SHARE_OF_MAX_TOKENS = 0.5  # of `max_tokens`, an answer is expected to take
 
 
@@ -50,82 +53,133 @@ class Source:
     values differ.
     """
 
-    chars: float
+    tokens: float
     columns: frozenset[str] | None
     most: float = inf
 
 
-Sources = Mapping[str, Source]
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What is known of names so far, and how the texts around them are counted."""
+
+    tokens: Tokens
+    of: dict[str, Source] = field(default_factory=dict[str, Source])
+
+    def text(self, text: str) -> float:
+        """The tokens of a text."""
+        return self.tokens.count([text])[0] if text else 0.0
 
 
 def estimate(plan: Plan, context: Context) -> Plan:
     """The plan with fresh estimates."""
-    sources = inputs(plan, context)
-    steps = tuple(_estimated(plan, context, plan.steps, sources, 1.0))
+    known = inputs(plan, context)
+    steps = tuple(_estimated(plan, context, plan.steps, known, 1.0))
     return plan if steps == plan.steps else replace(plan, steps=steps)
 
 
-def inputs(plan: Plan, context: Context) -> dict[str, Source]:
+def inputs(plan: Plan, context: Context) -> Sources:
     """The sources of a plan's inputs."""
-    found: dict[str, Source] = {}
+    known = Sources(context.tokens)
     for name in plan.inputs:
         stats = context.stats.columns.get(name) if context.stats else None
-        chars = stats.mean_chars if stats else DEFAULT_CHARS
-        found[name] = Source(chars, frozenset() if name in plan.constants else frozenset({name}))
-    return found
+        columns = frozenset[str]() if name in plan.constants else frozenset({name})
+        known.of[name] = Source(_mean_tokens(stats), columns)
+    return known
 
 
-def sources(plan: Plan, context: Context) -> dict[str, Source]:
+def sources(plan: Plan, context: Context) -> Sources:
     """The sources of all names of a plan, those in bodies included."""
-    found = inputs(plan, context)
-    for _ in _estimated(plan, context, plan.steps, found, 1.0):
+    known = inputs(plan, context)
+    for _ in _estimated(plan, context, plan.steps, known, 1.0):
         pass
-    return found
+    return known
+
+
+def _mean_tokens(column: ColumnStats | None) -> float:
+    if column is None:
+        return DEFAULT_TOKENS
+    return column.mean_chars / CHARS_PER_TOKEN if column.mean_tokens is None else column.mean_tokens
 
 
 def _estimated(
     plan: Plan,
     context: Context,
     steps: tuple[PlanStep, ...],
-    known: dict[str, Source],
+    known: Sources,
     times: float,
 ) -> Iterator[PlanStep]:
     """The steps with estimates; adds what they make to `known`. `times`: runs per row."""
     for step in steps:
         logical, body = step.step, step.body
         if isinstance(logical, Each):
-            items, chars = _items(logical.items, known)
-            known[logical.item] = Source(chars, None)
+            items, tokens = _items(logical.items, known)
+            known.of[logical.item] = Source(tokens, None)
             body = tuple(_estimated(plan, context, body, known, times * items))
         columns = _columns(step, known)
-        most = len(logical.choices) if isinstance(logical, LLM) and logical.choices else inf
-        known[step.id] = Source(_result_chars(step, known), columns, most)
-        calls = times * _share(step, columns, context.stats)
+        asked = _most(step, known)
+        most = len(logical.choices) if isinstance(logical, LLM) and logical.choices else asked
+        known.of[step.id] = Source(_result_tokens(step, known, context), columns, most)
+        calls = times * _share(step, columns, asked, context.stats)
         yield replace(step, body=body, estimate=_of_step(plan, context, step, known, calls))
 
 
 def _of_step(
     plan: Plan, context: Context, step: PlanStep, known: Sources, calls: float
 ) -> Estimate:
-    if not isinstance(step.step, LLM):
+    logical = step.step
+    if isinstance(logical, ToolCall):
+        return Estimate(calls_per_row=calls, tool_s=context.expected.tool_s.get(logical.tool))
+    if not isinstance(logical, LLM):
         return Estimate(calls_per_row=calls)
-    pieces = list(prompt_pieces(step.step, known))
-    total = sum(piece.chars for piece in pieces)
-    shared = _shared_chars(pieces, plan.row_order.columns, context.stats)
-    return Estimate(tokens(total), tokens(shared), _output_tokens(step.step), calls)
+    pieces = list(prompt_pieces(logical, known))
+    around = context.tokens.before + context.tokens.after
+    total = around + sum(piece.tokens for piece in pieces)
+    shared = context.tokens.before + _shared_tokens(pieces, plan.row_order.columns, context.stats)
+    output = _output_tokens(logical, context)
+    if logical.loop is not None:
+        return _of_agent(logical, total, shared, output, calls)
+    return Estimate(round(total), round(shared), output, calls * _samples(logical))
 
 
-def tokens(chars: float) -> int:
-    return round(chars / CHARS_PER_TOKEN)
+def _of_agent(step: LLM, total: float, shared: float, output: int, calls: float) -> Estimate:
+    """The mean turn of an agent: each begins with all that was said before, which is cached.
+
+    Between two turns comes what a tool says.
+    """
+    assert step.loop is not None
+    turns = min(step.loop.max_turns, AGENT_TURNS) if step.loop.tools else 1
+    grown = (turns - 1) / 2 * (output + DEFAULT_TOKENS)
+    before = total * (turns - 1) + (output + DEFAULT_TOKENS) * (turns - 1) * (turns - 2) / 2
+    return Estimate(round(total + grown), round((shared + before) / turns), output, calls * turns)
 
 
-def _share(step: PlanStep, columns: frozenset[str] | None, stats: TableStats | None) -> float:
-    """The share of rows whose call is not answered by an equal one's."""
+def _samples(step: LLM) -> int:
+    """How many answers a step draws."""
+    if step.reasoning is None:
+        return 1
+    settings: Any = json.loads(step.reasoning.settings)
+    samples = cast("dict[str, Any]", settings).get("n", 1) if isinstance(settings, dict) else 1
+    return samples if isinstance(samples, int) else 1
+
+
+def _most(step: PlanStep, known: Sources) -> float:
+    """At most how many different things a step is asked, as far as what it reads tells."""
+    if not repeatable(step.step):
+        return inf
+    found = [known.of[name] for name in reads(step.step) if name in known.of]
+    return prod(source.most for source in found if source.columns != frozenset())
+
+
+def _share(
+    step: PlanStep, columns: frozenset[str] | None, most: float, stats: TableStats | None
+) -> float:
+    """The share of rows whose call is not answered by an equal one's; `most` calls differ."""
     if step.scope == "once":
         return 1 / stats.rows if stats and stats.rows else 0.0
     if not step.consolidate or columns is None:
         return 1.0
-    return distinct_share(columns, stats)
+    of_values = most / stats.rows if stats and stats.rows else 1.0
+    return min(of_values, distinct_share(columns, stats))
 
 
 def distinct_share(columns: frozenset[str] | tuple[str, ...], stats: TableStats | None) -> float:
@@ -145,10 +199,15 @@ def distinct_share(columns: frozenset[str] | tuple[str, ...], stats: TableStats 
 class Piece:
     """A part of a rendered prompt. `field` is "" for text and code."""
 
-    chars: float
+    tokens: float
     columns: frozenset[str] | None
     field: str = ""
     most: float = inf
+
+    @property
+    def chars(self) -> float:
+        """Its length as text, about."""
+        return self.tokens * CHARS_PER_TOKEN
 
 
 def prompt_pieces(step: LLM, known: Sources) -> Iterator[Piece]:
@@ -157,25 +216,23 @@ def prompt_pieces(step: LLM, known: Sources) -> Iterator[Piece]:
     for part in (*(step.system.segments if step.system else ()), *step.prompt.segments):
         match part:
             case Static(text):
-                yield Piece(len(text), frozenset())
+                yield Piece(known.text(text), frozenset())
             case Field(name):
                 value = args.get(name, Ref(name))
-                most = (
-                    known[value.name].most
-                    if isinstance(value, Ref) and value.name in known
-                    else inf
-                )
-                yield Piece(value_chars(value, known), value_columns(value, known), name, most)
+                source = known.of.get(value.name) if isinstance(value, Ref) else None
+                most = inf if source is None else source.most
+                yield Piece(value_tokens(value, known), value_columns(value, known), name, most)
             case Dynamic(uses, chars):
                 values = [args.get(name, Ref(name)) for name in uses]
-                size = chars + sum(value_chars(value, known) for value in values)
+                size = sum(value_tokens(value, known) for value in values)
+                size += chars / CHARS_PER_TOKEN
                 yield Piece(size, _union([value_columns(value, known) for value in values]))
 
 
-def _shared_chars(
+def _shared_tokens(
     pieces: list[Piece], row_order: tuple[str, ...], stats: TableStats | None
 ) -> float:
-    """The length of the prefix that a call is expected to find in the cache.
+    """The prefix that a call is expected to find in the cache.
 
     A field is shared with the row before if the rows are sorted by what decides it.
     """
@@ -189,30 +246,34 @@ def _shared_chars(
             break
         if seen and stats is None:
             break
-        shared += piece.chars * (1 - distinct_share(seen, stats)) if seen else piece.chars
+        shared += piece.tokens * (1 - distinct_share(seen, stats)) if seen else piece.tokens
     return shared
 
 
-def value_chars(value: Value, known: Sources) -> float:
+def value_tokens(value: Value, known: Sources) -> float:
     """About how long a value is as text."""
     match value:
         case Const(text):
-            return float(len(text))
+            return known.text(text)
         case Ref(name, path):
-            source = known.get(name)
-            chars = source.chars if source else DEFAULT_CHARS
-            return chars / 2 if path else chars
+            source = known.of.get(name)
+            tokens = source.tokens if source else DEFAULT_TOKENS
+            return tokens / 2 if path else tokens
         case Expr():
-            return EXPRESSION_CHARS
+            return EXPRESSION_TOKENS
         case ListOf(items):
-            return sum(value_chars(item, known) + 2 for item in items)
+            return sum(value_tokens(item, known) + LIST_TOKENS for item in items)
         case DictOf(items):
-            return sum(value_chars(item, known) + len(name) + 6 for name, item in items)
+            return sum(
+                value_tokens(item, known) + known.text(name) + DICT_TOKENS for name, item in items
+            )
 
 
 def value_columns(value: Value, known: Sources) -> frozenset[str] | None:
     """The input columns that determine a value; None where they do not."""
-    return _union([known[name].columns if name in known else None for name in names_in(value)])
+    return _union(
+        [known.of[name].columns if name in known.of else None for name in names_in(value)]
+    )
 
 
 def _union(columns: list[frozenset[str] | None]) -> frozenset[str] | None:
@@ -227,7 +288,9 @@ def _union(columns: list[frozenset[str] | None]) -> frozenset[str] | None:
 def _columns(step: PlanStep, known: Sources) -> frozenset[str] | None:
     if not repeatable(step.step):
         return None
-    return _union([known[name].columns if name in known else None for name in reads(step.step)])
+    return _union(
+        [known.of[name].columns if name in known.of else None for name in reads(step.step)]
+    )
 
 
 def _items(value: Value, known: Sources) -> tuple[float, float]:
@@ -236,35 +299,38 @@ def _items(value: Value, known: Sources) -> tuple[float, float]:
         case Const(text):
             listed: Any = json.loads(text)
             count = len(cast("list[Any]", listed)) if isinstance(listed, list) else 1
-            return count, len(text) / max(1, count)
+            return count, known.text(text) / max(1, count)
         case ListOf(items):
-            return len(items), value_chars(value, known) / max(1, len(items))
+            return len(items), value_tokens(value, known) / max(1, len(items))
         case _:
-            return DEFAULT_ITEMS, value_chars(value, known) / DEFAULT_ITEMS
+            return DEFAULT_ITEMS, value_tokens(value, known) / DEFAULT_ITEMS
 
 
-def _output_tokens(step: LLM) -> int:
+def _output_tokens(step: LLM, context: Context) -> int:
     """A choice is read from the logits of the prefill: nothing is decoded."""
     if step.choices:
         return 0
     limit = step.sampling.max_tokens
-    return limit if step.sampling.ignore_eos else round(limit * SHARE_OF_MAX_TOKENS)
+    if step.sampling.ignore_eos:
+        return limit
+    learned = context.expected.output_tokens.get(step.id)
+    return round(limit * SHARE_OF_MAX_TOKENS if learned is None else min(learned, limit))
 
 
-def _result_chars(step: PlanStep, known: Sources) -> float:
+def _result_tokens(step: PlanStep, known: Sources, context: Context) -> float:
     match step.step:
         case LLM(choices=choices) if choices:
-            return sum(map(len, choices)) / len(choices)
+            return sum(map(known.text, choices)) / len(choices)
         case LLM():
-            return _output_tokens(step.step) * CHARS_PER_TOKEN
+            return _output_tokens(step.step, context)
         case Select(then=then, otherwise=otherwise):
-            return (value_chars(then, known) + value_chars(otherwise, known)) / 2
+            return (value_tokens(then, known) + value_tokens(otherwise, known)) / 2
         case Compute(value=value):
-            return value_chars(value, known)
+            return value_tokens(value, known)
         case Each(items=items, result=result):
-            return _items(items, known)[0] * value_chars(result, known)
+            return _items(items, known)[0] * value_tokens(result, known)
         case _:
-            return DEFAULT_CHARS
+            return DEFAULT_TOKENS
 
 
 # ---- seconds ------------------------------------------------------------------------------------
@@ -273,10 +339,12 @@ def _result_chars(step: PlanStep, known: Sources) -> float:
 @dataclass(frozen=True, slots=True)
 class CallSeconds:
     """What calls of a step take on one engine: `alone_s` from first to last for a single one, and
-    `row_s` of the engine's time for each of many that decode together."""
+    `row_s` of the engine's time for each of many that decode together, `prefill_s` of it before
+    the first token."""
 
     alone_s: float
     row_s: float
+    prefill_s: float = 0.0
 
 
 def call_seconds(
@@ -294,7 +362,8 @@ def call_seconds(
     alone_s = step_seconds(hardware, model, 1, context)
     step_s = step_seconds(hardware, model, together, together * context)
     output = expected.output_tokens
-    return CallSeconds(prefill_s + output * alone_s, prefill_s + output * step_s / together)
+    row_s = prefill_s + output * step_s / together
+    return CallSeconds(prefill_s + output * alone_s, row_s, prefill_s)
 
 
 def load_seconds(hardware: Hardware, model: ModelShape) -> float:

@@ -24,15 +24,21 @@ def explain(plan: Plan, estimates: bool = True) -> str:
     return "\n".join(lines) + "\n"
 
 
-def explain_rules(graph: Graph, context: Context = NOTHING) -> str:
-    """The plan before any rule and after each, "unchanged" where one found nothing."""
-    parts = [f"== lower\n{explain(lower(graph, context))}"]
+def after_rules(graph: Graph, context: Context = NOTHING) -> list[tuple[str, str]]:
+    """The plan before any rule and after each, by name; "unchanged" where one found nothing."""
+    parts = [("lower", explain(lower(graph, context)))]
 
     def observe(rule: str, plan: Plan, changed: bool) -> None:
-        parts.append(f"== {rule}\n{explain(plan) if changed else 'unchanged' + chr(10)}")
+        parts.append((rule, explain(plan) if changed else "unchanged\n"))
 
-    plan = optimize(graph, context, observe)
-    parts += [f"warning: {warning}\n" for warning in lint(plan, context)]
+    optimize(graph, context, observe)
+    return parts
+
+
+def explain_rules(graph: Graph, context: Context = NOTHING) -> str:
+    """The same as one text, with what is unwise in the workflow."""
+    parts = [f"== {rule}\n{text}" for rule, text in after_rules(graph, context)]
+    parts += [f"warning: {each}\n" for each in lint(optimize(graph, context), context)]
     return "".join(parts)
 
 

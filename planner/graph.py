@@ -44,7 +44,8 @@ class Loop:
 
     `max_turns` bounds the model's turns, `max_tokens` what it writes in all of them together
     (None: no limit). `allow` names the tools that run whatever the agent has read. `pure`: no tool
-    has an effect, so that the step does nothing but answer.
+    has an effect, so that the step does nothing but answer. With `approve` "pause" the program
+    stops where another tool would need a rule, until somebody has answered.
     """
 
     tools: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class Loop:
     max_tokens: int | None = None
     allow: tuple[str, ...] = ()
     pure: bool = False
+    approve: Literal["pause"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,13 @@ class Reasoning:
     """What makes an LLM step think for as long as it pays: several samples or one that is probed.
 
     `strategy` is a name in `runtime.reasoning.named`, `settings` its settings as canonical JSON.
+    What it asks for rewards is the tool `scorer`, or the model of `judge`.
     """
 
     strategy: str = "thought"
     settings: str = "{}"
+    scorer: str | None = None
+    judge: "LLM | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,7 @@ class LLM:
     (a string); with `schema` (JSON Schema as text) it is a JSON value; otherwise text.
     With a `loop` it is an agent: `sampling` is that of each of its turns. With `reasoning` it
     thinks: `sampling` is that of each sample, its `max_tokens` the longest.
+    Those of `free_fields` may change places in the prompt, where the author leaves their order open.
     A false `when` skips the step: its result is then None, and only a `Select` may read it.
     """
 
@@ -141,6 +147,7 @@ class LLM:
     schema: str | None = None
     loop: Loop | None = None
     reasoning: Reasoning | None = None
+    free_fields: tuple[str, ...] = ()
     when: Value | None = None
     place: Place = field(default=NOWHERE, compare=False)
 
@@ -305,6 +312,19 @@ def tools_of(step: Step) -> tuple[str, ...]:
             return (name,)
         case LLM(loop=Loop(tools=names)):
             return names
+        case LLM(reasoning=Reasoning(scorer=str(name))):
+            return (name,)
+        case _:
+            return ()
+
+
+def models_of(step: Step) -> tuple[str, ...]:
+    """The names of the models that a step asks: its own, and that of its judge."""
+    match step:
+        case LLM(model=own, reasoning=Reasoning(judge=LLM(model=judge))):
+            return (own, judge)
+        case LLM(model=own):
+            return (own,)
         case _:
             return ()
 
@@ -329,7 +349,8 @@ def canonical(graph: Graph) -> str:
 
 def _unset(node: Any, name: str) -> bool:
     """Whether a part that came later is not used: graphs without it keep their text."""
-    return name in ("loop", "reasoning") and getattr(node, name) is None
+    late = ("loop", "reasoning", "scorer", "judge", "free_fields", "approve")
+    return name in late and getattr(node, name) in (None, ())
 
 
 def _plain(node: Any) -> Any:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from math import isfinite
 
-from .cost import Piece, distinct_share, prompt_pieces, sources, tokens
+from .cost import Piece, distinct_share, prompt_pieces, sources
 from .graph import LLM, Graph, Step
 from .lower import NOTHING, lower
 from .plan import Context, Plan, PlanStep, walk
@@ -61,7 +61,7 @@ def _first(
         why = _why(piece, stats) if piece.field else ""
         if not why:
             continue
-        lost = tokens(_shared_chars(pieces[index + 1 :], stats))
+        lost = round(_shared_tokens(pieces[index + 1 :], stats))
         if lost < LOST_TOKENS:
             return ()
         rows = stats.rows if stats and not stats.sampled else 0
@@ -71,7 +71,7 @@ def _first(
     return ()
 
 
-def _shared_chars(rest: list[Piece], stats: TableStats | None) -> float:
+def _shared_tokens(rest: list[Piece], stats: TableStats | None) -> float:
     """The text behind a field that calls would share if the field were not before it.
 
     What comes behind columns is shared by the rows that agree in them, if the statistics know.
@@ -79,10 +79,10 @@ def _shared_chars(rest: list[Piece], stats: TableStats | None) -> float:
     shared, seen = 0.0, frozenset[str]()
     for piece in rest:
         if piece.columns == frozenset():
-            shared += piece.chars * (1 - (distinct_share(seen, stats) if seen else 0.0))
+            shared += piece.tokens * (1 - (distinct_share(seen, stats) if seen else 0.0))
         elif stats and piece.columns and piece.columns <= stats.columns.keys():
             seen |= piece.columns
-            shared += piece.chars * (1 - distinct_share(seen, stats))
+            shared += piece.tokens * (1 - distinct_share(seen, stats))
     return shared
 
 

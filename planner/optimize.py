@@ -1,6 +1,6 @@
 """Runs the rules over a graph's plan, and checks the plan after each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .cost import estimate
 from .errors import InvariantBroken
@@ -11,6 +11,7 @@ from .rules.consolidate import consolidate
 from .rules.group import group
 from .rules.order import order
 from .rules.prune import prune
+from .rules.reorder import reorder
 
 Rule = Callable[[Plan, Context], Plan]
 Observe = Callable[[str, Plan, bool], None]
@@ -18,9 +19,22 @@ Observe = Callable[[str, Plan, bool], None]
 RULES: tuple[Rule, ...] = (
     prune,  # first: nothing else looks at steps that will not run
     consolidate,  # before group and order, which only care for what runs for each row
+    reorder,  # before group and order, which go by the fields' places
     group,
     order,  # last: weighs the calls that are left
 )
+
+
+OPTIONAL = tuple(rule.__name__ for rule in RULES if rule is not prune)
+
+
+def left_out(names: Iterable[str]) -> frozenset[str]:
+    """Names of rules that may be left out. Raises ValueError for any other."""
+    for name in names:
+        if name not in OPTIONAL:
+            known = ", ".join(OPTIONAL)
+            raise ValueError(f"there is no rule {name!r} to leave out; there is {known}")
+    return frozenset(names)
 
 
 def optimize(
@@ -36,6 +50,8 @@ def optimize(
     plan = lower(graph, context)
     _check(plan, "lower")
     for rule in rules:
+        if rule.__name__ in context.without:
+            continue
         found = rule(plan, context)
         changed = found is not plan
         if changed:

@@ -5,7 +5,7 @@ and in which order the rows go. It names columns, never rows: the plan for a mil
 large as the one for ten.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -16,6 +16,38 @@ from .stats import TableStats
 Scope = Literal["once", "row"]
 
 
+CHARS_PER_TOKEN = 4.0
+
+
+def estimated_tokens(texts: Sequence[str]) -> Sequence[float]:
+    """The tokens of each text where no tokenizer is at hand: a guess."""
+    return [len(text) / CHARS_PER_TOKEN for text in texts]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """How texts become tokens: `count` gives those of each of several texts.
+
+    A chat puts `before` tokens in front of what a model reads, and `after` behind it. Equal ones
+    count alike: a plan's tokenizer is compared by `name`.
+    """
+
+    count: Callable[[Sequence[str]], Sequence[float]] = field(
+        default=estimated_tokens, compare=False
+    )
+    before: int = 0
+    after: int = 0
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What earlier runs have taught: mean tokens of a step's answers, mean seconds of a tool."""
+
+    output_tokens: Mapping[str, float] = field(default_factory=dict[str, float])
+    tool_s: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a plan is made for, besides the graph."""
@@ -23,6 +55,9 @@ class Context:
     stats: TableStats | None = None
     constants: frozenset[str] = frozenset()  # inputs that are the same in every row
     consolidate: bool = True  # whether equal work may be done once
+    without: frozenset[str] = frozenset()  # rules that are left out, by name
+    tokens: Tokens = Tokens()
+    expected: Expected = Expected()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +70,19 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a step is expected to take, per call; guesses, at about four characters per token.
+    """What a step is expected to take, per call: guesses, from text lengths and statistics.
 
     `shared_prefix_tokens` is the part of `prompt_tokens` that a cache is expected to hold, in the
-    plan's row order. `calls_per_row` counts what is left after equal calls were joined.
+    plan's row order. `calls_per_row` counts what is left after equal calls were joined; each turn
+    of an agent is a call, and each sample of a reasoning step. `tool_s`: None where nothing is
+    known.
     """
 
     prompt_tokens: int = 0
     shared_prefix_tokens: int = 0
     output_tokens: int = 0
     calls_per_row: float = 0.0
+    tool_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ what was read; the sample's distinct values are tokenised once each.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from heapq import heappush, heapreplace
-from itertools import count
+from itertools import count, pairwise
 from os.path import commonprefix
 from typing import Any
 
@@ -23,9 +23,9 @@ SAMPLE_ROWS = 4096
 SAMPLE_CHARS = 4_000_000
 DEPENDENCY_ERROR = 0.02  # the share of sampled rows that may break a dependency
 _SPACE = 2**64
-_VERSION = 1
+_VERSION = 2
 
-CountTokens = Callable[[Sequence[str]], Sequence[int]]
+CountTokens = Callable[[Sequence[str]], Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class ColumnStats:
 
     `mean_tokens` is None where no tokenizer was given. `lead_chars`: the text with which all
     values begin. `same_as_last`: the share of rows whose value is that of the row before.
+    `overlap_chars`: how far a sampled value begins like its neighbour in sorted order, on average.
     """
 
     distinct: int
@@ -41,6 +42,7 @@ class ColumnStats:
     mean_tokens: float | None = None
     lead_chars: int = 0
     same_as_last: float = 0.0
+    overlap_chars: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,7 @@ def collect(
         content.update(digests)
         sample.add(texts)
     found = {name: counter.stats(number) for name, counter in counters.items()}
-    if count_tokens is not None:
-        found = dict(zip(found, _with_tokens(found.values(), sample, count_tokens), strict=True))
+    found = dict(zip(found, _with_sample(found.values(), sample, count_tokens), strict=True))
     depend = tuple(dependencies(sample.coded(columns), DEPENDENCY_ERROR))
     return TableStats(number, found, sampled, depend, content.hexdigest())
 
@@ -136,21 +137,27 @@ class _Sample:
         return found
 
 
-def _with_tokens(
-    columns: Iterable[ColumnStats], sample: _Sample, count_tokens: CountTokens
+def _with_sample(
+    columns: Iterable[ColumnStats], sample: _Sample, count_tokens: CountTokens | None
 ) -> Iterable[ColumnStats]:
-    """The columns with their mean tokens: those of the sample, scaled to the mean length."""
+    """The columns with what the sample tells: mean tokens, and how values begin alike."""
     texts_of = list(zip(*sample.rows, strict=True))
     for index, column in enumerate(columns):
-        texts = texts_of[index] if texts_of else ()
+        texts: tuple[str, ...] = texts_of[index] if texts_of else ()
         distinct = list(dict.fromkeys(texts))
-        known = dict(zip(distinct, count_tokens(distinct), strict=True)) if distinct else {}
-        chars, tokens = sum(map(len, texts)), sum(map(known.__getitem__, texts))
-        exact = sample.step == 1 or not chars
-        mean = tokens / max(1, len(texts)) if exact else tokens / chars * column.mean_chars
-        yield ColumnStats(
-            column.distinct, column.mean_chars, mean, column.lead_chars, column.same_as_last
-        )
+        mean = None
+        if count_tokens is not None:
+            known = dict(zip(distinct, count_tokens(distinct), strict=True)) if distinct else {}
+            chars, tokens = sum(map(len, texts)), sum(map(known.__getitem__, texts))
+            exact = sample.step == 1 or not chars
+            mean = tokens / max(1, len(texts)) if exact else tokens / chars * column.mean_chars
+        yield replace(column, mean_tokens=mean, overlap_chars=_overlap(distinct))
+
+
+def _overlap(values: list[str]) -> float:
+    """The mean length of the beginning that neighbours in sorted order share."""
+    pairs = list(pairwise(sorted(values)))
+    return sum(len(commonprefix(pair)) for pair in pairs) / len(pairs) if pairs else 0.0
 
 
 class _Column:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from math import isfinite
 
-from .errors import EvaluationError, PromptError
+from .errors import EvaluationError, PlannerError, PromptError
 from .graph import (
     LLM,
     Args,
@@ -26,6 +26,7 @@ from .graph import (
     ToolCall,
     Value,
 )
+from .reorder.template import free_fields
 from .values import check_expression, compile_value
 
 
@@ -102,6 +103,8 @@ def step_messages(step: Step) -> Iterator[str]:
             yield from _prompts(step)
             yield from (*_repeated(step.args), *_choices(step), *_schema(step))
             yield from _sampling(step.sampling)
+            if step.free_fields:
+                yield from _free(step)
             if step.loop is not None:
                 yield from _loop(step, step.loop)
         case ToolCall(args=args):
@@ -133,6 +136,19 @@ def _args(given: list[str], fields: tuple[str, ...]) -> Iterator[str]:
     for name in dict.fromkeys(spare):
         cure = did_you_mean(name, fields) or "; the prompt has no fields"
         yield f"no field of the prompt uses the argument {name!r}{cure}"
+
+
+def _free(step: LLM) -> Iterator[str]:
+    """Fields that are said to be free and cannot be moved."""
+    unknown = [name for name in step.free_fields if name not in step.prompt.fields]
+    for name in unknown:
+        cure = did_you_mean(name, step.prompt.fields) or "; the prompt has no fields"
+        yield f"the free field {name!r} is not in the prompt{cure}"
+    if not unknown:
+        try:
+            free_fields(step.prompt, step.free_fields)
+        except PlannerError as error:
+            yield f"its free fields cannot be moved: {error}"
 
 
 def _repeated(args: Args) -> Iterator[str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from .graph import (
-    LLM,
     NOWHERE,
     Const,
     DictOf,
@@ -19,6 +18,7 @@ from .graph import (
     Step,
     Value,
     acts,
+    models_of,
     names_in,
     reads,
     tools_of,
@@ -197,12 +197,10 @@ def _own(step: Step, known: _Known) -> Iterator[GraphProblem]:
     """What is wrong with a step by itself, and with the model or tool that it names."""
     for message in (*value_messages(step), *step_messages(step)):
         yield _problem(step, message)
-    match step:
-        case LLM(model=name) if known.models is not None and name not in known.models:
+    for name in models_of(step):
+        if known.models is not None and name not in known.models:
             cure = did_you_mean(name, known.models)
             yield _problem(step, f"the model {name!r} is not defined{cure}")
-        case _:
-            pass
     for name in tools_of(step):
         if known.tools is not None and name not in known.tools:
             cure = did_you_mean(name, known.tools)

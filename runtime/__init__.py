@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .api import when as when
     from .api import workflow as workflow
     from .errors import TenterError as TenterError
+    from .explaining import analyze as analyze
+    from .explaining import explain as explain
     from .load import load_workflow as load_workflow
     from .run.local import run_workflow as run_workflow
 
@@ -28,8 +30,10 @@ _HOMES = {
     "Plan": "api",
     "TenterError": "errors",
     "agent": "api",
+    "analyze": "explaining",
     "contains": "api",
     "each": "api",
+    "explain": "explaining",
     "length": "api",
     "llm": "api",
     "load_workflow": "load",
@@ -47,8 +51,10 @@ __all__ = [
     "Plan",
     "TenterError",
     "agent",
+    "analyze",
     "contains",
     "each",
+    "explain",
     "length",
     "llm",
     "load_workflow",

@@ -70,6 +70,7 @@ async def calibrate_step(
         **settings,
         "rule": json.loads(dense.to_json()),
         "shadow": 1.0,
+        "drift": 1.0,  # nothing that is recorded is a drift
         "budget_tokens": limit_tokens * 4 + PROBES * 256,
     }
     thinking = Reasoning("thought", json.dumps(recording))

@@ -112,6 +112,7 @@ class Capabilities:
     choices: bool = False
     logprobs: bool = False
     resumes: Literal["no", "text", "all"] = "no"  # takes `Request.drawn`: never, without a schema
+    joins: bool = False  # calls that run share what they compute of equal prompts
     priorities: bool = False  # orders its own waiting line by `Request.priority`
     remote: bool = False  # others may use it too: its load is asked for, and it may come back
 

@@ -1,8 +1,10 @@
 """The command line: what each command takes and says of itself. The work is done below.
 
 Results go to stdout, everything said along the way to stderr. `main` returns the exit code:
-0 done, 1 failed, 2 usage or invalid input, 3 done with row errors, 4 budget reached,
-5 no backend, 6 the plan differs from the run's, 130 and 143 stopped by a signal.
+0 done, 1 failed, 2 usage or invalid input, 3 done with row errors, 5 no backend, 6 the plan differs
+from the run's; stopped, to be resumed: 4 the token budget is spent, 7 the time limit has passed,
+8 cancelled by somebody, 9 tool calls wait for approval, 129, 130 and 143 by a signal (lost
+terminal, Ctrl-C, SIGTERM).
 """
 
 import os
@@ -13,8 +15,11 @@ from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
+from .cli_approve import approve
+from .cli_cache import app as cache_app
 from .cli_failure import explain_failure, say
 from .cli_journal import app as journal
+from .cli_operate import COMMANDS, Budget, TimeLimit, seconds_of
 
 FIRST_STEPS = """
 First steps:
@@ -36,8 +41,9 @@ app = App(
 )
 RUNNING = Group("Run", sort_key=1)
 READING = Group("Look before", sort_key=2)
-AFTERWARDS = Group("Look after", sort_key=3)
-MACHINE = Group("This machine", sort_key=4)
+MEANWHILE = Group("While it runs", sort_key=3)
+AFTERWARDS = Group("Look after", sort_key=4)
+MACHINE = Group("This machine", sort_key=5)
 
 Workflow = Annotated[str, Parameter(help="`pipeline.yaml`, `file.py:name` or `module:name`.")]
 Models = Annotated[
@@ -53,6 +59,13 @@ Home = Annotated[
     str | None, Parameter(help="Where runs are kept. Default: `$TENTER_HOME`, else `./.tenter`.")
 ]
 Json = Annotated[bool, Parameter(name="--json", help="Only JSON lines on stdout.", negative=())]
+Cache = Annotated[
+    bool | None,
+    Parameter(
+        help="Whether results of earlier runs answer equal calls. Default: as the workflow says.",
+        negative="--no-cache",
+    ),
+]
 
 
 @app.command(help_epilogue="", group=RUNNING, sort_key=1)
@@ -63,6 +76,7 @@ def run(
         str, Parameter(help="`name=value`; `@file.json` or `-` (stdin) reads a JSON object.")
     ],
     model: Models = (),
+    cache: Cache = None,
     home: Home = None,
     json: Json = False,
 ) -> int:
@@ -75,7 +89,7 @@ def run(
     """
     from .cli_work import run_one
 
-    return run_one(workflow, inputs, model, home, json)
+    return run_one(workflow, inputs, model, home, json, cache)
 
 
 @app.command(help_epilogue="", group=RUNNING, sort_key=2)
@@ -97,6 +111,8 @@ def map(
     max_errors: Annotated[
         int | None, Parameter(help="Give up when more rows than this have failed. Default: never.")
     ] = None,
+    token_budget: Budget = None,
+    time_limit: TimeLimit = None,
     call_timeout: Annotated[
         float, Parameter(help="Seconds for an attempt at a call on a server; then it is repeated.")
     ] = 600.0,
@@ -135,13 +151,22 @@ def map(
     no_consolidate: Annotated[
         bool, Parameter(help="Repeat equal calls instead of sharing them.", negative=())
     ] = False,
+    without: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Rules of the planner to leave out: `order,group`. See `tenter explain -v`.",
+            negative=(),
+        ),
+    ] = (),
+    cache: Cache = None,
     home: Home = None,
     json: Json = False,
 ) -> int:
     """Run a workflow over every row of a table.
 
     A row that fails becomes an error in its row and in a file beside the output; the others go
-    on. Ctrl-C finishes what is running and leaves a run that `tenter resume` continues.
+    on. Ctrl-C, a lost terminal, and a budget of tokens or time finish what is running and leave a
+    run that `tenter resume` continues. `tenter watch`, `pause` and `set` steer it from elsewhere.
 
     ```
     tenter map triage.yaml tickets.csv --out answers.csv --limit 20
@@ -164,10 +189,14 @@ def map(
         consolidate=not no_consolidate,
         max_errors=max_errors,
         call_timeout_s=call_timeout,
+        token_budget=token_budget,
+        time_limit_s=seconds_of(time_limit),
         order=order,
         retention=retention,
         tenant=tenant,
         limits=limits_of(limits),
+        without=_listed(without),
+        cache=cache,
     )
     return map_rows(spec, show, force, json)
 
@@ -180,11 +209,19 @@ def resume(
     max_errors: Annotated[
         int | None, Parameter(help="Another limit of failed rows than the run began with.")
     ] = None,
+    concurrency: Annotated[
+        int | None, Parameter(help="Other rows in flight than the run began with.")
+    ] = None,
+    token_budget: Budget = None,
+    time_limit: TimeLimit = None,
     show: Annotated[int, Parameter(help="Print this many answers at the end.")] = 0,
     home: Home = None,
     json: Json = False,
 ) -> int:
     """Continue a run that was stopped; nothing that was recorded is computed again.
+
+    Failed rows stay failed (see `tenter retry`). A budget of tokens or time that the run began with
+    counts anew.
 
     ```
     tenter resume last
@@ -192,7 +229,13 @@ def resume(
     """
     from .cli_work import resume_run
 
-    return resume_run(run, home, show, json, max_errors)
+    changes = {
+        "max_errors": max_errors,
+        "concurrency": concurrency,
+        "token_budget": token_budget,
+        "time_limit_s": seconds_of(time_limit),
+    }
+    return resume_run(run, home, show, json, changes)
 
 
 @app.command(help_epilogue="", group=RUNNING, sort_key=4)
@@ -240,24 +283,72 @@ def calibrate(
 
 @app.command(help_epilogue="", group=READING, sort_key=4)
 def explain(
-    workflow: Workflow,
+    workflow: Annotated[
+        str,
+        Parameter(
+            help="`pipeline.yaml`, `file.py:name` or `module:name`; with --analyze also a run's "
+            "name or `last`."
+        ),
+    ],
     table: Annotated[str | None, Parameter(help="The table it would run over.")] = None,
     /,
     *,
+    analyze: Annotated[
+        bool,
+        Parameter(
+            help="What it took, beside what was expected: of a RUN, or of running WORKFLOW over "
+            "TABLE now.",
+            negative=(),
+        ),
+    ] = False,
+    out: Annotated[
+        str | None,
+        Parameter(help="With --analyze: keep the run, and its answers in this file."),
+    ] = None,
     limit: Annotated[int | None, Parameter(help="Only the first rows.")] = None,
+    model: Models = (),
+    cache: Cache = None,
+    hardware: Annotated[
+        str | None,
+        Parameter(help="Tell seconds too, on `h100`, `h200`, `a100`, `l40s`; `4xh100`: of four."),
+    ] = None,
+    preset: Annotated[
+        str, Parameter(help="The model that is served there; a wrong name lists them.")
+    ] = "llama-3.1-8b",
     verbose: Annotated[
         bool, Parameter(alias="-v", help="The plan after each rule.", negative=())
     ] = False,
+    without: Annotated[
+        tuple[str, ...], Parameter(help="Rules of the planner to leave out.", negative=())
+    ] = (),
+    home: Home = None,
+    json: Json = False,
 ) -> int:
-    """Show the plan of a workflow, with estimates; nothing runs.
+    """Show the plan of a workflow, with estimates; nothing runs, except with --analyze.
 
     ```
     tenter explain examples/triage.yaml examples/tickets.csv
+    tenter explain --analyze last
+    tenter explain --analyze examples/triage.yaml examples/tickets.csv --limit 20
     ```
     """
-    from .cli_look import explain_workflow
+    from .cli_explain import Asked, explain_workflow
+    from .cli_work import overrides
 
-    return explain_workflow(workflow, table, limit, verbose)
+    asked = Asked(
+        workflow,
+        table,
+        limit,
+        overrides(model),
+        hardware,
+        preset,
+        verbose,
+        _listed(without),
+        home,
+        out,
+        cache,
+    )
+    return explain_workflow(asked, analyze, json)
 
 
 @app.command(help_epilogue="", group=READING, sort_key=5)
@@ -441,8 +532,15 @@ def show(
     return show_run(run, home, json)
 
 
+for place, (verb, command) in enumerate(COMMANDS.items()):
+    group = RUNNING if verb == "retry" else MEANWHILE
+    app.command(command, name=verb, help_epilogue="", group=group, sort_key=place + 8)
+
 journal.group = (AFTERWARDS,)
+app.command(approve, help_epilogue="", group=AFTERWARDS, sort_key=7)
 app.command(journal)
+cache_app.group = (AFTERWARDS,)
+app.command(cache_app)
 
 
 @app.command(help_epilogue="", group=MACHINE)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import cast
 
 from cyclopts import CycloptsError
@@ -46,5 +47,6 @@ def _first_line(error: BaseException) -> str:
 
 
 def say(line: str) -> None:
-    """One line on stderr."""
-    print(f"tenter: {line}", file=sys.stderr)
+    """One line on stderr, if anybody can be told."""
+    with suppress(OSError):
+        print(f"tenter: {line}", file=sys.stderr)

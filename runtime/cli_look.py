@@ -1,29 +1,23 @@
 """The commands that only look: at workflows before they run, and at runs afterwards."""
 
 import json as jsonlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import anyio
-
-from ..planner.graph import LLM, Each, Graph, Select, Step, ToolCall
+from ..planner.graph import Graph
 from .cli_failure import say
 from .errors import InvalidInput, InvalidWorkflow, JournalError, Problem
 from .journal.base import RunInfo
 from .journal.store import Store
 from .load import load_workflow
+from .report.expected import kind_of
 from .workflow import Workflow
 
+ASKED = 10  # requests to a run that are shown, the last ones
+
 # ---- before ------------------------------------------------------------------------------------
-
-
-def explain_workflow(workflow: str, table: str | None, limit: int | None, verbose: bool) -> int:
-    """`tenter explain`."""
-    from .jobs import explain
-
-    print(anyio.run(explain, workflow, table, limit, verbose).rstrip("\n"))
-    return 0
 
 
 def validate_workflows(references: Sequence[str], json: bool) -> int:
@@ -66,31 +60,13 @@ def _check(reference: str) -> tuple[list[Problem], list[str], str]:
         return [], [], f"{_signature(workflow)}; an async workflow, its steps are found as it runs"
     from ..planner.lint import lint
 
-    steps = ", ".join(f"{step.id} ({_kind(step)})" for step in workflow.graph.steps)
+    steps = ", ".join(f"{step.id} ({kind_of(step)})" for step in workflow.graph.steps)
     return [], [str(hint) for hint in lint(workflow.graph)], f"{_signature(workflow)}: {steps}"
 
 
 def _signature(workflow: Workflow) -> str:
     inputs = ", ".join(wanted.name for wanted in workflow.inputs)
     return f"{workflow.name}({inputs})"
-
-
-def _kind(step: Step) -> str:
-    match step:
-        case LLM(loop=loop) if loop is not None:
-            return "agent"
-        case LLM(reasoning=reasoning) if reasoning is not None:
-            return "reason"
-        case LLM(choices=choices):
-            return "choice" if choices else "llm"
-        case ToolCall():
-            return "tool"
-        case Select():
-            return "select"
-        case Each():
-            return "each"
-        case _:
-            return "value"
 
 
 def _place(problem: Problem) -> dict[str, Any]:
@@ -137,13 +113,13 @@ def list_runs(home: str | None, json: bool) -> int:
     infos = store.list(on_damaged=_say_damaged)
     if json:
         for info in reversed(infos):
-            _emit(_run_record(info))
+            _emit(_run_record(store, info))
         return 0
     if not infos:
         print(f"no runs in {store.shown} yet")
         return 0
     head = ("run", "workflow", "status", "done", "failed", "created")
-    rows = [head, *(_cells(info) for info in reversed(infos))]
+    rows = [head, *(_cells(store, info) for info in reversed(infos))]
     print("\n".join(_aligned(rows)))
     return 0
 
@@ -152,16 +128,31 @@ def _say_damaged(run: str, error: JournalError) -> None:
     say(f"{run}: {error}")
 
 
-def _cells(info: RunInfo) -> tuple[str, ...]:
+def _cells(store: Store, info: RunInfo) -> tuple[str, ...]:
     manifest = info.manifest
     return (
         manifest.run,
         manifest.workflow,
-        info.status,
+        _status(store, info),
         f"{info.rows_done:,}",
         f"{info.rows_failed:,}",
         manifest.created_at[:19].replace("T", " "),
     )
+
+
+def _status(store: Store, info: RunInfo) -> str:
+    state = _state(store, info)
+    return info.status if state in (None, "running") else f"{info.status} ({state})"
+
+
+def _state(store: Store, info: RunInfo) -> str | None:
+    """Of a live run whether it is running, paused or stopping; None of others."""
+    if info.status != "running":
+        return None
+    from .operate.asking import live_now
+
+    live = live_now(store.folder(info.manifest.run))
+    return None if live is None else live.state
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -170,13 +161,14 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _run_record(info: RunInfo) -> dict[str, Any]:
+def _run_record(store: Store, info: RunInfo) -> dict[str, Any]:
     manifest = info.manifest
     return {
         "type": "run",
         "run": manifest.run,
         "workflow": manifest.workflow,
         "status": info.status,
+        "state": _state(store, info),
         "rows_done": info.rows_done,
         "rows_failed": info.rows_failed,
         "created_at": manifest.created_at,
@@ -191,12 +183,12 @@ def show_run(run: str, home: str | None, json: bool) -> int:
     name = store.find(run)
     info = store.info(name)
     if json:
-        _emit(_run_record(info))
+        _emit(_run_record(store, info))
         return 0
     facts = [
         ("run", name),
         ("workflow", info.manifest.workflow),
-        ("status", info.status),
+        ("status", _status(store, info)),
         ("rows", f"{info.rows_done:,} done, {info.rows_failed:,} failed"),
         ("created", info.manifest.created_at),
         *_settings(info),
@@ -221,15 +213,19 @@ def _settings(info: RunInfo) -> Iterator[tuple[str, str]]:
 
 
 def _told_by(trace: Path) -> str:
-    """The summary of a run, from its trace."""
+    """The summary of a run, and what it was asked while it ran, from its trace."""
     from .report.summary import render
     from .report.tally import Tally
+    from .scheduler.events import Asked
     from .trace import read
 
     tally = Tally()
+    asked: deque[str] = deque(maxlen=ASKED)
     for at_s, record in read(trace):
         tally.add(at_s, record)
-    return render(tally.snapshot())
+        if isinstance(record, Asked):
+            asked.append(f"{record.at}  {record.by}  {record.what}: {record.said}")
+    return "\n".join((render(tally.snapshot()), *(("", *asked) if asked else ())))
 
 
 def _emit(record: dict[str, Any]) -> None:

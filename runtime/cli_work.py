@@ -2,18 +2,16 @@
 
 import json as jsonlib
 import os
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import anyio
 
-from . import progress
 from .cli_failure import say
+from .cli_signals import Stop, governed
 from .errors import InvalidInput
 from .jobs import Control, MapSpec, Outcome, map_table, resume, run_once
 from .journal.store import Store
@@ -21,8 +19,19 @@ from .load import load_workflow
 from .report.summary import render, summary
 from .report.tally import Tally
 
-Result = TypeVar("Result")
-FAILED, ROW_ERRORS, PAUSED = 1, 3, 4
+FAILED, ROW_ERRORS, SPENT, LATE, CANCELLED, ASKING = 1, 3, 4, 7, 8, 9
+STOPPED = {
+    "tokens": SPENT,
+    "time": LATE,
+    "asked": CANCELLED,
+    "approval": ASKING,
+}  # by the reason of a pause
+WHY = {
+    "approval": "calls of tools wait for approval (`tenter approve`)",
+    "tokens": "the token budget is spent",
+    "time": "the time limit has passed",
+    "asked": "it was cancelled",
+}
 
 
 def emit(record: dict[str, Any]) -> None:
@@ -60,70 +69,16 @@ def limits_of(text: str | None) -> dict[str, Any]:
     return cast("dict[str, Any]", found)
 
 
-# ---- signals and progress around a job ---------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Stop:
-    """The first signal that asked for an end, if any."""
-
-    signal: int = 0
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + self.signal
-
-
-@contextmanager
-def _restored(*signals: signal.Signals) -> Generator[None]:
-    """Their handlers are afterwards what they were: asyncio would leave its own defaults."""
-    before = {number: signal.getsignal(number) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-async def _heed(control: Control, tally: Tally, stop: Stop) -> None:
-    """The first signal drains, the second aborts, the third ends the process."""
-    count = 0
-    heeded = signal.SIGINT, signal.SIGTERM
-    with _restored(*heeded), anyio.open_signal_receiver(*heeded) as signals:
-        async for number in signals:
-            count += 1
-            if count == 1:
-                stop.signal = number
-                control.drain()
-                running = tally.snapshot().programs_live
-                rows = f"the {running:,} rows that run" if running else "what runs"
-                say(f"finishing {rows}, starting no other; once more to stop at once")
-            elif count == 2:
-                control.abort()
-                say("stopping at once")
-            else:
-                os._exit(stop.exit_code)
-
-
-async def _governed(
-    work: Callable[[Control, Tally], Awaitable[Result]], stop: Stop, *, shown: bool, json: bool
-) -> Result:
-    control, tally = Control(), Tally()
-    results: list[Result] = []
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_heed, control, tally, stop)
-        if shown:
-            tasks.start_soon(progress.show, tally, emit if json else None)
-        results.append(await work(control, tally))
-        tasks.cancel_scope.cancel()
-    return results[0]
-
-
 # ---- run ---------------------------------------------------------------------------------------
 
 
 def run_one(
-    workflow: str, given: Sequence[str], models: Sequence[str], home: str | None, json: bool
+    workflow: str,
+    given: Sequence[str],
+    models: Sequence[str],
+    home: str | None,
+    json: bool,
+    cache: bool | None = None,
 ) -> int:
     """`tenter run`."""
     values = inputs_of(workflow, given)
@@ -131,11 +86,17 @@ def run_one(
 
     async def work(control: Control, tally: Tally) -> Any:
         return await run_once(
-            workflow, values, models=overrides(models), home=home, control=control, tally=tally
+            workflow,
+            values,
+            models=overrides(models),
+            home=home,
+            control=control,
+            tally=tally,
+            cache=cache,
         )
 
     try:
-        result = anyio.run(lambda: _governed(work, stop, shown=False, json=json))
+        result = anyio.run(lambda: governed(work, stop, shown=False))
     except Exception:
         if stop.signal:
             return stop.exit_code
@@ -207,13 +168,19 @@ def map_rows(spec: MapSpec, show: int, force: bool, json: bool) -> int:
 
 
 def resume_run(
-    run: str, home: str | None, show: int, json: bool, max_errors: int | None = None
+    run: str,
+    home: str | None,
+    show: int,
+    json: bool,
+    changes: Mapping[str, Any],
+    retry: bool = False,
 ) -> int:
-    """`tenter resume`."""
+    """`tenter resume`, and `tenter retry`."""
     name = Store(home).find(run)
+    given = {option: value for option, value in changes.items() if value is not None}
 
     async def work(control: Control, tally: Tally) -> Outcome:
-        return await resume(name, home, control, tally, max_errors)
+        return await resume(name, home, control, tally, given, retry)
 
     return _finish(work, home, show, json, resumable=True)
 
@@ -227,11 +194,11 @@ def _finish(
     resumable: bool,
 ) -> int:
     stop = Stop()
-    outcome = anyio.run(lambda: _governed(work, stop, shown=True, json=json))
+    outcome = anyio.run(lambda: governed(work, stop, emit if json else None, shown=True))
     code = _exit_code(outcome, stop)
     again = _resume_command(outcome, home) if resumable and outcome.status != "done" else None
     if json:
-        emit(_done(outcome, code, again))
+        _emit_last(_done(outcome, code, again))
         return code
     if show and outcome.status == "done":
         _show_answers(outcome.out, show)
@@ -240,12 +207,22 @@ def _finish(
     return code
 
 
+def _emit_last(record: dict[str, Any]) -> None:
+    """Print the last record, if anybody reads it still."""
+    try:
+        emit(record)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _exit_code(outcome: Outcome, stop: Stop) -> int:
     match outcome.status:
         case "done":
             return ROW_ERRORS if outcome.rows_failed else 0
+        case "paused" if outcome.reason == "signal":
+            return stop.exit_code
         case "paused":
-            return stop.exit_code if stop.signal else PAUSED
+            return STOPPED.get(outcome.reason or "", SPENT)
         case "failed":
             return FAILED
 
@@ -261,6 +238,7 @@ def _done(outcome: Outcome, code: int, again: str | None) -> dict[str, Any]:
         "type": "done",
         "status": outcome.status,
         "exit_code": code,
+        "reason": outcome.reason,
         "run": outcome.run,
         "rows_done": outcome.rows_done,
         "rows_failed": outcome.rows_failed,
@@ -276,7 +254,8 @@ def _say_end(outcome: Outcome, again: str | None) -> None:
         case "done":
             say(f"the answers are in {outcome.out}")
         case "paused":
-            say(f"paused after {outcome.rows_done:,} rows")
+            why = WHY.get(outcome.reason or "")
+            say(f"paused after {outcome.rows_done:,} rows" + (f": {why}" if why else ""))
         case "failed":
             say(f"given up after {outcome.rows_failed:,} failed rows")
     if outcome.dead_letter and outcome.rows_failed:

@@ -11,6 +11,7 @@
     │   ├── OutputInvalid       the answer does not fit the output model
     │   ├── ToolFailed
     │   └── Drained             not started, since the run drains; no row's fault
+    │       └── ApprovalWanted  somebody has to approve of a tool's call first
     ├── BackendUnavailable      nobody answers calls; exit code 5
     ├── RunMismatch             a resumed run whose plan differs; exit code 6
     ├── BudgetReached           exit code 4, resumable
@@ -109,6 +110,18 @@ class ToolFailed(StepFailed):
 
 class Drained(StepFailed):
     """A step was not started, since the run drains. It is no error of its row: it is done later."""
+
+
+class ApprovalWanted(Drained):
+    """A call of `tool` waits for somebody's approval, by the name `id`; the run can be resumed."""
+
+    def __init__(self, tool: str, id: str) -> None:
+        self.tool = tool
+        self.id = id
+        super().__init__(
+            f"a call of {tool!r} waits for approval {id}: answer it with `tenter approve`, "
+            "then resume the run"
+        )
 
 
 class BackendUnavailable(TenterError):

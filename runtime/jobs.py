@@ -11,31 +11,33 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ..kvpolicy import DEFAULT_POLICY, named
-from ..planner.explain import explain as explain_plan
-from ..planner.explain import explain_rules
-from ..planner.lint import lint
-from ..planner.optimize import optimize
-from ..planner.plan import Context, Plan
-from ..planner.stats import TableStats, collect
+from ..kvpolicy import DEFAULT_POLICY
+from ..planner.optimize import left_out, optimize
+from ..planner.plan import Context, Expected, Plan, Tokens
+from ..planner.stats import TableStats
 from .api.checks import result_schema
 from .backends.registry import parse_model
 from .clock import now
 from .errors import InvalidInput, InvalidTable, JournalError, RunMismatch
 from .journal.base import Journal, Manifest
 from .journal.memory import NoJournal
+from .journal.results import Results
 from .journal.store import Store, new_run_id
 from .load import load_workflow
+from .operate.settings import LEAST, POLICIES, SECONDS, Settings, check
+from .operate.steering import Steered, steered
 from .predict import Learned, due
+from .report.expected import planned as expectations
 from .report.summary import summary
 from .report.tally import Tally, TallySnapshot
-from .run.control import Control
+from .run.control import Control, Reason
+from .run.host import Host
 from .run.local import (
     Replicas,
     bind,
@@ -43,23 +45,26 @@ from .run.local import (
     model_specs,
     open_backends,
     open_host,
+    open_results,
     run_program,
 )
+from .run.planned import NO_MODELS, Planned
 from .run.program import Programs
 from .run.rows import Limits, Row, RowRun, Status
 from .scheduler.events import RunEnded, RunStarted
 from .scheduler.limits import Limits as CallLimits
 from .scheduler.loop import ATTEMPT_TIMEOUT_S
-from .scheduler.policies import DEFAULT_ORDER, ordered
+from .scheduler.policies import DEFAULT_ORDER
+from .table_stats import Told, table_stats, tokens_of
 from .tables import BadRow, Table, TableOutput, coerce, open_output, open_table
 from .trace import TRACE_VERSION, Fanout, Trace, TraceWriter
 from .workflow import ModelSpec, Scheduling, Workflow
 
-__all__ = ["Control", "MapSpec", "Outcome", "explain", "map_table", "resume", "run_once"]
+__all__ = ["Control", "MapSpec", "Outcome", "map_table", "resume", "run_once"]
 
 OUTPUT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq")
+COUNTED_BYTES = 256 * 2**20  # of a table, up to which its rows are counted ahead
 SAMPLE_ROWS = 100  # of which one must be readable for a run to begin
-STATS_ROWS = 20_000  # rows that statistics are taken from
 PINNED_ROWS = 8  # a table with fewer rows is not worth pinning prefixes for
 _PATH = re.compile(r"(?P<name>[:,]\s*path=)(?P<path>[^,]+)")  # in `embedded:path=DIR,dtype=...`
 FINGERPRINTS = {
@@ -77,8 +82,11 @@ class MapSpec:
     workflow's models, as in {"default": "embedded:path=DIR,dtype=bfloat16"}. `home` is where runs
     are kept; without `journal` nothing is, and the run cannot be resumed. `order` and `retention`
     are names of policies, `limits` plain data for `scheduler.limits.Limits.read`, `tenant` an
-    input: they go over what the workflow says. An attempt at a call on a server that takes longer
-    than `call_timeout_s` is broken off, and tried again.
+    input: they go over what the workflow says. `without` are rules of the planner to leave out,
+    beside those that the workflow leaves out. An attempt at a call on a server that takes longer
+    than `call_timeout_s` is broken off, and tried again. Once calls have used `token_budget` tokens,
+    prompts and answers, or after `time_limit_s`, what runs is finished and the run pauses. `cache`: whether results of earlier runs in
+    `home` answer equal calls (None: as the workflow says).
     """
 
     workflow: str
@@ -97,11 +105,18 @@ class MapSpec:
     limits: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tenant: str | None = None
     call_timeout_s: float = ATTEMPT_TIMEOUT_S
+    token_budget: int | None = None
+    time_limit_s: float | None = None
+    without: tuple[str, ...] = ()
+    cache: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended. `dead_letter` is the file of failed rows, if any failed."""
+    """How a job ended. `dead_letter` is the file of failed rows, if any failed.
+
+    `reason` is why a paused one was stopped: a signal, somebody who asked, a budget of tokens or time.
+    """
 
     run: str
     status: Literal["done", "paused", "failed"]
@@ -110,6 +125,7 @@ class Outcome:
     out: str
     dead_letter: str | None
     snapshot: TallySnapshot
+    reason: Reason | None = None
 
 
 class Job:
@@ -122,7 +138,7 @@ class Job:
             _check_output(Path(spec.out))
         self.workflow = load_workflow(spec.workflow)
         _check_tenant(spec.tenant, self.workflow)
-        self.models = _models(self.workflow, spec.models)
+        self.models = models_of(self.workflow, spec.models)
         inputs = self.workflow.inputs
         there = open_table(spec.table).columns
         self.columns = _columns_of(tuple(given.name for given in inputs), there, spec.table)
@@ -133,6 +149,14 @@ class Job:
         self.schemas = {g.name: g.schema for g in inputs if g.name in self.columns}
         _check_rows(self.table, spec.table)
         self.keep = spec.columns or self.table.columns
+        self.tokens = Tokens()  # how the model counts, once it is known
+        self.expected = Expected()
+
+    def measure(self, tokens: Tokens, learned: Learned | None) -> None:
+        """Plan with the model's own tokens, and with what earlier runs have taught."""
+        self.tokens = tokens
+        if learned is not None:
+            self.expected = expected_of(self.workflow, learned)
 
     @property
     def has_output(self) -> bool:
@@ -166,18 +190,60 @@ class Job:
             return None
         return optimize(self.workflow.graph, self.context())
 
-    def context(self) -> Context:
+    def context(self, tell: Told | None = None) -> Context:
         constants = frozenset(g.name for g in self.workflow.inputs if g.name not in self.columns)
-        return Context(self.statistics(), constants, consolidate=self.spec.consolidate)
-
-    def statistics(self) -> TableStats:
-        """Statistics of the input columns, from the table's first rows."""
-        inputs = (
-            {name: item[1].get(column) for name, column in self.columns.items()}
-            for item in self.table
-            if not isinstance(item, BadRow)
+        return Context(
+            self.statistics(tell),
+            constants,
+            consolidate=self.consolidate,
+            tokens=self.tokens,
+            expected=self.expected,
+            without=self.without,
         )
-        return collect(inputs, tuple(self.columns), limit=STATS_ROWS)
+
+    @property
+    def without(self) -> frozenset[str]:
+        """The rules that are left out."""
+        return left_out((*self.workflow.scheduling.without, *self.spec.without))
+
+    @property
+    def consolidate(self) -> bool:
+        """Whether equal work is done once."""
+        return self.spec.consolidate and "consolidate" not in self.without
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether what all prompts of a step begin with is pinned."""
+        return "group" not in self.without and _worth_pinning(self.table)
+
+    def planned(self, plan: Plan | None, host: Host) -> Planned | None:
+        """What carries the plan out; None where there is none."""
+        if plan is None:
+            return None
+        order, group = "order" not in self.without, "group" not in self.without
+        models = NO_MODELS if "reorder" in self.without else host.models
+        pools = {model.pool for model in host.models.values()}
+        return Planned(
+            plan, host.scheduler, order=order, group=group, models=models, pools=sorted(pools)
+        )
+
+    def statistics(self, tell: Told | None = None) -> TableStats:
+        """Statistics of the input columns, from the table's first rows; kept in the job's home."""
+        folder = Store(self.spec.home).home / "stats" if self.spec.journal else None
+        limit = self.spec.limit
+        return table_stats(self.table, self.columns, self.tokens, folder, limit, tell)
+
+    def rows_total(self) -> int | None:
+        """The table's rows, counted where that takes no long; None: not known."""
+        rows = self.table.rows_total
+        if rows is None and Path(self.spec.table).stat().st_size < COUNTED_BYTES:
+            rows = self.table.count_rows()
+        return rows
+
+    def results(self) -> AbstractAsyncContextManager[Results | None]:
+        """The result cache, where it is wanted; without consolidation there is nothing to look up."""
+        wanted = self.workflow.cache if self.spec.cache is None else self.spec.cache
+        return open_results(wanted and self.spec.consolidate, self.spec.home)
 
     def scheduling(self) -> Scheduling:
         """What the workflow says, and over it what this job says."""
@@ -186,6 +252,18 @@ class Job:
         chosen = {name: value for name, value in given.items() if value is not None}
         said = self.workflow.scheduling
         return replace(said, **chosen, limits={**said.limits, **spec.limits})
+
+    def settings(self, concurrency: int) -> Settings:
+        """What may be changed while the run goes on, as it begins."""
+        spec, wish = self.spec, self.scheduling()
+        return Settings(
+            concurrency,
+            wish.order or DEFAULT_ORDER,
+            wish.retention or DEFAULT_POLICY,
+            spec.max_errors,
+            spec.token_budget,
+            spec.time_limit_s,
+        )
 
     def fingerprint(self) -> str:
         """What of the input determines the output."""
@@ -212,29 +290,39 @@ async def map_table(spec: MapSpec, control: Control, tally: Tally) -> Outcome:
         run = new_run_id(time.time(), random.Random())
         journal: Journal = NoJournal()
         trace: Trace = tally
-        learned = None
+        learned = folder = None
         if spec.journal:
             store = Store(spec.home)
             journal = store.create(job.manifest(run, backends))
             trace = _open_trace(store, run, tally, stack)
             learned = _learned(store, job, backends)
-        return await _run(job, run, backends, journal, trace, control, tally, learned=learned)
+            folder = store.folder(run)
+        start = Start(folder)
+        return await _run(job, run, backends, journal, trace, control, tally, start, learned)
 
 
 async def resume(
-    run: str, home: str | None, control: Control, tally: Tally, max_errors: int | None = None
+    run: str,
+    home: str | None,
+    control: Control,
+    tally: Tally,
+    changes: Mapping[str, Any] | None = None,
+    retry: bool = False,
 ) -> Outcome:
     """Go on with a run where it stopped; a finished run is left as it is.
 
-    Rows that failed stay failed: one that was given up needs a higher `max_errors` to go on.
+    `changes` are fields of its spec: how it runs, not what it answers. Rows that failed stay failed,
+    so that one that was given up needs a higher `max_errors` to go on, unless with `retry` they are
+    run again, with other seeds; of their steps, those that were recorded are not. A budget is as
+    large again as it was.
     Raises RunMismatch where the workflow, the model or the input are no longer what they were.
     """
     store = Store(home)
     name = store.find(run)
     info = store.info(name)
     spec = MapSpec(**_settings(info.manifest))
-    job = Job(spec if max_errors is None else replace(spec, max_errors=max_errors))
-    if info.status == "done" and job.has_output:
+    job = Job(replace(spec, **changes or {}))
+    if info.status == "done" and job.has_output and not (retry and info.rows_failed):
         tally.add(0.0, _started(job, name, info.rows_done + info.rows_failed))
         letters = _letters(job) if info.rows_failed else None
         counts = (info.rows_done, info.rows_failed, job.spec.out, letters)
@@ -244,9 +332,24 @@ async def resume(
         _compare(info.manifest, job.manifest(name, backends))
         _, journal = store.open(name)
         trace = _open_trace(store, name, tally, stack)
-        finished = info.rows_done + info.rows_failed
+        finished = info.rows_done + (0 if retry else info.rows_failed)
         learned = _learned(store, job, backends)
-        return await _run(job, name, backends, journal, trace, control, tally, finished, learned)
+        seed = random.Random().getrandbits(31) if retry else 0  # or rows would fail alike
+        start = Start(store.folder(name), finished, retry, seed)
+        return await _run(job, name, backends, journal, trace, control, tally, start, learned)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a process begins with a run: `finished` rows are recorded (None: the run is new).
+
+    `folder` is where it can be steered from outside; `retry`: failed rows are run again.
+    """
+
+    folder: Path | None = None
+    finished: int | None = None
+    retry: bool = False
+    seed: int = 0
 
 
 async def _run(
@@ -257,38 +360,53 @@ async def _run(
     trace: Trace,
     control: Control,
     tally: Tally,
-    finished: int | None = None,
+    start: Start,
     learned: Learned | None = None,
 ) -> Outcome:
-    """Run what is left of a job; `finished` rows are recorded (None: the run is new)."""
+    """Run what is left of a job."""
     out = job.open_output()
     status: Status = "failed"
     spec = job.spec
+    job.measure(_tokens(job.workflow, backends), learned)
     plan = job.plan()
     workflow = _planned(job.workflow, plan)
-    trace.write(now(), _started(job, run, finished or 0))
+    trace.write(now(), _started(job, run, start.finished or 0))
+    for expected in expectations(plan) if plan is not None else ():
+        trace.write(now(), expected)
     concurrency = spec.concurrency or _concurrency(backends)
     limits = Limits(concurrency, max_errors=spec.max_errors)
     try:
-        async with open_host(
-            backends,
-            journal=journal,
-            trace=trace,
-            scheduling=job.scheduling(),
-            learned=learned,
-            attempt_timeout_s=spec.call_timeout_s,
-            max_programs=concurrency,
-            share=spec.consolidate,
-            resumed=finished is not None,
-            run=run,
-        ) as host:
+        if start.finished is not None:
+            await journal.set_status("running", {})
+        async with (
+            job.results() as results,
+            open_host(
+                backends,
+                journal=journal,
+                trace=trace,
+                scheduling=job.scheduling(),
+                learned=learned,
+                results=results,
+                attempt_timeout_s=spec.call_timeout_s,
+                max_programs=concurrency,
+                share=job.consolidate,
+                seed=start.seed,
+                resumed=start.finished is not None,
+                run=run,
+            ) as host,
+        ):
             programs = Programs(host, workflow)
-            if workflow.graph is not None and _worth_pinning(job.table):
+            if workflow.graph is not None and job.shares_prefixes:
                 host.share_prefixes(llm_steps(workflow.graph.steps))
-            order = plan.row_order.columns if plan is not None else ()
+            planned = host.planned = job.planned(plan, host)
             sink = _Sink(out)
-            rows = RowRun(programs, journal, sink, control, order, limits, finished is not None)
-            status = await rows.run(job.rows())
+            resumed = start.finished is not None
+            rows = RowRun(
+                programs, journal, sink, control, (), limits, resumed, planned, start.retry
+            )
+            parts = Steered(run, host, rows, control, tally, trace)
+            async with steered(parts, job.settings(concurrency), start.folder):
+                status = await rows.run(job.rows())
         trace.write(now(), RunEnded(status=status))
         letters = out.finish()[1] if status == "done" else None
         if status != "done":
@@ -302,7 +420,10 @@ async def _run(
     finally:
         await _close(journal)
     dead = str(letters) if letters is not None else None
-    return Outcome(run, status, sink.done, sink.failed, spec.out, dead, tally.snapshot())
+    snapshot = tally.snapshot()
+    reason = control.reason or ("approval" if snapshot.approvals else None)
+    reason = reason if status == "paused" else None
+    return Outcome(run, status, sink.done, sink.failed, spec.out, dead, snapshot, reason)
 
 
 def _learned(store: Store, job: Job, backends: Mapping[str, Replicas]) -> Learned:
@@ -334,36 +455,23 @@ async def run_once(
     home: str | None = None,
     control: Control | None = None,
     tally: Tally | None = None,
+    cache: bool | None = None,
 ) -> Any:
-    """Run a workflow for one input and return its JSON result; nothing is kept."""
-    del home
+    """Run a workflow for one input and return its JSON result; no run is kept.
+
+    `cache`: whether results of earlier runs in `home` answer (None: as the workflow says).
+    """
     workflow = load_workflow(workflow_ref)
-    specs = _models(workflow, models or {})
+    specs = models_of(workflow, models or {})
     schemas = {given.name: given.schema for given in workflow.inputs if given.name in inputs}
     bound = bind(workflow, coerce(inputs, schemas, "input"))
-    async with open_backends(specs) as backends, open_host(backends, trace=tally) as host:
+    wanted = workflow.cache if cache is None else cache
+    async with (
+        open_results(wanted, home) as results,
+        open_backends(specs) as backends,
+        open_host(backends, trace=tally, results=results) as host,
+    ):
         return await run_program(host, workflow, bound, control)
-
-
-async def explain(
-    workflow_ref: str, table: str | None = None, limit: int | None = None, verbose: bool = False
-) -> str:
-    """A workflow's plan as text: after the last rule, or after each if `verbose`."""
-    if table is not None:
-        job = Job(MapSpec(workflow_ref, table, out="", limit=limit))
-        workflow, context = job.workflow, job.context()
-    else:
-        workflow = load_workflow(workflow_ref)
-        context = Context()
-    if workflow.graph is None:
-        return (
-            f"{workflow.name} is an `async def` workflow: its steps are known when they are "
-            "reached, so there is no plan ahead of a run\n"
-        )
-    if verbose:
-        return explain_rules(workflow.graph, context)
-    plan = optimize(workflow.graph, context)
-    return explain_plan(plan) + "".join(f"warning: {line}\n" for line in lint(plan, context))
 
 
 # ---- pieces ------------------------------------------------------------------------------------
@@ -400,23 +508,14 @@ def _check_output(out: Path) -> None:
 
 def _check_options(spec: MapSpec) -> None:
     """Refuse numbers of rows that mean nothing, and policies that do not exist."""
-    least = {"limit": 1, "concurrency": 1, "max_errors": 0}
-    for name, lowest in least.items():
-        value = getattr(spec, name)
-        if value is not None and value < lowest:
-            option = name.replace("_", "-")
-            raise InvalidInput(f"--{option} {value}: it must be at least {lowest}")
-    if not spec.call_timeout_s > 0:
-        raise InvalidInput(f"--call-timeout {spec.call_timeout_s}: it must be more than 0 s")
+    check({name: getattr(spec, name) for name in (*LEAST, *SECONDS, *POLICIES)})
     try:
-        ordered(spec.order or DEFAULT_ORDER)
+        left_out(spec.without)
     except ValueError as error:
-        raise InvalidInput(f"--order: {error}") from None
-    try:
-        named(spec.retention or DEFAULT_POLICY)
-    except ValueError as error:
-        raise InvalidInput(f"--retention: {error}") from None
+        raise InvalidInput(f"--without: {error}") from None
     CallLimits.read(spec.limits)
+    if spec.cache and not spec.consolidate:
+        raise InvalidInput("--cache answers equal calls, --no-consolidate repeats them: give one")
 
 
 def _check_tenant(tenant: str | None, workflow: Workflow) -> None:
@@ -453,7 +552,8 @@ def _columns_of(inputs: tuple[str, ...], columns: tuple[str, ...], path: str) ->
     return found
 
 
-def _models(workflow: Workflow, overrides: Mapping[str, str]) -> dict[str, ModelSpec]:
+def models_of(workflow: Workflow, overrides: Mapping[str, str]) -> dict[str, ModelSpec]:
+    """What serves each model of a workflow, where `overrides` are backends by name."""
     specs = model_specs(workflow)
     for name, text in overrides.items():
         if name not in specs:
@@ -473,6 +573,29 @@ def _planned(workflow: Workflow, plan: Plan | None) -> Workflow:
     return workflow if plan is None else replace(workflow, graph=plan.graph)
 
 
+def first_model(workflow: Workflow) -> str:
+    """The model whose tokenizer a plan is counted with: that of the first call."""
+    steps = llm_steps(workflow.graph.steps) if workflow.graph is not None else []
+    return steps[0].model if steps else "default"
+
+
+def _tokens(workflow: Workflow, backends: Mapping[str, Replicas]) -> Tokens:
+    found = backends.get(first_model(workflow))
+    return Tokens() if found is None else tokens_of(found[0].tokenizer)
+
+
+def expected_of(workflow: Workflow, learned: Learned) -> Expected:
+    """What earlier runs say of a workflow's steps and tools."""
+    steps = llm_steps(workflow.graph.steps) if workflow.graph is not None else []
+    output = {step.id: learned.mean_output_tokens(workflow.name, step.id) for step in steps}
+    tool_s = {name: learned.mean_tool_s(name) for name in workflow.tools}
+    return Expected(_known(output), _known(tool_s))
+
+
+def _known(found: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _concurrency(backends: Mapping[str, Replicas]) -> int:
     """Programs at once: enough that slots stay filled while rows are recorded or wait for tools."""
     workers = {id(backend): backend for replicas in backends.values() for backend in replicas}
@@ -490,14 +613,11 @@ def _open_trace(store: Store, run: str, tally: Tally, stack: AsyncExitStack) -> 
 
 
 def _started(job: Job, run: str, resumed: int) -> RunStarted:
-    rows = job.table.rows_total
-    if rows is None and Path(job.spec.table).stat().st_size < 256 * 2**20:
-        rows = job.table.count_rows()
     return RunStarted(
         version=TRACE_VERSION,
         run=run,
         workflow=job.workflow.name,
-        rows=rows,
+        rows=job.rows_total(),
         resumed_rows=resumed,
     )
 
@@ -526,6 +646,7 @@ def _whole(option: re.Match[str]) -> str:
 def _settings(manifest: Manifest) -> dict[str, Any]:
     settings = json.loads(manifest.settings["spec"])
     settings["columns"] = tuple(settings["columns"])
+    settings["without"] = tuple(settings.get("without", ()))
     return settings
 
 

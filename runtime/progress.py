@@ -5,19 +5,29 @@ Looks at the run's tally a few times a second; the run itself never waits for it
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from time import monotonic
+from typing import Any, Protocol
 
 import anyio
+import msgspec
 
 from .clock import now
 from .report.summary import hit_rate
-from .report.tally import Tally, TallySnapshot
+from .report.tally import TallySnapshot
 
 REDRAW_S = 0.25
 LINE_S = 5.0
+SLOW_S = 1.0  # of work that blocks, before it is worth a bar
 WINDOW_S = 20.0  # rates are of the last seconds, so that a slow start is forgotten
+
+
+class Source(Protocol):
+    """Whose progress is shown: a tally, or a run in another process."""
+
+    def snapshot(self) -> TallySnapshot: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,57 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-async def show(tally: Tally, emit: Callable[[dict[str, Any]], None] | None = None) -> None:
+@contextmanager
+def slow(what: str, unit: str, *, json: bool = False) -> Generator[Callable[[int], None]]:
+    """For work that blocks: a function to be told how many `unit` are done.
+
+    After a second it is shown on stderr, as a bar on a terminal, and with `json` as records.
+    """
+    bar = _Slow(what, unit, json)
+    try:
+        yield bar.told
+    finally:
+        bar.close()
+
+
+class _Slow:
+    """Shows what it is told, once a second at most on no terminal."""
+
+    def __init__(self, what: str, unit: str, json: bool) -> None:
+        self._what, self._unit, self._json = what, unit, json
+        self._due_s = monotonic() + SLOW_S
+        self._bar: Any = None
+        self._task: Any = None
+
+    def told(self, done: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, done=f"{done:,} {self._unit}")
+            return
+        if monotonic() < self._due_s:
+            return
+        self._due_s = monotonic() + SLOW_S
+        if self._json:
+            record = {"type": "progress", "what": self._what, f"{self._unit}_done": done}
+            sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
+        elif sys.stderr.isatty():
+            self._open()
+            self.told(done)
+
+    def _open(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}")
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task(self._what, total=None, done="")
+        self._bar.start()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+async def show(tally: Source, emit: Callable[[dict[str, Any]], None] | None = None) -> None:
     """Show the run behind `tally` until cancelled: with `emit` as records, else on stderr."""
     if emit is not None:
         await _emit(tally, emit)
@@ -102,7 +162,7 @@ async def show(tally: Tally, emit: Callable[[dict[str, Any]], None] | None = Non
         await _print(tally)
 
 
-async def _emit(tally: Tally, emit: Callable[[dict[str, Any]], None]) -> None:
+async def _emit(tally: Source, emit: Callable[[dict[str, Any]], None]) -> None:
     window = _Window()
     launched, due_s = False, 0.0
     while True:
@@ -131,7 +191,7 @@ def first_error(snapshot: TallySnapshot) -> str:
     return "" if first is None else " ".join(first.first.split())[:200]
 
 
-async def _print(tally: Tally) -> None:
+async def _print(tally: Source) -> None:
     window = _Window()
     window.pace(now(), tally.snapshot())
     told = False
@@ -150,7 +210,7 @@ def _write(line: str) -> None:
     sys.stderr.flush()
 
 
-async def _draw(tally: Tally) -> None:
+async def _draw(tally: Source) -> None:
     """A bar, and below it the facts; both fit 80 columns."""
     from rich.console import Console, Group
     from rich.live import Live

@@ -4,7 +4,17 @@ from typing import Any
 
 from ..tools.registry import EFFECTS
 from .spec.check import VERSION
-from .spec.keys import BLOCK, BRANCH_STEP, SCHEDULING, STEP_KINDS, TOOL_KINDS, TOP, Key, Table
+from .spec.keys import (
+    BLOCK,
+    BRANCH_STEP,
+    SCHEDULING,
+    SCORER,
+    STEP_KINDS,
+    TOOL_KINDS,
+    TOP,
+    Key,
+    Table,
+)
 from .spec.reader import MAX_DIGITS
 from .spec.types import NAMES
 
@@ -25,6 +35,7 @@ def json_schema() -> dict[str, Any]:
             "branch_step": _table(BRANCH_STEP),
             "block": _table(BLOCK),
             "scheduling": _table(SCHEDULING),
+            "scorer": _table(SCORER),
             "tool_definition": {"anyOf": [_ref(f"{kind}_tool") for kind in TOOL_KINDS]},
             **{f"{kind}_tool": _table(table) for kind, table in TOOL_KINDS.items()},
             "steps": _names(_ref("step")),
@@ -82,6 +93,8 @@ def _kind(key: Key) -> dict[str, Any]:
             return {"type": "object", "additionalProperties": text}
         case "effect":
             return {"enum": list(EFFECTS)}
+        case "approve":
+            return {"const": "pause"}
         case "expression":
             return {"type": ["string", "array"]}
         case "condition":
@@ -105,6 +118,8 @@ def _kind(key: Key) -> dict[str, Any]:
             return _ref("steps")
         case "scheduling":
             return _ref("scheduling")
+        case "scorer":
+            return {"anyOf": [text, _ref("scorer")]}
         case "data":
             return {"type": "object"}
 

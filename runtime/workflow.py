@@ -37,13 +37,15 @@ class Scheduling:
 
     `order` and `retention` are names of policies. `limits` is plain data for
     `scheduler.limits.Limits.read`. `tenant` is the input whose value says for whom a program runs:
-    limits of tenants and the orders that are fair between them go by it.
+    limits of tenants and the orders that are fair between them go by it. `without` are rules of the
+    planner that are left out, by name.
     """
 
     order: str | None = None
     retention: str | None = None
     limits: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tenant: str | None = None
+    without: tuple[str, ...] = ()
 
 
 NO_WISH = Scheduling()
@@ -55,7 +57,8 @@ class Workflow:
 
     Exactly one of `graph` and `program` is set. `convert` turns the JSON result into what the
     author's annotation promises. `identity` is a canonical text of everything that determines
-    answers (templates, sampling, schemas, tool sources), for the fingerprint.
+    answers (templates, sampling, schemas, tool sources), for the fingerprint. With `cache`, calls
+    that give the same answer each time are answered from the results of earlier runs.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Workflow:
     tools: Mapping[str, Tool] = field(default_factory=dict[str, Tool])
     models: Mapping[str, ModelSpec] = field(default_factory=dict[str, ModelSpec])
     scheduling: Scheduling = NO_WISH
+    cache: bool = False
     result_schema: str = "{}"
     convert: Callable[[Any], Any] | None = None
     identity: str = ""

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 TOKEN_BYTES = 4
 
@@ -18,12 +19,13 @@ class Prompts:
     """Prompt i is the segments `columns[0][i]`, `columns[1][i]`, ... one behind the other.
 
     A segment is a run of tokens, four bytes each, the high one first: bytes compare as their
-    tokens do. Two prompts are taken to share whole segments, and the beginning of the first that
-    differs.
+    tokens do. Or it is text: then `unit` is 1, and a token stands for a character everywhere. Two
+    prompts are taken to share whole segments, and the beginning of the first that differs.
     """
 
-    segments: Sequence[bytes]
+    segments: Sequence[bytes] | Sequence[str]
     columns: tuple[Sequence[int], ...]
+    unit: int = TOKEN_BYTES  # bytes of a token
 
     def __len__(self) -> int:
         return len(self.columns[0]) if self.columns else 0
@@ -39,20 +41,21 @@ class Prompts:
 
         Raises ValueError where the number of segments changes, and for ids that are no uint32.
         """
-        known: dict[bytes, int] = {}
-        columns: list[array[int]] = []
-        for number, row in enumerate(rows):
-            if number == 0:
-                columns = [array("I") for _ in row]
-            elif len(row) != len(columns):
-                raise ValueError(f"prompt {number} has {len(row)} segments, not {len(columns)}")
-            for column, tokens in zip(columns, row, strict=True):
-                column.append(known.setdefault(packed(tokens), len(known)))
-        return cls(list(known), tuple(columns))
+        known, columns = _coded(map(packed, row) for row in rows)
+        return cls(known, columns)
+
+    @classmethod
+    def of_texts(cls, rows: Iterable[Sequence[str]]) -> "Prompts":
+        """Prompts given as segments of text, whose tokens are characters.
+
+        Raises ValueError where the number of segments changes.
+        """
+        known, columns = _coded(rows)
+        return cls(known, columns, unit=1)
 
     def lengths(self) -> "array[int]":
         """The tokens of each prompt."""
-        sizes = [len(segment) // TOKEN_BYTES for segment in self.segments]
+        sizes = [len(segment) // self.unit for segment in self.segments]
         return array(
             "Q", map(sum, zip(*(map(sizes.__getitem__, c) for c in self.columns), strict=True))
         )
@@ -60,16 +63,17 @@ class Prompts:
     def sorted(self) -> "tuple[array[int], array[int]]":
         """The prompts in the order of their tokens, and the tokens that each shares with the one
         before it (0 for the first)."""
-        ranks = array("I", bytes(TOKEN_BYTES * len(self.segments)))
+        ranks = array("I", [0]) * len(self.segments)
         by_text = sorted(range(len(self.segments)), key=self.segments.__getitem__)
         for rank, segment in enumerate(by_text):
             ranks[segment] = rank
         keys = list(zip(*(map(ranks.__getitem__, c) for c in self.columns), strict=True))
         order = array("I", sorted(range(len(keys)), key=keys.__getitem__))
-        return order, array("Q", self._shared(order))
+        return order, array("Q", self.shared(order))
 
-    def _shared(self, order: "array[int]") -> Iterator[int]:
-        sizes = [len(segment) // TOKEN_BYTES for segment in self.segments]
+    def shared(self, order: Sequence[int]) -> Iterator[int]:
+        """The tokens that each prompt shares with the one before it in `order`."""
+        sizes = [len(segment) // self.unit for segment in self.segments]
         if order:
             yield 0
         for a, b in pairwise(order):
@@ -77,7 +81,7 @@ class Prompts:
             for column in self.columns:
                 one, other = column[a], column[b]
                 if one != other:
-                    tokens += common(self.segments[one], self.segments[other])
+                    tokens += common(self.segments[one], self.segments[other], self.unit)
                     break
                 tokens += sizes[one]
             yield tokens
@@ -94,16 +98,31 @@ def packed(tokens: Sequence[int]) -> bytes:
     return words.tobytes()
 
 
-def common(one: bytes, other: bytes) -> int:
+def common(one: bytes | str, other: bytes | str, unit: int = TOKEN_BYTES) -> int:
     """The tokens that two segments begin with alike, found by halving."""
-    low, high = 0, min(len(one), len(other)) // TOKEN_BYTES
+    low, high = 0, min(len(one), len(other)) // unit
     while low < high:
         middle = (low + high + 1) // 2
-        if (
-            one[TOKEN_BYTES * low : TOKEN_BYTES * middle]
-            == other[TOKEN_BYTES * low : TOKEN_BYTES * middle]
-        ):
+        if one[unit * low : unit * middle] == other[unit * low : unit * middle]:
             low = middle
         else:
             high = middle - 1
     return low
+
+
+Segment = TypeVar("Segment", bytes, str)
+
+
+def _coded(rows: Iterable[Iterable[Segment]]) -> "tuple[list[Segment], tuple[array[int], ...]]":
+    """The distinct segments, and per column the number of each prompt's."""
+    known: dict[Segment, int] = {}
+    columns: list[array[int]] = []
+    for number, row in enumerate(rows):
+        found = list(row)
+        if number == 0:
+            columns = [array("I") for _ in found]
+        elif len(found) != len(columns):
+            raise ValueError(f"prompt {number} has {len(found)} segments, not {len(columns)}")
+        for column, segment in zip(columns, found, strict=True):
+            column.append(known.setdefault(segment, len(known)))
+    return list(known), tuple(columns)

@@ -1,11 +1,10 @@
 """Reorder: puts the fields that the author has freed into the order that a cache likes best.
 
-Field order can change an answer, so only freed fields move, and the plan says so. The order comes
-from statistics (distinct values, lengths, dependencies); a runtime that has the rows can do better
-row by row (`planner.reorder`). GGR, 2403.05821 §4; the objective is tokens, not squared length.
+Field order can change an answer, so only the fields that a step names as free move, and the plan
+says so. The order comes from statistics (distinct values, lengths, dependencies), and is one for
+all rows; `planner.reorder` can do better row by row. GGR, 2403.05821 §4; the objective is tokens, not squared length.
 """
 
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from math import prod
 
@@ -17,34 +16,28 @@ from ..reorder.template import Freed, free_fields
 from ..stats import ColumnStats, TableStats
 
 
-def reorder(free: Mapping[str, Collection[str]]) -> Callable[[Plan, Context], Plan]:
-    """The rule for these free fields, given per step id.
+def reorder(plan: Plan, context: Context) -> Plan:
+    """The plan with the free fields of its prompts in order.
 
     Without statistics, and for steps whose fields are no columns, it finds nothing. Raises
     `PlannerError` where a field that is said to be free cannot be moved.
     """
-
-    def reorder(plan: Plan, context: Context) -> Plan:
-        stats = context.stats
-        if stats is None or not stats.rows:
-            return plan
-        notes: list[str] = []
-        steps = tuple(_reordered(step, free.get(step.id, ()), stats, notes) for step in plan.steps)
-        if steps == plan.steps:
-            return plan
-        return replace(plan, steps=steps, notes=(*plan.notes, *notes))
-
-    return reorder
+    stats = context.stats
+    if stats is None or not stats.rows:
+        return plan
+    notes: list[str] = []
+    steps = tuple(_reordered(step, stats, notes) for step in plan.steps)
+    if steps == plan.steps:
+        return plan
+    return replace(plan, steps=steps, notes=(*plan.notes, *notes))
 
 
-def _reordered(
-    step: PlanStep, free: Collection[str], stats: TableStats, notes: list[str]
-) -> PlanStep:
+def _reordered(step: PlanStep, stats: TableStats, notes: list[str]) -> PlanStep:
     logical = step.step
-    if not isinstance(logical, LLM) or len(free) < 2 or step.scope == "once":
+    if not isinstance(logical, LLM) or len(logical.free_fields) < 2 or step.scope == "once":
         return step
     try:
-        cut = free_fields(logical.prompt, free)
+        cut = free_fields(logical.prompt, logical.free_fields)
     except PlannerError as error:
         raise PlannerError(f"step {step.id!r}: {error}") from None
     args = dict(logical.args)

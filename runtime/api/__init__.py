@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from ...kvpolicy import DEFAULT_POLICY, named
 from ...planner.graph import LLM
+from ...planner.optimize import left_out
 from ...tools import Effect, InvalidTool, Tool
 from ...tools.python import python_tool
 from ..errors import InvalidConfig
@@ -65,12 +66,14 @@ def llm(
     top_p: float = 1.0,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
+    free_fields: Sequence[str] = (),
     name: str | None = None,
 ) -> LLMStep:
     """A call of a model; `prompt` and `system` are Jinja templates whose fields are its arguments.
 
     With `choices` the result is one of these texts; with `output` (a Pydantic model or another
-    type) it is a value of that type; otherwise it is text.
+    type) it is a value of that type; otherwise it is text. `free_fields` are fields of `prompt`
+    whose order is open: a plan over a table may change it, see `docs/planning.md`.
     """
     check_name(name, "an llm step")
     adapter = None if output is None or output is str else adapter_of(output, "output")
@@ -83,6 +86,7 @@ def llm(
         sampling=sampling,
         choices=_choices(choices, adapter),
         schema=schema_text(adapter.json_schema()) if adapter else None,
+        free_fields=_free(free_fields),
         place=here(),
     )
     return LLMStep(step, adapter, name)
@@ -101,6 +105,12 @@ def _choices(choices: Sequence[str] | None, output: TypeAdapter[Any] | None) -> 
     return tuple(choices)
 
 
+def _free(fields: Any) -> tuple[str, ...]:
+    if isinstance(fields, str) or not all(isinstance(each, str) for each in fields):
+        raise refuse('free_fields is a list of fields, such as free_fields=["name", "city"]')
+    return tuple(fields)
+
+
 @overload
 def tool(function: Callable[..., Any] | Tool, /) -> ToolHandle: ...
 @overload
@@ -113,6 +123,7 @@ def tool(
     eta_s: float | None = None,
     memo_s: float | None = None,
     sensitive: bool = False,
+    outcome: Callable[..., Any] | None = None,
     name: str | None = None,
 ) -> Callable[[Callable[..., Any]], ToolHandle]: ...
 def tool(
@@ -126,6 +137,7 @@ def tool(
     eta_s: float | None = None,
     memo_s: float | None = None,
     sensitive: bool = False,
+    outcome: Callable[..., Any] | None = None,
     name: str | None = None,
 ) -> ToolHandle | Callable[[Callable[..., Any]], ToolHandle]:
     """Make a tool of a sync or async function, whose parameters are all annotated.
@@ -133,8 +145,9 @@ def tool(
     `effect`: "pure" may be shared, memoised and retried; "idempotent" may be retried; "once" is
     never repeated. `eta_s` is a hint of how long a call takes. For `memo_s` seconds the result of
     a pure tool answers equal calls (None: for the whole run). A `sensitive` tool is not called with
-    what a stranger said unless that is allowed. A ready `Tool`, such as `http_tool` makes, is taken
-    as it is.
+    what a stranger said unless that is allowed. `outcome`, called like a tool with effect "once"
+    that a crash has interrupted, returns what it came to, or None where it had no effect. A ready
+    `Tool`, such as `http_tool` makes, is taken as it is.
     """
     if isinstance(function, Tool):
         return ToolHandle(function, None)
@@ -153,6 +166,7 @@ def tool(
                 eta_s=eta_s,
                 memo_s=memo_s,
                 sensitive=sensitive,
+                outcome=outcome,
                 namespace=local,
             )
         except InvalidTool as error:
@@ -173,6 +187,8 @@ def workflow(
     retention: str | None = None,
     limits: Mapping[str, Any] | Limits | None = None,
     tenant: str | None = None,
+    without: Sequence[str] = (),
+    cache: bool = False,
 ) -> Callable[[Callable[..., Any]], WorkflowHandle]: ...
 def workflow(
     function: Callable[..., Any] | None = None,
@@ -184,19 +200,24 @@ def workflow(
     retention: str | None = None,
     limits: Mapping[str, Any] | Limits | None = None,
     tenant: str | None = None,
+    without: Sequence[str] = (),
+    cache: bool = False,
 ) -> WorkflowHandle | Callable[[Callable[..., Any]], WorkflowHandle]:
     """Make a workflow of a function; its parameters are the inputs.
 
     `models` says what serves each model name: a backend's name, a dict with `backend` and its
     settings, or a ModelSpec. `order` and `retention` name policies, `limits` bounds what runs, and
-    `tenant` is the input that says for whom: see `docs/scheduling.md`.
+    `tenant` is the input that says for whom: see `docs/scheduling.md`. `without` names rules of the
+    planner to leave out: see `docs/planning.md`. With `cache`, calls that give the same answer each
+    time are answered from earlier runs: see `docs/how-to.md`.
     """
     place, local = here(), _locals()
-    scheduling = _scheduling(order, retention, limits, tenant)
+    scheduling = _scheduling(order, retention, limits, tenant, without)
     known = {key: model_spec(key, given, place) for key, given in (models or {}).items()}
 
     def made(function: Callable[..., Any]) -> WorkflowHandle:
-        return WorkflowHandle(function, name or function.__name__, known, local, scheduling)
+        own = name or function.__name__
+        return WorkflowHandle(function, own, known, local, scheduling, cache)
 
     return made if function is None else made(function)
 
@@ -206,15 +227,17 @@ def _scheduling(
     retention: str | None,
     limits: Mapping[str, Any] | Limits | None,
     tenant: str | None,
+    without: Sequence[str],
 ) -> Scheduling:
     plain = asdict(limits) if isinstance(limits, Limits) else dict(limits or {})
     try:
         ordered(order or DEFAULT_ORDER)
         named(retention or DEFAULT_POLICY)
         Limits.read(plain)
+        left_out(without)
     except (ValueError, InvalidConfig) as error:
         raise refuse(str(error)) from None
-    return Scheduling(order, retention, plain, tenant)
+    return Scheduling(order, retention, plain, tenant, tuple(without))
 
 
 def model_spec(name: str, given: Any, place: Place | None = None) -> ModelSpec:

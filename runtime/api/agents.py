@@ -42,11 +42,14 @@ def agent(
     Its answer is text, or with `output` a value of that type. `max_turns` bounds its turns,
     `turn_tokens` what it writes in one of them, and `max_tokens` what it writes in all of them;
     reaching a limit without an answer fails the step. What its prompt is given, and what tools say,
-    is untrusted: tools that have an effect or are sensitive run only where `allow` names them or,
-    in an `async def` workflow, where `approve` says True.
+    is untrusted: tools that have an effect or are sensitive run only where `allow` names them or
+    where `approve` says True: a function, in an `async def` workflow, or "pause": the program stops
+    until somebody has answered by `tenter approve` and resumed the run.
     """
     check_name(name, "an agent")
     adapter = None if output is None or output is str else adapter_of(output, "output")
+    if approve is not None and approve != "pause" and not callable(approve):  # pyright: ignore[reportUnnecessaryComparison]
+        raise refuse(f'approve is a function or "pause", not {approve!r}')
     known = tools_by_name(tools)
     sampling = sampling_of(turn_tokens, temperature, top_k, top_p, (), seed)
     for what, limit in (("max_turns", max_turns), ("max_tokens", max_tokens)):
@@ -58,6 +61,7 @@ def agent(
         max_tokens=max_tokens,
         allow=tuple(allow),
         pure=pure(known.values()),
+        approve="pause" if approve == "pause" else None,
     )
     step = LLM(
         id=name or "agent",
@@ -89,10 +93,11 @@ class AgentStep(LLMStep):
     def __call__(self, **values: Any) -> Any:
         tracer = current_tracer.get()
         if tracer is not None:
-            if self.toolbox.approve is not None:
+            if callable(self.toolbox.approve):
                 raise refuse(
                     "approve= asks somebody while the agent runs, which a plain `def` cannot: "
-                    "name the tools in allow=, or make the workflow `async def`"
+                    'name the tools in allow=, write approve="pause", or make the workflow '
+                    "`async def`"
                 )
             for tool in self.toolbox.tools.values():
                 tracer.know_tool(tool)
@@ -103,13 +108,14 @@ class AgentStep(LLMStep):
 
         Agents with equal system prompts share their beginning in the KV cache. The agent has its
         own turns, limits and rules; one that may use tools with an effect on its own is itself a
-        sensitive tool, so that what an agent has read cannot reach them through another one.
+        sensitive tool, so that what an agent has read cannot reach them through another one. An
+        agent whose prompt has no fields has read nothing yet, and may use all its tools.
         """
         check_name(name, "a tool")
         parameters, validate = arguments(name, {field: {"type": "string"} for field in self.fields})
         loop = self.step.loop or Loop()
         tools = self.toolbox.tools
-        allowed = [tools[each] for each in loop.allow if each in tools]
+        allowed = [t for t in tools.values() if t.name in loop.allow or not self.fields]
         repeatable = loop.pure and self.step.sampling.deterministic
         identity = step_identity(name, self.step, tools)
         return Tool(

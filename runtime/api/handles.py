@@ -184,8 +184,10 @@ class WorkflowHandle:
         models: Mapping[str, ModelSpec],
         local: Mapping[str, Any],
         scheduling: Scheduling = NO_WISH,
+        cache: bool = False,
     ) -> None:
         self._function = function
+        self._cache = cache
         self._local = local
         self._scheduling = scheduling
         self._models = models
@@ -282,6 +284,7 @@ class WorkflowHandle:
             tools=tracer.tools,
             models=models,
             scheduling=self._planned(signature),
+            cache=self._cache,
             result_schema=signature.result_schema,
             convert=result.validate_python if result else None,
             file=place_of(self._function).file,
@@ -299,6 +302,7 @@ class WorkflowHandle:
             tools=tools,
             models=self._models,
             scheduling=self._planned(signature),
+            cache=self._cache,
             result_schema=signature.result_schema,
             convert=result.validate_python if result else None,
             identity=program_identity(self.name, self._function, signature.inputs),

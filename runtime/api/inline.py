@@ -9,6 +9,7 @@ from ...planner.graph import (
     Compute,
     Each,
     Graph,
+    Reasoning,
     Ref,
     Select,
     Step,
@@ -64,7 +65,9 @@ class _Renamed:
         match step:
             case LLM():
                 model = self._models.get(step.model, step.model)
-                return replace(step, id=name, when=when, args=self._args(step.args), model=model)
+                thinking = self._thinking(step.reasoning)
+                args = self._args(step.args)
+                return replace(step, id=name, when=when, args=args, model=model, reasoning=thinking)
             case ToolCall():
                 return replace(step, id=name, when=when, args=self._args(step.args))
             case Select():
@@ -88,6 +91,13 @@ class _Renamed:
                     body=tuple(self.step(inside) for inside in step.body),
                     result=self._value(step.result),
                 )
+
+    def _thinking(self, reasoning: Reasoning | None) -> Reasoning | None:
+        judge = reasoning.judge if reasoning is not None else None
+        if reasoning is None or judge is None:
+            return reasoning
+        renamed = replace(judge, model=self._models.get(judge.model, judge.model))
+        return replace(reasoning, judge=renamed)
 
     def _value(self, value: Value) -> Value:
         return replace_names(value, self._resolve)

@@ -152,6 +152,7 @@ class EmbeddedBackend:
             choices=True,
             logprobs=True,
             resumes="all",
+            joins=True,
         )
         return self
 

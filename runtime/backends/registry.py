@@ -4,6 +4,7 @@ import difflib
 import inspect
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from ..errors import InvalidConfig
@@ -29,7 +30,9 @@ def _simulated(**options: Any) -> Backend:
 def _fake(latency_s: float = 0.0, max_running: int = 64, reply: str = "ok") -> Backend:
     from .fake import FakeBackend
 
-    return FakeBackend(lambda prompt: reply, latency_s=latency_s, max_running=max_running)
+    made = FakeBackend(lambda prompt: reply, latency_s=latency_s, max_running=max_running)
+    made.capabilities = replace(made.capabilities, model_fingerprint=f"fake/{reply}")
+    return made
 
 
 def _openai(url: str, **options: Any) -> Backend:

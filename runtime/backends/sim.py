@@ -99,6 +99,7 @@ class SimulatedBackend:
             retention="pins",
             choices=True,
             priorities=True,
+            joins=True,
         )
 
     def _draw_length(self, request: Request) -> int:

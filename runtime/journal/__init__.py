@@ -13,17 +13,25 @@ from .base import (
     Superseded,
 )
 from .memory import MemoryJournal, NoJournal
+from .results import Bounds, Holding, Kept, MemoryResults, Results, ResultStore
+from .results_thread import ThreadedResults
 from .sqlite import SqliteJournal
 from .store import Store, new_run_id
 
 __all__ = [
     "JOURNAL_VERSION",
     "MAX_VALUE_BYTES",
+    "Bounds",
     "Entry",
+    "Holding",
     "Journal",
+    "Kept",
     "Manifest",
     "MemoryJournal",
+    "MemoryResults",
     "NoJournal",
+    "ResultStore",
+    "Results",
     "RowRecord",
     "RunInfo",
     "RunStatus",
@@ -31,5 +39,6 @@ __all__ = [
     "StepRecord",
     "Store",
     "Superseded",
+    "ThreadedResults",
     "new_run_id",
 ]

@@ -214,7 +214,7 @@ class JournalFile:
             "synchronous = NORMAL",  # fsyncs are asked for: `sync`
             "wal_autocheckpoint = 0",  # and so are checkpoints
             "journal_size_limit = 67108864",
-            "cache_size = -16384",
+            "cache_size = -4096",
             "cell_size_check = ON",
             "trusted_schema = OFF",
         ):

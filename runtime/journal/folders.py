@@ -7,10 +7,12 @@ from pathlib import Path
 
 from ..errors import InvalidInput, JournalError
 from .base import Entry, Manifest, RunInfo
-from .file import JournalFile
+from .file import JournalFile, reported
 from .file_upkeep import check_file, compact_file, entries_of_file
 from .lock import RunLock, is_held
 from .names import is_run
+from .results import Bounds
+from .results_file import ResultFile
 from .sqlite import SqliteJournal
 from .upkeep import Checked, Compacted
 
@@ -54,7 +56,12 @@ class FolderRuns:
 
         def opened() -> JournalFile:
             file = JournalFile.create(path, manifest)
-            _sync(folder)
+            try:
+                with reported(path):
+                    _sync(folder)
+            except BaseException:
+                file.close()
+                raise
             return file
 
         return _journal(opened, RunLock.take(folder, manifest.run), on_failure)
@@ -91,6 +98,9 @@ class FolderRuns:
 
     def entries(self, run: str) -> Iterator[Entry]:
         return entries_of_file(self.path(run))
+
+    def results(self, bounds: Bounds) -> ResultFile:
+        return ResultFile(self.home / "results.db", bounds)
 
     def missing(self, run: str) -> InvalidInput:
         return InvalidInput(f"there is no run {run} in {self.home}")

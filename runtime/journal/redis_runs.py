@@ -22,6 +22,8 @@ from .redis_link import RedisAway, Server, answering, check_server, connect
 from .redis_scripts import CLAIM, COMMIT, CREATE, RELEASE, Script
 from .redis_sender import LEASE_S, Held
 from .redis_upkeep import check_redis, compact_redis, entries_of_redis
+from .results import Bounds
+from .results_redis import RedisResultStore
 from .upkeep import Checked, Compacted
 
 _log = logging.getLogger(__name__)
@@ -130,6 +132,9 @@ class RedisRuns:
     def entries(self, run: str) -> Iterator[Entry]:
         with self._there() as client:
             yield from entries_of_redis(client, self._keys(run))
+
+    def results(self, bounds: Bounds) -> RedisResultStore:
+        return RedisResultStore(self._address, bounds)
 
     def missing(self, run: str) -> InvalidInput:
         if (self._folder / "runs" / run / MARK).is_file():

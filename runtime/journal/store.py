@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import InvalidInput, JournalError
+from ..errors import InvalidConfig, InvalidInput, JournalError
 from .address import is_redis, parse_redis
 from .base import Entry, Journal, Manifest, RunInfo
 from .folders import FolderRuns
 from .names import is_run, new_run_id
+from .results import MAX_AGE_S, MAX_BYTES, Bounds, ResultStore
 from .upkeep import Checked, Compacted
 
 __all__ = ["HOME_VARIABLE", "Runs", "Store", "default_home", "new_run_id"]
 
 HOME_VARIABLE = "TENTER_HOME"
+CACHE_MB_VARIABLE, CACHE_DAYS_VARIABLE = "TENTER_CACHE_MB", "TENTER_CACHE_DAYS"
+_MB, _DAY_S = 1_000_000, 86_400
 
 _OnFailure = Callable[[JournalError], None] | None
 
@@ -59,6 +62,10 @@ class Runs(Protocol):
         """Every record, by row: its steps, then how it ended."""
         ...
 
+    def results(self, bounds: Bounds) -> ResultStore:
+        """The home's result cache, made if it is not there."""
+        ...
+
     def missing(self, run: str) -> InvalidInput:
         """Why `run` is not there."""
         ...
@@ -68,6 +75,24 @@ def default_home() -> Path | str:
     """$TENTER_HOME, or `.tenter` in the working folder; a Redis's URL is a str."""
     home = os.environ.get(HOME_VARIABLE) or ".tenter"
     return home if is_redis(home) else Path(home)
+
+
+def cache_bounds() -> Bounds:
+    """How much a result cache keeps: $TENTER_CACHE_MB and $TENTER_CACHE_DAYS, else 1,000 and 30."""
+    megabytes = _positive(CACHE_MB_VARIABLE, MAX_BYTES / _MB)
+    days = _positive(CACHE_DAYS_VARIABLE, MAX_AGE_S / _DAY_S)
+    return Bounds(round(megabytes * _MB), days * _DAY_S)
+
+
+def _positive(variable: str, default: float) -> float:
+    text = os.environ.get(variable)
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise InvalidConfig(f"{variable}={text}: it must be a number above 0")
+    return value
 
 
 class Store:
@@ -130,6 +155,10 @@ class Store:
         """Every record of a run, by row: its steps, then how it ended."""
         self._check_there(run)
         return self.runs.entries(run)
+
+    def results(self) -> ResultStore:
+        """The result cache that the runs of this home share (see `results`)."""
+        return self.runs.results(cache_bounds())
 
     def list(
         self, on_damaged: Callable[[str, JournalError], None] | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 from ...kvpolicy import Predictor
+from ..reasoning.shadow import Shadows
 from .asked import Asked, Row
 
 ROWS = 4_000  # answered calls that are kept for a ranker to learn from
@@ -40,7 +41,8 @@ class Known:
     """All that is learned of one workflow on its models, and of all tools.
 
     `output_tokens` is keyed by step, `calls` by workflow (calls of a whole program), what is left
-    by workflow and mark, `tool_s` by tool and first argument word.
+    by workflow and mark, `tool_s` by tool and first argument word. `shadows` watch the stop rules
+    of its reasoning steps.
     """
 
     predictors: dict[Kind, Predictor] = field(
@@ -49,3 +51,4 @@ class Known:
     rows: deque[Row] = field(default_factory=lambda: deque[Row](maxlen=ROWS))
     rows_since_fit: int = 0
     ranker: Ranks | None = None
+    shadows: Shadows = field(default_factory=Shadows)

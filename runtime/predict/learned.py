@@ -78,6 +78,7 @@ class Learned:
         saved = self._shelf.save(self._fresh, self.known)
         if saved:
             self._fresh = Fresh()
+            self.known.shadows.fresh.clear()
         return saved
 
     def fit(self, seed: int) -> Report | None:
@@ -139,7 +140,7 @@ class Learned:
     def _shared(self, event: CallShared) -> None:
         """A step that an earlier run had done: what this one does is not the whole program."""
         program = self.live.get(event.program)
-        if program is not None and event.how == "journal":
+        if program is not None and event.how in ("journal", "result-cache"):
             program.whole = False
 
     def _tool_ended(self, event: ToolEnded) -> None:
@@ -299,6 +300,20 @@ class Learned:
         None where nothing is known: nothing was seen, or nothing that took as long.
         """
         return self.known.predictors[TOOLS].left(key(tool, word), share, elapsed_s)
+
+    # ---- what to expect of any --------------------------------------------------------------------
+
+    def mean_output_tokens(self, workflow: str, step: str) -> float | None:
+        """The mean length of a step's answers; None where none was seen."""
+        return self._mean_of("output_tokens", self._key(key(workflow), step))
+
+    def mean_tool_s(self, tool: str) -> float | None:
+        """The mean seconds of a tool's calls; None where none was seen."""
+        return self._mean_of(TOOLS, key(tool))
+
+    def _mean_of(self, kind: Kind, name: str) -> float | None:
+        predictor = self.known.predictors[kind]
+        return predictor.mean_left(name) if predictor.count(name) else None
 
     def durations(self) -> Durations:
         """A copy of what is known of tools, for the retention of KV to begin with."""

@@ -6,7 +6,8 @@ save reads the file again, under a lock, and adds what the run has seen: runs th
 time lose nothing of each other's. What is old fades with what is new: of each key the last CARRIED
 amounts are kept, so a run's own count for more than all before it from then on.
 
-No text is kept: lengths, seconds, names of steps and tools, hashes of words, counts of classes.
+No text is kept: lengths, seconds, names of steps and tools, hashes of words, counts of classes, stop
+rules with the evidence of their shadow runs.
 """
 
 import fcntl
@@ -26,6 +27,8 @@ from typing import Any
 import msgspec
 
 from ...kvpolicy import Predictor
+from ..reasoning.shadow import Shadows, State
+from ..reasoning.shadow import restored as restored_shadow
 from .asked import Row
 from .known import KINDS, TOOLS, Kind, Known
 from .ranker import restored
@@ -83,6 +86,7 @@ class _Document(msgspec.Struct):
     rows: list[Row] = []
     rows_since_fit: int = 0
     ranker: dict[str, Any] | None = None
+    shadows: dict[str, State] = {}
 
 
 class Shelf:
@@ -123,6 +127,7 @@ class Shelf:
                 if document is not None and document.workflow == self.workflow:
                     document.rows.clear()
                     document.ranker = None
+                    document.shadows = {}
                     return document
         return None
 
@@ -131,7 +136,8 @@ class Shelf:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _locked(self.folder):
-                if fresh.rows or any(fresh.amounts.values()) or fresh.fitted:
+                news = fresh.rows or any(fresh.amounts.values()) or fresh.fitted
+                if news or known.shadows.fresh:
                     self._save_workflow(fresh, known)
                 if fresh.amounts[TOOLS]:
                     self._save_tools(fresh)
@@ -153,6 +159,9 @@ class Shelf:
                 _add(document, kind, fresh, last)
         document.rows = [*document.rows, *fresh.rows][-ROWS_KEPT:]
         document.rows_since_fit += len(fresh.rows)
+        shadows = _shadows(document)
+        shadows.add(known.shadows.fresh)
+        document.shadows = {name: each.state() for name, each in shadows.monitors.items()}
         if fresh.fitted:
             document.rows_since_fit = known.rows_since_fit
             document.ranker = dict(known.ranker.data()) if known.ranker is not None else None
@@ -219,10 +228,12 @@ def _restore(known: Known, document: _Document, last: int) -> None:
         kind: _predictor(found, last) for kind, found in document.amounts.items()
     }
     ranker = None if document.ranker is None else _ranker(document.ranker)
+    shadows = _shadows(document)
     known.predictors.update(predictors)
     known.rows.extend(document.rows)
     known.rows_since_fit += document.rows_since_fit
     known.ranker = ranker or known.ranker
+    known.shadows.monitors.update(shadows.monitors)
 
 
 def _predictor(amounts: _Amounts, last: int) -> Predictor:
@@ -235,6 +246,13 @@ def _predictor(amounts: _Amounts, last: int) -> Predictor:
 def _ranker(data: Mapping[str, Any]) -> Any:
     try:
         return restored(data)
+    except ValueError as error:
+        raise _Unreadable(f"what was learned is damaged ({error})") from None
+
+
+def _shadows(document: _Document) -> Shadows:
+    try:
+        return Shadows({name: restored_shadow(one) for name, one in document.shadows.items()})
     except ValueError as error:
         raise _Unreadable(f"what was learned is damaged ({error})") from None
 

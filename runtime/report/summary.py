@@ -1,6 +1,6 @@
 """The summary of a run, for people and for programs: what it did, what it cost, what it saved."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -22,8 +22,13 @@ def summary(snapshot: TallySnapshot) -> dict[str, Any]:
         "calls": {
             "made": total.calls,
             "failed": total.failed,
-            "saved": total.shared,
-            "saved_by": dict(snapshot.shared),
+            "saved": sum(_models_shared(snapshot).values()),
+            "saved_by": _models_shared(snapshot),
+        },
+        "tool_calls": {
+            "made": total.tool_calls,
+            "saved": sum(snapshot.tools_shared.values()),
+            "saved_by": dict(snapshot.tools_shared),
         },
         "tokens": {
             "prompt": total.prompt_tokens,
@@ -43,6 +48,7 @@ def summary(snapshot: TallySnapshot) -> dict[str, Any]:
         },
         "reasoning": asdict(snapshot.reasoning),
         "refused_tool_calls": snapshot.refused,
+        "approvals_wanted": snapshot.approvals,
         "slowest_step": slowest_step(snapshot),
         "steps": {name: _step(step) for name, step in snapshot.steps.items()},
         "errors": {
@@ -103,15 +109,23 @@ def render(snapshot: TallySnapshot) -> str:
     )
     lines = [
         ("rows", _rows(snapshot)),
-        ("calls", f"{total.calls:,} made, {_saved(snapshot)}"),
+        ("calls", f"{total.calls:,} made, {_saved(_models_shared(snapshot))}"),
         ("tokens", tokens),
         ("time in", seconds),
         ("speed", speed),
     ]
+    if snapshot.tools_shared:
+        tools = f"{total.tool_calls:,} calls made, {_saved(snapshot.tools_shared)}"
+        lines.insert(2, ("tools", tools))
     if snapshot.reasoning.steps:
         lines.append(("reasoning", _reasoning(snapshot.reasoning)))
+        lines += [("stop rule", f"{s}: {rule}") for s, rule in snapshot.reasoning.rules.items()]
+        lines += [("drift", text) for text in snapshot.reasoning.drifts]
     if snapshot.refused:
         lines.append(("refused", f"{snapshot.refused:,} tool calls, after untrusted text"))
+    if snapshot.approvals:
+        asked = f"{snapshot.approvals:,} calls of tools wait: see `tenter approve {snapshot.run}`"
+        lines.append(("approvals", asked))
     slowest = slowest_step(snapshot)
     if slowest is not None:
         lines.append(("slowest step", f"{slowest} ({_time(snapshot.steps[slowest].seconds)})"))
@@ -129,9 +143,16 @@ def _rows(snapshot: TallySnapshot) -> str:
     return text + (f" ({snapshot.rows_resumed:,} before)" if snapshot.rows_resumed else "")
 
 
-def _saved(snapshot: TallySnapshot) -> str:
-    how = ", ".join(f"{count:,} {name}" for name, count in snapshot.shared.items())
-    return f"{snapshot.total.shared:,} saved" + (f" ({how})" if how else "")
+def _models_shared(snapshot: TallySnapshot) -> dict[str, int]:
+    """The calls of models alone that were not made, by how."""
+    tools = snapshot.tools_shared
+    left = {how: count - tools.get(how, 0) for how, count in snapshot.shared.items()}
+    return {how: count for how, count in left.items() if count}
+
+
+def _saved(shared: Mapping[str, int]) -> str:
+    how = ", ".join(f"{count:,} {name}" for name, count in shared.items())
+    return f"{sum(shared.values()):,} saved" + (f" ({how})" if how else "")
 
 
 def _time(seconds: float) -> str:
@@ -154,6 +175,12 @@ def _reasoning(found: ReasonTally) -> str:
         text += f" ({spent / found.full_tokens - 1:+.0%})"
     if found.kept + found.lost:
         text += f"; {found.kept:,} of {found.kept + found.lost:,} shadow runs keep the answer"
+    if found.scores:
+        text += f"; {found.scores:,} rewards"
+        text += f" ({found.score_tokens:,} tokens)" if found.score_tokens else ""
+        text += f", {found.unscored:,} of them came to nothing" if found.unscored else ""
+    if found.lent_tokens:
+        text += f"; {found.lent_tokens:,} tokens from the budgets of settled steps"
     return text
 
 

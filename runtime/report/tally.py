@@ -13,6 +13,7 @@ from ..trace import Record
 
 MAX_STEPS = 500  # steps told apart; the rest go to OTHER
 MAX_ERRORS = 20  # kinds of errors told apart; the rest go to OTHER
+MAX_RULES = 20  # stop rules told, and their drifts
 OTHER = "(other)"
 
 _KIND = re.compile(r"[A-Za-z_][\w.]*(?=:)")
@@ -52,7 +53,8 @@ class ErrorTally:
 class ReasonTally:
     """What reasoning steps spent, and about what thinking to the end would have.
 
-    `kept` and `lost`: shadow runs whose answer the stop rule would have kept, or not.
+    `kept` and `lost`: shadow runs whose answer the stop rule would have kept, or not. `rules` are
+    those in force, by step, and what they replace; `drifts` say why, and when this run found it.
     """
 
     steps: int = 0
@@ -62,9 +64,22 @@ class ReasonTally:
     full_tokens: int = 0
     kept: int = 0
     lost: int = 0
+    scores: int = 0
+    unscored: int = 0
+    score_tokens: int = 0
+    lent_tokens: int = 0
+    rules: dict[str, str] = field(default_factory=dict[str, str])
+    drifts: list[str] = field(default_factory=list[str])
 
     def add(self, record: events.Reasoned) -> None:
         """Count one step."""
+        self.scores += record.scores
+        self.unscored += record.unscored
+        self.score_tokens += record.score_tokens
+        self.lent_tokens += record.lent_tokens
+        if record.rule and (record.step in self.rules or len(self.rules) < MAX_RULES):
+            left = f" (for {record.left_rule})" if record.left_rule else ""
+            self.rules[record.step] = f"{record.rule}{left}"
         self.steps += 1
         self.settled += record.stopped == "settled"
         self.thought_tokens += record.thought_tokens
@@ -72,6 +87,18 @@ class ReasonTally:
         self.full_tokens += record.full_tokens
         self.kept += record.shadow is True
         self.lost += record.shadow is False
+
+    def drift(self, record: events.Drifted) -> None:
+        """Note a rule that shadow runs have replaced."""
+        if len(self.drifts) < MAX_RULES:
+            self.drifts.append(
+                f"{record.step}: {record.left} loses {record.loss:.1%} of {record.runs} shadow "
+                f"runs, more than {record.allowed:.1%}: now {record.rule}"
+            )
+
+    def copy(self) -> "ReasonTally":
+        """As it is now."""
+        return replace(self, rules=dict(self.rules), drifts=list(self.drifts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +116,7 @@ class TallySnapshot:
     calls_running: int
     total: StepTally
     steps: Mapping[str, StepTally]
-    shared: Mapping[str, int]  # calls answered without the model, by how
+    shared: Mapping[str, int]  # calls of models and tools that were not made, by how
     saved_prompt_tokens: int
     saved_output_tokens: int
     errors: Mapping[str, ErrorTally]
@@ -98,6 +125,8 @@ class TallySnapshot:
     elapsed_s: float  # of all starts of the run together
     reasoning: ReasonTally = field(default_factory=ReasonTally)
     refused: int = 0  # tool calls that a model may not choose after what it had read
+    tools_shared: Mapping[str, int] = field(default_factory=dict[str, int])  # calls of tools alone
+    approvals: int = 0  # calls that somebody was asked to approve, since the last start
 
     @property
     def rows_finished(self) -> int:
@@ -164,6 +193,8 @@ class Tally:
     _earlier_s: float = 0.0  # elapsed before the last start
     _reasoning: ReasonTally = field(default_factory=ReasonTally)
     _refused: int = 0
+    _tools_shared: dict[str, int] = field(default_factory=dict[str, int])
+    _approvals: int = 0
 
     def write(self, at_s: float, record: Record) -> None:
         self.add(at_s, record)
@@ -194,8 +225,12 @@ class Tally:
                 self._end_program(record)
             case events.Reasoned():
                 self._reasoning.add(record)
+            case events.Drifted():
+                self._reasoning.drift(record)
             case events.ToolRefused():
                 self._refused += 1
+            case events.ApprovalAsked():
+                self._approvals += 1
             case _:
                 pass
 
@@ -205,7 +240,7 @@ class Tally:
         self._first_s = None
         self._run, self._workflow = record.run, record.workflow
         self._rows_total, self._rows_resumed = record.rows, record.resumed_rows
-        self._rows_done = self._rows_failed = 0
+        self._rows_done = self._rows_failed = self._approvals = 0
         for names in (self._waiting, self._live, self._running):
             names.clear()
 
@@ -220,6 +255,8 @@ class Tally:
         self._total.shared += 1
         self._step(record.step).shared += 1
         self._shared[record.how] = self._shared.get(record.how, 0) + 1
+        if record.tool:
+            self._tools_shared[record.how] = self._tools_shared.get(record.how, 0) + 1
         self._saved_prompt_tokens += record.prompt_tokens
         self._saved_output_tokens += record.output_tokens
 
@@ -267,8 +304,10 @@ class Tally:
             first_s=first_s,
             last_s=self._last_s,
             elapsed_s=self._earlier_s + self._last_s - first_s,
-            reasoning=replace(self._reasoning),
+            reasoning=self._reasoning.copy(),
             refused=self._refused,
+            tools_shared=dict(self._tools_shared),
+            approvals=self._approvals,
         )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +16,7 @@ from ..errors import OutputInvalid, StepFailed, ToolFailed
 from ..scheduler.events import ToolRefused
 from .answers import parse_json
 from .codec import decode, encode
-from .trust import Approval
+from .trust import ASKS, Approval
 from .turns import malformed
 
 if TYPE_CHECKING:
@@ -69,12 +69,21 @@ async def agent_loop(
             )
         if message.tool_calls:
             calls = [_call(session, tools, *call) for call in message.tool_calls]
-            message = await session.give(await asyncio.gather(*calls), tools, budget.turn())
+            message = await session.give(await _all(calls), tools, budget.turn())
             repairs = 0
         else:
             repairs += 1
             message = await session.ask(f"error: {wrong}. Say it again.", tools, budget.turn())
     raise AssertionError("unreachable")
+
+
+async def _all(calls: Iterable[Awaitable[Any]]) -> list[Any]:
+    """The results of all; where one stops the program, the others come to their ends first."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
 
 
 class _Budget:
@@ -142,19 +151,29 @@ async def _call(session: "ChatSession", tools: list[Tool], name: str, arguments:
     try:
         return await session.use(tool, given)
     except ToolFailed as error:
+        session.check_stopped()  # by an agent that it was handed over to
         return f"error: {error}"
 
 
 async def _approved(session: "ChatSession", tool: Tool, values: Mapping[str, Any]) -> bool:
-    """Whether somebody lets the call run; the answer is recorded, and not asked for again."""
+    """Whether somebody lets the call run; the answer is recorded, and not asked for again.
+
+    Raises ApprovalWanted where the program is to stop until there is an answer.
+    """
     approve = session.trust.approve
     if approve is None:
         return False
-    path = session.path(f"approve.{tool.name}", values)
+    path = session.path(f"{ASKS}.{tool.name}", values)
     known = session.recorded(path)
-    if known is not None:
-        return decode(known) is True
-    given = approve(Approval(tool.name, dict(values), tuple(session.trust.sources)))
+    answer = None if known is None else decode(known)
+    if isinstance(answer, bool):
+        return answer
+    approval = Approval(tool.name, dict(values), tuple(session.trust.sources))
+    if approve == "pause":
+        if known is None:
+            await session.record(path, encode(approval.question()))
+        raise session.stop(path, approval)
+    given = approve(approval)
     answer = await given if inspect.isawaitable(given) else given
     await session.record(path, encode(answer is True))
     return answer is True

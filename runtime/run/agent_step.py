@@ -86,18 +86,21 @@ class AgentWork:
         program = AsyncProgram(self._host, self._owner, inside, f"{self._path}.")
         current_program.set(program)  # of this task: what its tools run as a part of it
         *system, user = self._chat
-        trust = Trust(frozenset(loop.allow), self._toolbox.approve)
+        trust = Trust(frozenset(loop.allow), self._toolbox.approve or loop.approve)
         told = system[0].content if system else None
         session = ChatSession(program, told, step.model, trust, step.id)
-        return await session.run(
-            user.content,
-            self._tools,
-            step.sampling,
-            loop.max_turns,
-            loop.max_tokens,
-            step.schema,
-            INPUTS if _reads(step) else None,
-        )
+        try:
+            return await session.run(
+                user.content,
+                self._tools,
+                step.sampling,
+                loop.max_turns,
+                loop.max_tokens,
+                step.schema,
+                INPUTS if _reads(step) else None,
+            )
+        finally:
+            session.end()
 
     def _told(self, error: Exception) -> Exception:
         """An error that tells its step."""

@@ -63,8 +63,9 @@ class Asking:
             system = step.system.source if step.system is not None else None
             sampling = msgspec.to_builtins(step.sampling)
             loop = [msgspec.to_builtins(step.loop)] if step.loop is not None else []
+            more = [*loop, *_thinking(step)]
             self._identity = identity(
-                [step.prompt.source, system, step.model, sampling, step.choices, step.schema, *loop]
+                [step.prompt.source, system, step.model, sampling, step.choices, step.schema, *more]
             )
         return self._identity
 
@@ -86,8 +87,8 @@ class Asking:
             self._kind = _digest_of_kind(self.step, self.model)
         digest = self._kind.copy()
         for message in chat:
-            digest.update(message.content.encode("utf-8", "surrogatepass"))
-            digest.update(b"\x00")
+            content = message.content.encode("utf-8", "surrogatepass")
+            digest.update(b"%b %d\0%b" % (message.role.encode(), len(content), content))
         return digest.digest()
 
     def request(
@@ -182,6 +183,10 @@ def _digest_of_kind(step: LLM, model: Model) -> "blake2b":
     kind = [model.capabilities.model_fingerprint, sampling, step.choices, step.schema]
     if step.loop is not None:
         kind.append(msgspec.to_builtins(step.loop))
-    if step.reasoning is not None:
-        kind.append(msgspec.to_builtins(step.reasoning))
+    kind += _thinking(step)
     return blake2b(msgspec.json.encode(kind), digest_size=16)
+
+
+def _thinking(step: LLM) -> list[Any]:
+    """What of a reasoning step determines its answer, as plain data."""
+    return [] if step.reasoning is None else [msgspec.to_builtins(step.reasoning)]

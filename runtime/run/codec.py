@@ -9,6 +9,15 @@ encode = msgspec.json.encode
 decode = msgspec.json.decode
 
 
+def is_json(data: bytes) -> bool:
+    """Whether `data` can be decoded; what was kept for long may be anything."""
+    try:
+        decode(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def identity(values: Any) -> str:
     """A short hash that equal JSON values have in common, in this run and in those resumed."""
     try:

@@ -3,6 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Literal
+
+Reason = Literal["signal", "asked", "tokens", "time", "approval"]
 
 
 class Wish(IntEnum):
@@ -18,16 +21,17 @@ class Control:
 
     def __init__(self) -> None:
         self.wish = Wish.RUN
+        self.reason: Reason | None = None  # of the first wish to stop, if told
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed: Callable[[], None] | None = None
 
-    def drain(self) -> None:
+    def drain(self, reason: Reason | None = None) -> None:
         """Finish what runs, start nothing new; the run stays resumable."""
-        self._set(Wish.DRAIN)
+        self._set(Wish.DRAIN, reason)
 
-    def abort(self) -> None:
+    def abort(self, reason: Reason | None = None) -> None:
         """Stop now; the run stays resumable, and what was in flight is done again."""
-        self._set(Wish.ABORT)
+        self._set(Wish.ABORT, reason)
 
     def attach(self, changed: Callable[[], None]) -> None:
         """Have `changed` called on the running loop when a wish comes in."""
@@ -38,9 +42,11 @@ class Control:
         """Call nobody any more."""
         self._loop = self._changed = None
 
-    def _set(self, wish: Wish) -> None:
+    def _set(self, wish: Wish, reason: Reason | None) -> None:
         if wish <= self.wish:
             return
+        if self.wish == Wish.RUN:
+            self.reason = reason
         self.wish = wish
         loop, changed = self._loop, self._changed
         if loop is not None and changed is not None and not loop.is_closed():

@@ -3,42 +3,39 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from hashlib import blake2b
+from math import inf
 from secrets import token_hex
 from typing import Any
 
+from msgspec.structs import replace
+
 from ...planner.graph import LLM
 from ...tools import Tool
-from ...tools.call import call as call_tool
-from ...tools.context import ToolContext, enter
-from ...tools.secrets import named, redact, redact_data, used
+from ..calls import Usage
 from ..clock import now
-from ..errors import (
-    Drained,
-    InvalidWorkflow,
-    JournalError,
-    Problem,
-    StepFailed,
-    ToolFailed,
-)
+from ..errors import InvalidWorkflow, JournalError, Problem, StepFailed
 from ..journal.base import Journal, StepRecord
+from ..journal.results import Kept, Results
 from ..predict.learned import Learned
 from ..reasoning.nouns import Outcome
+from ..reasoning.pool import Thinking
+from ..reasoning.shadow import Shadows
 from ..reasoning.strategy import Step
-from ..scheduler.core import DRAINED
-from ..scheduler.events import CallShared, Drain, ToolEnded, ToolStarted
-from ..scheduler.loop import Scheduler
+from ..scheduler.events import CallShared, Continue, Drain, Pause, ToolStarted
+from ..scheduler.loop import NO_USAGE, Scheduler
 from ..trace import Record, Trace
 from .asking import Asking, Model
-from .codec import decode, encode, identity
+from .codec import decode, encode, is_json
 from .draft import WORTH_TOKENS, Draft, is_draft
+from .gate import Gate
 from .owner import Owner
+from .planned import Planned
 from .sharing import Settled, Sharing
+from .tool_steps import ToolSteps
 from .trust import EMPTY, Toolbox
 from .work import LLMWork
 
 MAX_ASKING = 4096  # compiled steps that are kept: programs may make new ones for each row
-WITHDRAWN = b"false"  # the intent of a tool with an effect that was not started after all
 
 
 class Host:
@@ -62,25 +59,31 @@ class Host:
         run: str = "",
         tenant: str | None = None,
         learned: Learned | None = None,
+        results: Results | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.models = models
         self.journal = journal
         self.sharing = sharing
+        self.results = results
         self._trace = trace
         self._tasks = tasks
         self.seed = seed
         self._resumed = resumed
         self._drafts = drafts
-        self._run = run or token_hex(8)
         self._tenant = tenant
         self._learned = learned
-        self._secrets = named()
+        self._tool_steps = ToolSteps(self, run or token_hex(8))
         self.draining = False
+        self.gate = Gate()
+        self.planned: Planned | None = None  # of a run over rows
         self.call_timeout_s = call_timeout_s
+        self.thinking = Thinking()  # what settled reasoning steps leave to others
+        self.shadows = learned.known.shadows if learned is not None else Shadows()
         self.observe_thought: Callable[[int, Step, Outcome], None] | None = None  # by row
         self._asking: dict[int, Asking] = {}  # by the id of its step, which it keeps alive
         self._side_tasks: dict[str, set[asyncio.Task[None]]] = {}  # tools and agents, by program
+        self._effects: set[asyncio.Task[None]] = set()  # of them, tools that are never repeated
 
     def arrive(
         self,
@@ -121,47 +124,60 @@ class Host:
     ) -> None:
         """Run an LLM step; `done(value, error)` is called once, perhaps before this returns.
 
-        An agent calls the tools of `toolbox` that its step names.
+        An agent calls the tools of `toolbox` that its step names; so does a scorer.
         """
-        if owner.recorded and self._answered_before(owner, path, asking.step.id, done):
+        if owner.recorded and self.answered_before(owner, path, asking.step.id, done):
             return
+        if self.planned is not None:
+            step = self.planned.variant(owner.row, asking.step)
+            asking = asking if step is asking.step else self.asking(step)
         chat = asking.chat(values)
         signature = asking.signature(chat) if self.sharing is not None else None
         if asking.step.reasoning is not None:
             from .reason_step import ReasonWork  # which needs a host in turn
 
-            start = ReasonWork(self, owner, path, asking, chat, signature, done).start
+            work = ReasonWork(self, owner, path, asking, chat, signature, done, toolbox)
+            signature, start = work.signature, work.start
         elif asking.step.loop is None:
-            start = LLMWork(self, owner, path, asking, chat, signature, done).start
+            start = LLMWork(self, owner, path, asking, chat, signature, done, values).start
         else:
             from .agent_step import AgentWork  # which runs steps of its own, on this host
 
             work = AgentWork(self, owner, path, asking, chat, signature, done, toolbox)
             signature, start = work.signature, work.start
-        self._share(owner, asking.step.id, signature, start, done)
+        self.share(owner, path, asking.step.id, signature, start, done)
 
-    def _answered_before(self, owner: Owner, path: str, step: str, done: Settled) -> bool:
+    def answered_before(
+        self, owner: Owner, path: str, step: str, done: Settled, tool: str = ""
+    ) -> bool:
+        """Whether the journal has a step's value; then it is handed on."""
         record = owner.recorded.get(path)
         if record is None or is_draft(record):
             return False
-        self.note(CallShared(program=owner.name, step=step, how="journal"))
+        self.note(CallShared(program=owner.name, step=step, how="journal", tool=tool))
         done(decode(record.value), None)
         return True
 
-    def _share(
+    def share(
         self,
         owner: Owner,
+        path: str,
         step: str,
         signature: bytes | None,
         start: Callable[[], None],
         done: Settled,
+        started: ToolStarted | None = None,
     ) -> None:
-        """Answer from equal work if there is any; otherwise `start`."""
-        sharing = self.sharing
+        """Answer from equal work if there is any; otherwise `start`.
+
+        `started` is what the scheduler hears where it is a tool's: the KV of a session that waits
+        for the call of another is kept too.
+        """
+        sharing, tool = self.sharing, started.tool if started is not None else ""
         if sharing is None or signature is None:
             start()
         elif sharing.known(signature):
-            self.note(CallShared(program=owner.name, step=step, how="cached"))
+            self.note(CallShared(program=owner.name, step=step, how="cached", tool=tool))
             done(sharing.result(signature), None)
         elif sharing.in_flight(signature):
 
@@ -169,31 +185,65 @@ class Host:
                 owner.note(error)
                 done(value, error)
 
-            sharing.join(
-                signature, settled, lambda: self._share(owner, step, signature, start, done)
-            )
-            self.note(CallShared(program=owner.name, step=step, how="joined"))
-        elif self._resumed:
+            def retry() -> None:
+                if not owner.ended:
+                    self.share(owner, path, step, signature, start, done, started)
+
+            sharing.join(signature, settled, retry)
+            self.note(CallShared(program=owner.name, step=step, how="joined", tool=tool))
+            if started is not None and started.session is not None:
+                self.scheduler.send(replace(started, joined=True))
+        elif self._resumed or self.results is not None:
             sharing.begin(signature)
-            self._tasks.create_task(self._look_up(owner, step, signature, start, done))
+            self._tasks.create_task(self._look_up(owner, path, step, signature, start, done, tool))
         else:
             sharing.begin(signature)
             start()
 
     async def _look_up(
-        self, owner: Owner, step: str, signature: bytes, start: Callable[[], None], done: Settled
+        self,
+        owner: Owner,
+        path: str,
+        step: str,
+        signature: bytes,
+        start: Callable[[], None],
+        done: Settled,
+        tool: str,
     ) -> None:
-        """A resumed run may have recorded equal work before it was stopped."""
+        """Equal work of this run before it was stopped, or of another one, has perhaps an answer."""
         found: Mapping[bytes, bytes] = {}
-        with suppress(JournalError):  # a broken one tells the run; a damaged record is made anew
-            found = await self.journal.results([signature])
-        if signature not in found or self.sharing is None:
-            start()
+        if self._resumed:
+            with suppress(JournalError):  # a broken one tells the run; what is damaged is made anew
+                found = await self.journal.results([signature])
+        if signature in found and self.sharing is not None:
+            value = decode(found[signature])
+            self.note(CallShared(program=owner.name, step=step, how="journal", tool=tool))
+            self.sharing.finish(signature, value)
+            done(value, None)
             return
-        value = decode(found[signature])
-        self.note(CallShared(program=owner.name, step=step, how="journal"))
-        self.sharing.finish(signature, value)
-        done(value, None)
+        kept = None if owner.ended else await self.find_result(owner, step, signature, tool)
+        if kept is None:
+            start()
+        else:
+            value = decode(kept.value)
+            self.record(owner, path, value, signature, done, keep_s=kept.left_s, known=True)
+
+    async def find_result(self, owner: Owner, step: str, key: bytes, tool: str = "") -> Kept | None:
+        """What the result cache has under `key`; a find is noted."""
+        kept = None if self.results is None else await self.results.find(key)
+        if kept is None or not is_json(kept.value):
+            return None
+        self.note(
+            CallShared(
+                program=owner.name,
+                step=step,
+                how="result-cache",
+                tool=tool,
+                prompt_tokens=kept.prompt_tokens,
+                output_tokens=kept.output_tokens,
+            )
+        )
+        return kept
 
     def record(
         self,
@@ -204,10 +254,13 @@ class Host:
         done: Settled,
         sync: bool = False,
         keep_s: float | None = None,
+        usage: Usage = NO_USAGE,
+        known: bool = False,
     ) -> None:
         """Write down a step's value, then hand it on, to those too who wait for equal work.
 
         `sync`: not even a power cut may undo it. `keep_s`: it answers equal work only so long.
+        `usage` is what it took; `known`: the result cache has it already.
         """
 
         def durable() -> None:
@@ -219,10 +272,17 @@ class Host:
             lasting = signature if keep_s is None else None  # by then, a resumed run asks anew
             record = StepRecord(owner.row, path, encode(value), lasting)
             self.journal.record(record, durable, sync)
+            if signature is not None and not known:
+                self._keep_result(signature, record.value, usage, keep_s)
         except JournalError as error:
             self.failed(signature, error, done)
         except (TypeError, ValueError) as error:  # such as half a surrogate pair
             self.failed(signature, StepFailed(f"the result is not JSON: {error}", path), done)
+
+    def _keep_result(self, key: bytes, value: bytes, usage: Usage, keep_s: float | None) -> None:
+        """Let later runs find a result; one that was given no end by what was read is not theirs."""
+        if self.results is not None and (keep_s is None or 0 < keep_s < inf):
+            self.results.keep(key, Kept(value, usage.prompt_tokens, usage.output_tokens, keep_s))
 
     def failed(self, signature: bytes | None, error: Exception, done: Settled) -> None:
         """A step has failed, and so has equal work."""
@@ -257,151 +317,27 @@ class Host:
         done: Settled,
     ) -> None:
         """Run a tool step; `done(value, error)` is called once, perhaps before this returns."""
-        if self.draining:
-            owner.stopped = Drained(DRAINED, step)
-            done(None, owner.stopped)
-            return
-        if tool.effect == "once" and self._differs(owner, path, values):
-            message = (
-                f"tool {tool.name!r} had been started with other arguments when the run stopped; "
-                "the program does not take the same way again"
-            )
-            done(None, StepFailed(message, step))
-            return
-        if owner.recorded and self._answered_before(owner, path, step, done):
-            return
-        signature = self._tool_signature(tool, values) if tool.effect == "pure" else None
-        session = owner.session  # that spoke last: others of the program may, before this starts
 
         def start() -> None:
-            if owner.ended:
-                self.abandon(signature)
-                return
-            work = self._use(owner, path, step, tool, values, session, signature, done)
-            self.run_for(owner, work)
+            if not owner.ended:
+                self._tool_steps.use(owner, path, step, tool, values, done)
 
-        if tool.effect == "once":
-            self._declare(owner, path, step, tool, values, start, done)
+        if self.gate.shut:
+            self.gate.wait(start)
         else:
-            self._share(owner, step, signature, start, done)
+            start()
 
-    def _tool_signature(self, tool: Tool, values: Mapping[str, Any]) -> bytes | None:
-        if self.sharing is None:
-            return None
-        try:
-            same = tool.identity(values) if tool.identity else dict(values)
-        except ValueError:  # arguments that the tool itself will refuse, and say why
-            return None
-        kind = ["tool", tool.name, tool.source_hash, same]
-        return blake2b(encode(kind, order="sorted"), digest_size=16).digest()
-
-    def _declare(
-        self,
-        owner: Owner,
-        path: str,
-        step: str,
-        tool: Tool,
-        values: Mapping[str, Any],
-        start: Callable[[], None],
-        done: Settled,
-    ) -> None:
-        """Write down that a tool with an effect starts, so that it is never silently repeated."""
-        intent = f"{path}?"
-        record = owner.recorded.get(intent)
-        if record is not None and record.value != WITHDRAWN:
-            message = (
-                f"tool {tool.name!r} had been started when the run stopped, and may have had its "
-                "effect; it is not repeated. Declare it idempotent if it may be"
-            )
-            done(None, ToolFailed(message, step))
-            return
-
-        def declared() -> None:
-            if owner.ended:
-                with suppress(JournalError):
-                    self.journal.record(StepRecord(owner.row, intent, WITHDRAWN))
-            else:
-                start()
-
-        try:
-            record = StepRecord(owner.row, intent, encode(identity(values)))
-            self.journal.record(record, declared, sync=True)
-        except JournalError as error:
-            done(None, error)
-
-    def _differs(self, owner: Owner, path: str, values: Mapping[str, Any]) -> bool:
-        """Whether a tool was started at this place with other arguments, by an earlier attempt."""
-        record = owner.recorded.get(f"{path}?")
-        if record is None:
-            return False
-        given = decode(record.value)
-        return isinstance(given, str) and given != identity(values)
-
-    async def _use(
-        self,
-        owner: Owner,
-        path: str,
-        step: str,
-        tool: Tool,
-        values: Mapping[str, Any],
-        session: str | None,
-        signature: bytes | None,
-        done: Settled,
-    ) -> None:
-        send, word = self.scheduler.send, _first_word(values)
-        started_s = now()
-        send(
-            ToolStarted(
-                program=owner.name,
-                step=step,
-                tool=tool.name,
-                session=session,
-                eta_s=tool.eta_s,
-                word=word,
-            )
-        )
-        error: Exception | None = None
-        value: Any = None
-        try:
-            enter(ToolContext(self._key(owner, path)))
-            data = encode(await call_tool(tool, values))
-            value = redact_data(decode(data), data, self._secrets | used())
-        except asyncio.CancelledError:
-            if owner.ended:  # otherwise the whole run ends, and nobody can take over
-                self.abandon(signature)
-            raise
-        except Exception as failure:
-            error = ToolFailed(redact(f"{failure}", self._secrets | used()), step)
-        send(
-            ToolEnded(
-                program=owner.name,
-                step=step,
-                tool=tool.name,
-                seconds=now() - started_s,
-                ok=error is None,
-                session=session,
-                error=str(error) if error else None,
-                word=word,
-            )
-        )
-        if owner.ended:
-            self.abandon(signature)
-        elif error is not None:
-            self.failed(signature, error, done)
-        else:
-            once = tool.effect == "once"
-            self.record(owner, path, value, signature, done, sync=once, keep_s=tool.memo_s)
-
-    def _key(self, owner: Owner, path: str) -> str:
-        """What a service may know a call again by, after a retry or a resume."""
-        place = f"{self._run}/{owner.row}/{path}".encode("utf-8", "surrogatepass")
-        return blake2b(place, digest_size=16).hexdigest()
+    def changed(self, written: frozenset[str]) -> None:
+        """A tool writes, or has written, to these: what was read of them answers nobody any more."""
+        if written and self.sharing is not None:
+            self.sharing.changed(written)
 
     def stop(self, owner: Owner) -> None:
         """Cancel what still runs for a program, except its calls, which the scheduler stops."""
         self.scheduler.forget(owner.name)
         for task in tuple(self._side_tasks.pop(owner.name, ())):
-            task.cancel()
+            if owner.stopped is None or task not in self._effects:
+                task.cancel()
         if owner.task is not None and owner.task is not asyncio.current_task():
             owner.task.cancel()
 
@@ -409,6 +345,17 @@ class Host:
         """Let what runs end, and start nothing any more."""
         self.draining = True
         self.scheduler.send(Drain())
+        self.gate.open()  # what waited there hears that nothing starts any more
+
+    def pause(self) -> None:
+        """Let what runs end, and hold back what would start, until `go_on`."""
+        self.gate.close()
+        self.scheduler.send(Pause())
+
+    def go_on(self) -> None:
+        """Start what `pause` has held back."""
+        self.scheduler.send(Continue())
+        self.gate.open()
 
     # ---- the rest ---------------------------------------------------------------------------------------
 
@@ -416,9 +363,15 @@ class Host:
         """Run a coroutine as a child of the run."""
         return self._tasks.create_task(work)
 
-    def run_for(self, owner: Owner, work: Coroutine[Any, Any, None]) -> None:
-        """Run a part of a program, which is cancelled with it."""
+    def run_for(self, owner: Owner, work: Coroutine[Any, Any, None], effect: bool = False) -> None:
+        """Run a part of a program, which is cancelled with it.
+
+        One that has an `effect` comes to its end where the program only stops, to be resumed.
+        """
         task = self._tasks.create_task(work)
+        if effect:
+            self._effects.add(task)
+            task.add_done_callback(self._effects.discard)
         self._side_tasks.setdefault(owner.name, set()).add(task)
         task.add_done_callback(lambda task: self._part_over(owner.name, task))
 
@@ -444,10 +397,3 @@ class Host:
     def note(self, record: Record) -> None:
         """Write down what is no event of the scheduler: work saved, rows refused."""
         self._trace.write(now(), record)
-
-
-def _first_word(values: Mapping[str, Any]) -> str:
-    """A hash of the first word of a tool's first argument: traces hold no text of arguments."""
-    first = next(iter(values.values()), None)
-    words = first.split(maxsplit=1) if isinstance(first, str) else ()
-    return blake2b(words[0].encode("utf-8", "replace"), digest_size=4).hexdigest() if words else ""

@@ -8,6 +8,8 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from anyio import CancelScope
+
 from ...kvpolicy import DEFAULT_POLICY, named
 from ...planner.graph import LLM, Each, Step
 from ...tools.lifetime import close_all
@@ -16,6 +18,9 @@ from ..backends.registry import open_replicas
 from ..errors import InvalidConfig, InvalidInput
 from ..journal.base import Journal
 from ..journal.memory import NoJournal
+from ..journal.results import Results
+from ..journal.results_thread import ThreadedResults
+from ..journal.store import Store
 from ..predict.learned import Learned
 from ..scheduler.core import Core
 from ..scheduler.limits import Limits
@@ -34,11 +39,13 @@ Replicas = Sequence[Backend]
 
 
 def llm_steps(steps: Iterable[Step]) -> list[LLM]:
-    """All LLM steps, those inside `each` too."""
+    """All LLM steps, those inside `each` and the judges of reasoning steps too."""
     found: list[LLM] = []
     for step in steps:
         if isinstance(step, LLM):
             found.append(step)
+            if step.reasoning is not None and step.reasoning.judge is not None:
+                found.append(step.reasoning.judge)
         elif isinstance(step, Each):
             found.extend(llm_steps(step.body))
     return found
@@ -97,6 +104,20 @@ class _Fleet:
 
 
 @asynccontextmanager
+async def open_results(wanted: bool, home: str | None = None) -> AsyncGenerator[Results | None]:
+    """The result cache of `home`, if it is wanted."""
+    if not wanted:
+        yield None
+        return
+    results = ThreadedResults(Store(home).results())
+    try:
+        yield results
+    finally:
+        with CancelScope(shield=True):
+            await results.close()
+
+
+@asynccontextmanager
 async def open_host(
     backends: Mapping[str, Backend | Replicas],
     *,
@@ -104,6 +125,7 @@ async def open_host(
     trace: Trace | None = None,
     scheduling: Scheduling = NO_WISH,
     learned: Learned | None = None,
+    results: Results | None = None,
     max_programs: int = 1024,
     share: bool = True,
     seed: int = 0,
@@ -115,7 +137,7 @@ async def open_host(
     """What programs run on: a scheduler over `backends` (model name -> its replicas, entered).
 
     With `learned`, what earlier runs have taught is what this one begins with, and it goes on
-    learning. Raises InvalidConfig for a policy or a limit that does not exist.
+    learning; with `results`, what they have answered is not computed again. Raises InvalidConfig for a policy or a limit that does not exist.
     """
     trace = trace or NoTrace()
     core = _core(scheduling, max_programs, Random(seed))
@@ -147,6 +169,7 @@ async def open_host(
                 run=run,
                 tenant=scheduling.tenant,
                 learned=learned,
+                results=results if share else None,
             )
             try:
                 yield host
@@ -247,14 +270,20 @@ async def run_workflow(
     *,
     backends: Mapping[str, Backend | Replicas] | None = None,
     trace: Trace | None = None,
+    cache: bool | None = None,
+    home: str | None = None,
     **options: Any,
 ) -> Any:
     """Run `workflow` once and return its JSON result.
 
-    `backends` (by model name, entered) are used instead of those that the workflow names;
-    `options` are those of `open_host`.
+    `backends` (by model name, entered) are used instead of those that the workflow names. `cache`
+    says whether results of earlier runs in `home` answer (None: as the workflow says); `options`
+    are those of `open_host`.
     """
     async with AsyncExitStack() as stack:
+        if "results" not in options:
+            opened = open_results(workflow.cache if cache is None else cache, home)
+            options["results"] = await stack.enter_async_context(opened)
         if backends is None:
             backends = await stack.enter_async_context(open_backends(model_specs(workflow)))
         options.setdefault("scheduling", workflow.scheduling)

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import BackendUnavailable, Drained
 from ..journal.base import StepRecord
+from ..reasoning.pool import Thinking
 
 
 @dataclass(slots=True)
@@ -19,6 +20,7 @@ class Owner:
     stopped: Drained | BackendUnavailable | None = None  # why a step of it was not done
     session: str | None = None  # the KV context that waits while a tool runs
     task: asyncio.Task[None] | None = None  # of an `async def` program
+    thinking: Thinking = field(default_factory=Thinking)
 
     def note(self, error: Exception | None) -> None:
         """Remember where a step was not done for want of a run or of a worker."""

@@ -7,8 +7,9 @@ from typing import Any
 from ...planner.graph import LLM, ToolCall
 from ...tools import Tool
 from ...tools.secrets import known, redact
-from ..errors import StepFailed, TenterError
+from ..errors import Drained, StepFailed, TenterError
 from ..journal.base import StepRecord
+from ..scheduler.core import DRAINED
 from ..scheduler.events import ProgramEnded
 from ..workflow import Workflow
 from .codec import decode, encode, identity
@@ -32,6 +33,7 @@ class Programs:
         self.workflow = workflow
         self._body = compile_graph(workflow.graph) if workflow.graph is not None else None
         self.live: dict[str, Ended] = {}  # how each is ended
+        self._waiting: dict[str, Ended] = {}  # of them, those that were not started yet
 
     def arrive(
         self,
@@ -50,12 +52,14 @@ class Programs:
             if owner.stopped is not None:  # its author's code may have gone on without the step
                 error = owner.stopped
             self.live.pop(owner.name, None)
+            self._waiting.pop(owner.name, None)
             if error is not None:
                 self._host.stop(owner)
             ended(value, error)
             self._host.scheduler.send(self._end(owner, error))
 
         def start() -> None:
+            self._waiting.pop(owner.name, None)
             if owner.ended:
                 return
             if self._body is not None:
@@ -65,7 +69,7 @@ class Programs:
                 task = self._host.run_task(program.run(inputs, over))
                 owner.task = task
 
-        self.live[owner.name] = over
+        self.live[owner.name] = self._waiting[owner.name] = over
         self._host.arrive(owner, self.workflow.name, inputs, start)
 
     def _end(self, owner: Owner, error: Exception | None) -> ProgramEnded:
@@ -84,6 +88,8 @@ class Programs:
     def drain(self) -> None:
         """Let what runs end, and start nothing any more."""
         self._host.drain()
+        for over in tuple(self._waiting.values()):
+            over(None, Drained(DRAINED))
 
     def cancel(self, name: str) -> None:
         """Stop a program: its calls are aborted, its tools cancelled."""

@@ -14,6 +14,7 @@ from ..errors import BackendUnavailable, Drained, JournalError, TenterError
 from ..journal.base import Journal, RowRecord, StepRecord
 from .codec import decode, encode
 from .control import Control, Wish
+from .planned import Planned
 from .program import NOTHING, Programs
 
 WINDOW_ROWS = 16_384
@@ -61,8 +62,9 @@ class Limits:
 class RowRun:
     """Runs `programs` over rows and hands each finished row to `sink`.
 
-    `order` names the inputs that rows of a window are sorted by. With `resumed`, rows and steps
-    that the journal has are not done again.
+    `order` names the inputs that rows of a window are sorted by; with `planned`, that has their
+    order. With `resumed`, rows and steps that the journal has are not done again, unless with
+    `retry` it has the row as failed.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class RowRun:
         order: tuple[str, ...] = (),
         limits: Limits | None = None,
         resumed: bool = False,
+        planned: Planned | None = None,
+        retry: bool = False,
     ) -> None:
         self._programs = programs
         self._journal = journal
@@ -82,10 +86,13 @@ class RowRun:
         self._order = order
         self._limits = limits or Limits()
         self._resumed = resumed
+        self._planned = planned
+        self._retry = retry
         self._changed = asyncio.Event()
         self._live: set[str] = set()
         self._unrecorded = 0
         self._open = 0  # rows read and not yet given to the sink
+        self._exhausted = False  # there are no more rows to read
         self._broken: Exception | None = None
         self.failed = 0
         journal.on_failure = self._break
@@ -98,7 +105,9 @@ class RowRun:
                 await self._feed(deque(await self._prepare(window)))
                 if self._stopped:
                     break
-                await self._until(lambda: self._open + self._sink.held < self._limits.window_rows)
+                await self._until(lambda: self._has_window or self._idle)
+                if not self._has_window:
+                    break  # the rows of a whole window wait for approval
             await self._wait_for_rest()
         finally:
             self._control.detach()
@@ -106,7 +115,31 @@ class RowRun:
             raise self._broken
         if self._too_many_errors:
             return "failed"
-        return "paused" if self._control.wish > Wish.RUN else "done"
+        return "done" if self._exhausted and not self._open else "paused"
+
+    @property
+    def limits(self) -> Limits:
+        """What bounds the run now."""
+        return self._limits
+
+    def bound(self, limits: Limits) -> None:
+        """From now on other limits bound the run; what has started is not stopped."""
+        self._limits = limits
+        self._changed.set()
+
+    @property
+    def live(self) -> int:
+        """Rows that have begun and not ended."""
+        return len(self._live)
+
+    @property
+    def _has_window(self) -> bool:
+        """Whether one more window of rows may be held."""
+        return self._open + self._sink.held < self._limits.window_rows
+
+    @property
+    def _idle(self) -> bool:
+        return not self._live and not self._unrecorded
 
     # ---- reading ------------------------------------------------------------------------------------
 
@@ -121,12 +154,17 @@ class RowRun:
             chars += sum(len(cell) if isinstance(cell, str) else 16 for cell in row.cells.values())
             if len(window) >= self._limits.window_rows or chars >= self._limits.window_chars:
                 break
+        else:
+            self._exhausted = True
         self._open += len(window)
         return window
 
     async def _prepare(self, window: list[Row]) -> list[tuple[Row, Mapping[str, StepRecord]]]:
         """The rows of a window that are still to be run, in the plan's order."""
         recorded: dict[int, dict[str, StepRecord]] = {}
+        if self._planned is not None:
+            whole = [row for row in window if row.problem is None]
+            self._planned.arrange([row.row for row in whole], [row.inputs for row in whole])
         if self._resumed:
             first, last = window[0].row, window[-1].row
             finished = await self._journal.rows(first, last)
@@ -134,13 +172,16 @@ class RowRun:
                 recorded.setdefault(row, {})[path] = step
             window = [row for row in window if not self._restore(row, finished.get(row.row))]
         window = [row for row in window if not self._refuse(row)]
-        if self._order:
+        if self._planned is not None:
+            rows, inputs = [row.row for row in window], [row.inputs for row in window]
+            window = [window[index] for index in self._planned.window(rows, inputs)]
+        elif self._order:
             window.sort(key=lambda row: [str(row.inputs.get(name)) for name in self._order])
         return [(row, recorded.get(row.row, NOTHING)) for row in window]
 
     def _restore(self, row: Row, record: RowRecord | None) -> bool:
         """Hand out a row that an earlier attempt finished."""
-        if record is None:
+        if record is None or (self._retry and record.error is not None):
             return False
         value = decode(record.value) if record.value is not None else None
         self._give(row, value, record.error)
@@ -172,6 +213,8 @@ class RowRun:
 
         def ended(value: Any, error: Exception | None) -> None:
             self._live.discard(name)
+            if self._planned is not None:
+                self._planned.ended(row.row)
             if isinstance(error, BackendUnavailable):
                 self._break(error)
             stopping = self._control.wish > Wish.RUN or isinstance(error, Drained)

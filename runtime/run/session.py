@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,9 +13,10 @@ from ...planner.graph import Sampling
 from ...tools import Tool
 from ..calls import CallId, Message, Request, SessionId, ToolSpec
 from ..clock import now
-from ..errors import StepFailed
+from ..errors import ApprovalWanted, StepFailed
 from ..journal.base import StepRecord
-from ..scheduler.events import CallShared
+from ..journal.results import Kept
+from ..scheduler.events import ApprovalAsked, CallShared, SessionEnded
 from ..scheduler.loop import Answer
 from ..trace import Record
 from .agent import AgentLimits, agent_loop, said_of
@@ -21,7 +24,7 @@ from .asking import check_answer, seed_for
 from .chat_work import ChatContext, Said, TurnWork
 from .context import HasTool
 from .draft import CHUNK_TOKENS, GROWTH, is_draft
-from .trust import Trust
+from .trust import Approval, Trust, approval_id
 from .turns import read_turn
 
 if TYPE_CHECKING:
@@ -117,8 +120,8 @@ class ChatSession:
 
         The system prompt stays, and so does what the chat is not trusted for. A kept result of a
         tool keeps the call that it answers. Without `summary` the model is asked for one. What is
-        replaced is part of no later prompt, and the next turn lets go of its KV. Returns the
-        summary; "" where there was nothing to replace.
+        replaced is part of no later prompt, and its KV is let go at once. Returns the summary; ""
+        where there was nothing to replace.
         """
         if keep_last < 0:
             raise ValueError(f"keep_last is 0 or more, not {keep_last}")
@@ -133,7 +136,14 @@ class ChatSession:
             summary = (await self._aside(replaced, SUMMARISE, sampling)).strip()
         self.messages[first:last] = [Message("user", f"{SUMMARY}\n\n{summary}")]
         self._context = None
+        self.end()
+        self._name = SessionId(f"{self.program}/{self._program.path('session')}")
         return summary
+
+    def end(self) -> None:
+        """Nobody goes on with this context: its KV may go before the program ends."""
+        ended = SessionEnded(program=self.program, session=self._name)
+        self._program.host.scheduler.send(ended)
 
     # ---- for the agent loop ----------------------------------------------------------------------
 
@@ -153,6 +163,21 @@ class ChatSession:
     def note(self, record: Record) -> None:
         """Write down what is no event of the scheduler."""
         self._program.host.note(record)
+
+    def stop(self, path: str, approval: Approval) -> ApprovalWanted:
+        """The program stops here, at a question; the error to raise."""
+        owner, tool = self._program.owner, approval.tool
+        wanted = ApprovalWanted(tool, approval_id(owner.row, path))
+        owner.note(wanted)
+        self.note(
+            ApprovalAsked(program=self.program, tool=tool, sources=approval.sources, id=wanted.id)
+        )
+        return wanted
+
+    def check_stopped(self) -> None:
+        """Raise what has stopped the program, if anything has."""
+        if self._program.owner.stopped is not None:
+            raise self._program.owner.stopped
 
     def path(self, step: str, values: Any) -> str:
         """The place of this visit of `step`."""
@@ -183,8 +208,7 @@ class ChatSession:
             found = msgspec.json.decode(record.value, type=Said | str)
             said = Said(found) if isinstance(found, str) else found  # 0.1.0 kept the text alone
         else:
-            answer = await self._generate(path, prompt, specs, sampling, schema)
-            said = Said(answer.text, answer.token_ids)
+            said = await self._say(path, prompt, specs, sampling, schema)
             await self._keep(StepRecord(owner.row, path, msgspec.json.encode(said)))
         message = read_turn(said.text, [tool.name for tool in tools])
         written = said.token_ids or tuple(self._model.tokenizer.encode(said.text))
@@ -225,6 +249,32 @@ class ChatSession:
             if rest is not None:
                 return known.followed_by(rest, tokenizer.eos_ids)
         return tuple(tokenizer.chat(self.messages, specs))
+
+    async def _say(
+        self,
+        path: str,
+        prompt: tuple[int, ...],
+        specs: tuple[ToolSpec, ...],
+        sampling: Sampling,
+        schema: str | None,
+    ) -> Said:
+        """What the model says: from the result cache, where it has said it before to the letter."""
+        host, said = self._program.host, None
+        key = b""
+        if host.results is not None and sampling.deterministic:
+            model = self._model.capabilities.model_fingerprint
+            asked = ["turn", model, prompt, specs, sampling, schema]
+            key = blake2b(msgspec.json.encode(asked), digest_size=16).digest()
+            kept = await host.find_result(self._program.owner, self._step, key)
+            with suppress(msgspec.ValidationError):
+                said = None if kept is None else msgspec.json.decode(kept.value, type=Said)
+        if said is None:
+            answer = await self._generate(path, prompt, specs, sampling, schema)
+            said = Said(answer.text, answer.token_ids)
+            if key and host.results is not None:
+                usage, value = answer.usage, msgspec.json.encode(said)
+                host.results.keep(key, Kept(value, usage.prompt_tokens, usage.output_tokens))
+        return said
 
     async def _generate(
         self,

@@ -8,14 +8,17 @@ own code calls a tool, that call is the author's rule.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from typing import Any, Literal
 
 from ...tools import Tool
 
 MAX_SOURCES = 8  # that are named in a refusal
+ASKS = "approve"  # the step that a question, and then its answer, is recorded at
 
-Approve = Callable[["Approval"], bool | Awaitable[bool]]
+Approve = Callable[["Approval"], bool | Awaitable[bool]] | Literal["pause"]
+"""Who is asked: a function, or "pause": the program stops, and a resumed run has the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,15 @@ class Approval:
     tool: str
     arguments: Mapping[str, Any]
     sources: tuple[str, ...]
+
+    def question(self) -> dict[str, Any]:
+        """As the journal keeps it until somebody answers."""
+        return asdict(self)
+
+
+def approval_id(row: int, path: str) -> str:
+    """What a question is called by who answers it."""
+    return blake2b(f"{row}/{path}".encode("utf-8", "replace"), digest_size=4).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

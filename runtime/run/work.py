@@ -1,10 +1,13 @@
 """One LLM step of one program on its way through the scheduler."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from ..calls import CallId, Chunk, Message, Request
 from ..clock import now
-from ..scheduler.loop import Answer
+from ..scheduler.loop import NO_PLAN, Answer, PlanHint
 from .asking import Asking, seed_for
 from .draft import Draft
 from .owner import Owner
@@ -28,7 +31,9 @@ class LLMWork:
         "_owner",
         "_path",
         "_signature",
+        "_values",
         "request",
+        "shared_tokens",
     )
 
     def __init__(
@@ -40,6 +45,7 @@ class LLMWork:
         chat: list[Message],
         signature: bytes | None,
         done: Settled,
+        values: Mapping[str, Any],
     ) -> None:
         self._host = host
         self._owner = owner
@@ -48,8 +54,10 @@ class LLMWork:
         self._chat = chat
         self._signature = signature
         self._done = done
+        self._values = values
         self._draft: Draft | None = None
         self.request = NO_REQUEST
+        self.shared_tokens = asking.shared_tokens
 
     @property
     def program(self) -> str:
@@ -62,10 +70,6 @@ class LLMWork:
     @property
     def model(self) -> str:
         return self._asking.model.pool
-
-    @property
-    def shared_tokens(self) -> int:
-        return self._asking.shared_tokens
 
     @property
     def gang(self) -> int:
@@ -91,7 +95,18 @@ class LLMWork:
             now() + timeout_s if timeout_s else None,
             self._draft,
         )
-        host.scheduler.submit(self)
+        host.scheduler.submit(self, self._plan(call))
+
+    def _plan(self, call: CallId) -> PlanHint:
+        """What the run's plan says of the call; its group is the request's."""
+        planned = self._host.planned
+        if planned is None:
+            return NO_PLAN
+        hint = planned.hint(self._owner.row, call, self._asking, self._chat, self._values)
+        if hint.group is not None:
+            self.request = replace(self.request, group=hint.group)
+            self.shared_tokens = hint.shared_tokens
+        return hint.plan
 
     def heard(self, chunk: Chunk) -> None:
         """Write down a growing answer."""
@@ -105,6 +120,8 @@ class LLMWork:
 
     def done(self, answer: Answer) -> None:
         """Read the answer and record the step's value."""
+        if self._host.planned is not None:
+            self._host.planned.answered(self.request.call, self.step, answer)
         if self._owner.ended:
             self._host.abandon(self._signature)
             return
@@ -114,4 +131,6 @@ class LLMWork:
             self._owner.note(error)
             self._host.failed(self._signature, error, self._done)
             return
-        self._host.record(self._owner, self._path, value, self._signature, self._done)
+        self._host.record(
+            self._owner, self._path, value, self._signature, self._done, usage=answer.usage
+        )

@@ -7,6 +7,7 @@ from ...kvpolicy import Hold, Policy
 from .admission import Forecast
 from .events import (
     Abort,
+    CallBegan,
     CallBroke,
     CallEnded,
     CallReady,
@@ -77,6 +78,15 @@ class Attempts:
         self._arrivals = 0
         self._sequence = 0
         self._draining = False
+        self._pausing = False
+        self._held = False  # nothing may start, since it is paused or its budget is spent
+        self.used_tokens = 0  # by calls that have ended: prompts and answers
+        self._budget_tokens: int | None = None
+
+    @property
+    def spent(self) -> bool:
+        """Whether calls have used up the token budget."""
+        return self._budget_tokens is not None and self.used_tokens >= self._budget_tokens
 
     def _call_ready(self, event: CallReady, now_s: float, out: list[Command]) -> None:
         program = self.programs.get(event.program)
@@ -110,10 +120,20 @@ class Attempts:
         self.kept.come_back(call, out)
         self._waiting.join(call, now_s)
 
+    def _call_began(self, event: CallBegan, now_s: float, out: list[Command]) -> None:
+        call = self.calls.get(event.call)
+        if call is not None:
+            self._waiting.begun(call, there=True)
+
     def _call_ended(self, event: CallEnded, now_s: float, out: list[Command]) -> None:
+        self.used_tokens += event.prompt_tokens + event.output_tokens
+        if self._budget_tokens is not None:
+            self._held = self._pausing or self.spent
         call = self.calls.get(event.call)
         if call is None:
             return
+        if call.ready.leader is not None:
+            self._waiting.begun(call, there=event.finish in ("stop", "length"))
         self._fleet.learn(call, event)
         work = self._waiting.worked(call, event)
         context = event.prompt_tokens + event.output_tokens
@@ -149,6 +169,8 @@ class Attempts:
             call.breaks += 1
             if call.aborting or call.breaks >= MAX_ATTEMPTS:
                 self._stop_call(event.call, event.error, now_s, out)
+            elif self._draining and self._held:  # nothing would start it again
+                self._stop_call(event.call, DRAINED, now_s, out)
             else:
                 call.resting = True
                 wait_s = max(event.after_s or 0.0, backoff_s(event.call, call.breaks))
@@ -160,6 +182,8 @@ class Attempts:
 
     def _give_back(self, call: CallState, now_s: float) -> None:
         """An attempt is over without an answer; what it used of a token budget is not known."""
+        if call.ready.leader is not None:
+            self._waiting.begun(call, there=False)
         self._waiting.over(call, need(call.ready), 0, now_s)
         self._fleet.leave(call)
         self._changed.append(call.ready.model)
@@ -225,6 +249,8 @@ class Attempts:
                 return self._quota.holds(name)
             case "weigh" | "acting":
                 return True
+            case "group":
+                return self._waiting.groups.computing(name)
             case "deadline" | "retry" | "home":
                 return name in self.calls
 
@@ -241,4 +267,4 @@ class Attempts:
         self.kept.check()
         self._tenants.check(self.programs)
         live = sum(1 for program in self.programs.values() if program.started)
-        assert live == self._live <= self._max_programs or self._max_programs == 0
+        assert live == self._live

@@ -10,6 +10,7 @@ This file has the events, programs and tools; the rest is in
     tenants.py   whose programs are live, and who starts next
     waiting.py   the lines of calls (line.py, fair.py), and which goes where
     quota.py, working_set.py  the accounts of limits.py
+    groups.py    prefix groups of a plan: leaders and followers
     fleet.py     workers; outages.py  models that have none
     sessions.py, pins.py  sessions and pins
     timers.py    what is due when
@@ -19,25 +20,32 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from ...kvpolicy import Hold, Policy
+from ...kvpolicy import Hold, Policy, named
 from .attempts import DRAINED, NO_LIMITS, PATIENCE_S
 from .events import (
     BlocksGone,
+    CallBegan,
     CallBroke,
     CallEnded,
     CallReady,
     CancelCall,
     CancelProgram,
+    Change,
     Command,
+    Continue,
     Drain,
     Event,
+    Pause,
     PrefixKnown,
+    PrefixOver,
     ProgramArrived,
     ProgramEnded,
+    SessionEnded,
     SetTimer,
     StartProgram,
     TimerFired,
     ToolEnded,
+    ToolProgress,
     ToolStarted,
     WorkerDown,
     WorkerFine,
@@ -46,7 +54,7 @@ from .events import (
 )
 from .limits import Limits
 from .outages import NO_WORKER
-from .policies import Key, Order, program_fcfs
+from .policies import Key, Order, ordered, program_fcfs
 from .state import CallState, ProgramState, SessionState
 from .upkeep import Upkeep
 
@@ -78,14 +86,21 @@ class Core(Upkeep):
             ProgramArrived: self._program_arrived,
             ProgramEnded: self._program_ended,
             CallReady: self._call_ready,
+            CallBegan: self._call_began,
             CallEnded: self._call_ended,
             CallBroke: self._call_broke,
             ToolStarted: self._tool_started,
+            ToolProgress: self._tool_progress,
             ToolEnded: self._tool_ended,
+            SessionEnded: self._session_ended,
             PrefixKnown: self._prefix_known,
+            PrefixOver: self._prefix_over,
             CancelProgram: self._cancel_program,
             CancelCall: self._cancel_call,
             Drain: self._drain,
+            Pause: self._pause,
+            Continue: self._continue,
+            Change: self._change,
             WorkerUp: self._worker_up,
             WorkerDown: self._worker_down,
             WorkerFine: self._worker_fine,
@@ -108,6 +123,8 @@ class Core(Upkeep):
             for model in self._working.expire(now_s):
                 self._waiting.lift_set(model)
         self._handlers[type(event)](event, now_s, commands)
+        if self._held:
+            self._changed.clear()  # all are looked at when it goes on
         while self._changed:
             self._waiting.fill(self._changed.pop(), now_s, commands)
         if self._timers.heap:
@@ -119,6 +136,11 @@ class Core(Upkeep):
     def chooses(self, model: str) -> bool:
         """Whether calls of `model` may go to more than one worker, so that their blocks matter."""
         return self._fleet.chooses(model)
+
+    def leads(self, call: str) -> bool:
+        """Whether others wait for what this call computes."""
+        state = self.calls.get(call)
+        return state is not None and self._waiting.groups.computes(state.ready)
 
     def first_waiting(self, model: str, now_s: float = 0.0) -> CallState | None:
         """The call of `model` whose turn is next, if any waits and no limit holds it back."""
@@ -142,7 +164,7 @@ class Core(Upkeep):
         self._start_programs(out)
 
     def _start_programs(self, out: list[Command]) -> None:
-        while self._live < self._max_programs and not self._draining:
+        while self._live < self._max_programs and not self._draining and not self._held:
             name = self._tenants.start()
             if name is None:
                 return
@@ -159,10 +181,7 @@ class Core(Upkeep):
         for call in sorted(program.calls):
             self._stop_call(call, "its program has ended", now_s, out)
         for session in sorted(program.sessions):
-            state = self.kept.by_name[session]
-            if state.retained:
-                self._changed.append(self.workers[state.worker].model)
-            self._forget_session(session, out)
+            self._end_session(session, out)
         del self.programs[event.program]
         self._waiting.gangs.forget_program(event.program)
         self.kept.program_ended(program)
@@ -188,24 +207,80 @@ class Core(Upkeep):
         for name in [name for name, call in self.calls.items() if call.worker is None]:
             self._stop_call(name, DRAINED, now_s, out)
 
+    # ---- what people ask of a live run --------------------------------------------------------
+
+    def _pause(self, event: Pause, now_s: float, out: list[Command]) -> None:
+        self._pausing = self._held = True
+
+    def _continue(self, event: Continue, now_s: float, out: list[Command]) -> None:
+        self._pausing = False
+        self._go_on(out)
+
+    def _change(self, event: Change, now_s: float, out: list[Command]) -> None:
+        if event.max_programs is not None:
+            self._max_programs = event.max_programs
+        if event.order is not None:
+            order = ordered(event.order)
+            self._tenants.take_turns(order.fair)
+            self._waiting.rank_anew(order, now_s)
+        if event.retention is not None:
+            self.kept.follow(named(event.retention))
+        if event.token_budget is not None:
+            self._budget_tokens = event.token_budget
+        self._go_on(out)
+
+    def _go_on(self, out: list[Command]) -> None:
+        """Look at all that waits, if it may go."""
+        self._held = self._pausing or self.spent
+        self._changed += self._waiting.models
+        self._start_programs(out)
+
     # ---- tools, sessions and prefixes ---------------------------------------------------------
 
     def _tool_started(self, event: ToolStarted, now_s: float, out: list[Command]) -> None:
+        state = self._paused(event)
+        if state is not None:
+            line = self._waiting.line(self.workers[state.worker].model)
+            self._pin_timer(event, self.kept.pause(event, now_s, line, out))
+
+    def _tool_progress(self, event: ToolProgress, now_s: float, out: list[Command]) -> None:
+        state = self._paused(event)
+        if state is not None:
+            model = self.workers[state.worker].model
+            line = self._waiting.line(model)
+            self._pin_timer(event, self.kept.foretold(event, now_s, line, out))
+            self._changed.append(model)
+
+    def _paused(self, event: ToolStarted | ToolProgress) -> SessionState | None:
+        """The session that waits for this tool, if one does."""
         state = self.kept.by_name.get(event.session) if event.session else None
         program = self.programs.get(event.program)
-        if state is None or program is None or event.session is None:
-            return
-        if any(self.calls[name].ready.session == event.session for name in program.calls):
-            return  # it does not wait for this tool: its next turn is on its way
-        line = self._waiting.line(self.workers[state.worker].model)
-        until_s = self.kept.pause(event, now_s, line, out)
-        if until_s is not None:
+        if state is None or program is None or self._in_use(event.session, program):
+            return None  # or it does not wait for this tool: its next turn is on its way
+        return state
+
+    def _in_use(self, session: str | None, program: ProgramState) -> bool:
+        """Whether a call of the session waits or runs."""
+        return any(self.calls[name].ready.session == session for name in program.calls)
+
+    def _pin_timer(self, event: ToolStarted | ToolProgress, until_s: float | None) -> None:
+        if until_s is not None and event.session is not None:
             self._timers.add(until_s, "pin", event.session, len(self.calls))
 
     def _tool_ended(self, event: ToolEnded, now_s: float, out: list[Command]) -> None:
-        self.kept.tool_ended(event)
+        self.kept.tool_ended(event, now_s)
 
-    def _forget_session(self, session: str, out: list[Command]) -> None:
+    def _session_ended(self, event: SessionEnded, now_s: float, out: list[Command]) -> None:
+        program = self.programs.get(event.program)
+        if program is None or event.session not in program.sessions:
+            return
+        if not self._in_use(event.session, program):
+            self._end_session(event.session, out)
+
+    def _end_session(self, session: str, out: list[Command]) -> None:
+        state = self.kept.by_name[session]
+        if state.retained:
+            self._changed.append(self.workers[state.worker].model)
         self.kept.forget(session, out)
         if self._working.on:
             model = self._working.forget(session)
@@ -215,4 +290,11 @@ class Core(Upkeep):
     def _prefix_known(self, event: PrefixKnown, now_s: float, out: list[Command]) -> None:
         self.kept.prefixes[event.session] = event
         for worker in self._fleet.of(event.model):
-            self.kept.pin_prefix(event, worker, out)
+            if event.worker in (None, worker.name):
+                self.kept.pin_prefix(event, worker, out)
+
+    def _prefix_over(self, event: PrefixOver, now_s: float, out: list[Command]) -> None:
+        self._waiting.group_over(event.session)
+        prefix = self.kept.end_prefix(event.session, out)
+        if prefix is not None:
+            self._changed.append(prefix.model)

@@ -42,6 +42,9 @@ class ProgramEnded(Record, frozen=True):
 class CallReady(Record, frozen=True):
     """A call has its inputs and may be dispatched.
 
+    What a plan would have, the scheduler may do otherwise: `leader` is the call that computes the
+    prefix of `group` for the others (perhaps this one), `order_key` its turn in place of that of
+    its program, `worker` where it is to run.
     `expected_tokens` and `remaining_tokens` are predictions: the length of its answer, and the work
     that its program still takes, this call included: prompt tokens to compute, plus OUTPUT_WEIGHT
     (8) for each output token.
@@ -61,6 +64,15 @@ class CallReady(Record, frozen=True):
     blocks: tuple[int, ...] = ()  # of its prompt (placement), where there is a choice of workers
     expected_tokens: float | None = None
     remaining_tokens: float | None = None
+    leader: str | None = None
+    order_key: float | None = None
+    worker: str | None = None
+
+
+class CallBegan(Record, frozen=True):
+    """A call that leads a group has its first token: what the group begins with is in the cache."""
+
+    call: str
 
 
 class CallEnded(Record, frozen=True):
@@ -89,11 +101,15 @@ class CallBroke(Record, frozen=True):
 
 
 class CallShared(Record, frozen=True):
-    """A call needed no generation: its equal had been, or is being, answered."""
+    """A call needed no generation: its equal had been, or is being, answered.
+
+    `result-cache`: by an earlier run of this home, perhaps of another workflow.
+    """
 
     program: str
     step: str
-    how: Literal["joined", "cached", "journal", "once"]
+    how: Literal["joined", "cached", "journal", "once", "result-cache"]
+    tool: str = ""  # where it is a call of a tool
     prompt_tokens: int = 0  # what was saved, where known
     output_tokens: int = 0
 
@@ -102,6 +118,8 @@ class ToolStarted(Record, frozen=True):
     """A tool runs; `session` is the KV context that waits for it, if any.
 
     `word` is a hash of the first word of its first argument: calls that begin alike take alike.
+    `eta_s` is the author's hint of how long it takes. One that `joined` an equal call in flight
+    waits for that, and has no ToolEnded of its own.
     """
 
     program: str
@@ -109,6 +127,18 @@ class ToolStarted(Record, frozen=True):
     tool: str
     session: str | None = None
     eta_s: float | None = None
+    word: str = ""
+    joined: bool = False
+
+
+class ToolProgress(Record, frozen=True):
+    """A tool that runs tells that it still takes `left_s` seconds."""
+
+    program: str
+    step: str
+    tool: str
+    left_s: float
+    session: str | None = None
     word: str = ""
 
 
@@ -125,6 +155,13 @@ class ToolEnded(Record, frozen=True):
     word: str = ""
 
 
+class SessionEnded(Record, frozen=True):
+    """Nobody will go on with a session: its KV may go, though its program lives."""
+
+    program: str
+    session: str
+
+
 class ToolRefused(Record, frozen=True):
     """A model asked for a tool that it may not choose after what its chat has read.
 
@@ -136,12 +173,23 @@ class ToolRefused(Record, frozen=True):
     sources: tuple[str, ...]
 
 
+class ApprovalAsked(Record, frozen=True):
+    """A program stops until somebody approves of a call, or not. `id` names the question."""
+
+    program: str
+    tool: str
+    sources: tuple[str, ...]
+    id: str
+
+
 class Reasoned(Record, frozen=True):
     """A reasoning step has decided. Tokens are of all its samples together.
 
     `full_tokens` is about what thinking to the end would have taken: the mean of the samples that
     ended by themselves (or the limit), for each that was to be drawn. `shadow`: this one thought to
-    its end on purpose, and whether the rule would have kept its answer.
+    its end on purpose, and whether the rule would have kept its answer. `rule` was in force,
+    `left_rule` given up for it before. `unscored` of its `scores` came to nothing; `score_tokens`
+    is what a model computed for them, `lent_tokens` what others' budgets had left for it.
     """
 
     program: str
@@ -154,6 +202,23 @@ class Reasoned(Record, frozen=True):
     full_tokens: int
     certainty: float | None = None
     shadow: bool | None = None
+    rule: str = ""
+    left_rule: str = ""
+    scores: int = 0
+    unscored: int = 0
+    score_tokens: int = 0
+    lent_tokens: int = 0
+
+
+class Drifted(Record, frozen=True):
+    """Shadow runs have shown that a step's rule loses more answers than allowed: another replaces it."""
+
+    step: str
+    left: str
+    rule: str
+    runs: int
+    loss: float
+    allowed: float
 
 
 class CancelProgram(Record, frozen=True):
@@ -172,12 +237,43 @@ class Drain(Record, frozen=True):
     """Nothing may start any more, neither program nor call; what runs may end."""
 
 
+class Pause(Record, frozen=True):
+    """Nothing may start until Continue, neither program nor call; what runs goes on."""
+
+
+class Continue(Record, frozen=True):
+    """What waits since Pause may start."""
+
+
+class Change(Record, frozen=True):
+    """Other settings from now on; None leaves one as it is.
+
+    `order` and `retention` are names of policies that exist. Once calls have used `token_budget`
+    tokens in all, prompts and answers, nothing starts any more.
+    """
+
+    max_programs: int | None = None
+    order: str | None = None
+    retention: str | None = None
+    token_budget: int | None = None
+
+
 class PrefixKnown(Record, frozen=True):
-    """Many calls to come share this prefix: compute it once and keep it while the run lasts."""
+    """Many calls to come share this prefix: compute it once and keep it until it is over.
+
+    On `worker` alone, if one is named.
+    """
 
     session: str
     model: str
     tokens: int
+    worker: str | None = None
+
+
+class PrefixOver(Record, frozen=True):
+    """No more calls of a prefix or of a group will come: what is kept for them may go."""
+
+    session: str
 
 
 class WorkerUp(Record, frozen=True):
@@ -188,6 +284,7 @@ class WorkerUp(Record, frozen=True):
     max_running: int
     kv_tokens: int
     page_tokens: int = 1
+    joins: bool = False  # calls that run share what they compute, so that no leader is waited for
 
 
 class WorkerDown(Record, frozen=True):
@@ -228,14 +325,21 @@ Event = (
     ProgramArrived
     | ProgramEnded
     | CallReady
+    | CallBegan
     | CallEnded
     | CallBroke
     | ToolStarted
+    | ToolProgress
     | ToolEnded
+    | SessionEnded
     | PrefixKnown
+    | PrefixOver
     | CancelProgram
     | CancelCall
     | Drain
+    | Pause
+    | Continue
+    | Change
     | WorkerUp
     | WorkerDown
     | WorkerFine
@@ -321,6 +425,15 @@ class PinJudged(Record, frozen=True):
     held: bool
 
 
+class Deviated(Record, frozen=True):
+    """A plan's hint that was not followed: another call led the group, or another worker ran it."""
+
+    call: str
+    hint: Literal["leader", "worker"]
+    planned: str
+    chosen: str
+
+
 class SetTimer(Record, frozen=True):
     """Send TimerFired at this time; replaces an earlier timer."""
 
@@ -338,6 +451,7 @@ Command = (
     | Quit
     | Probe
     | PinJudged
+    | Deviated
     | SetTimer
 )
 
@@ -352,6 +466,37 @@ class RunStarted(Record, frozen=True):
     workflow: str
     rows: int | None  # None: not known yet
     resumed_rows: int = 0  # finished before
+
+
+class Asked(Record, frozen=True):
+    """Somebody asked something of the live run; what it `said` to that. `at` is ISO 8601, UTC."""
+
+    by: str
+    what: str
+    at: str
+    ok: bool
+    said: str
+    values: dict[str, int | float | str | bool]
+
+
+class StepPlanned(Record, frozen=True):
+    """What the plan of a run expects of a step: one record for each, behind RunStarted.
+
+    Tokens and seconds are those of one call; None where nothing is known. `path_share` is the
+    share of a program's longest chain of steps.
+    """
+
+    step: str
+    kind: str
+    calls_per_row: float
+    once: bool = False  # in the whole run
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt
+    output_tokens: int = 0
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    tool_s: float | None = None
+    path_share: float | None = None
 
 
 class RunEnded(Record, frozen=True):

@@ -9,7 +9,7 @@ from .events import CallEnded, CallReady, Command, WorkerDown, WorkerLoad, Worke
 from .line import Line
 from .placement import OUTPUT_WEIGHT
 from .sessions import Sessions
-from .state import CallState, WorkerState, need
+from .state import CallState, RunningGroup, WorkerState, need
 
 WEIGH_EVERY_S = 0.05  # how often the pins of a busy worker are weighed against the queue
 LINE = 2  # calls in a worker's own waiting line; with more it is given none
@@ -44,6 +44,7 @@ class Fleet:
         worker = WorkerState(
             event.worker, event.model, event.max_running, event.kv_tokens, event.page_tokens
         )
+        worker.joins = event.joins
         self._workers[worker.name] = worker
         self._by_model.setdefault(worker.model, []).append(worker)
         self.away.pop(worker.name, None)
@@ -118,6 +119,8 @@ class Fleet:
             call.work_tokens = int(ready.prompt_tokens - held + OUTPUT_WEIGHT * output)
             worker.work_tokens += call.work_tokens
             worker.holds.add(ready.blocks)
+        if ready.leader is not None:
+            _enter_group(call, worker)
         call.demand_tokens = _demand(call, worker)
         call.worker = worker.name
         worker.running.add(ready.call)
@@ -130,6 +133,9 @@ class Fleet:
             worker.running.discard(call.ready.call)
             worker.kv_reserved -= call.demand_tokens
             worker.work_tokens -= call.work_tokens
+            if call.grouped:
+                _leave_group(call, worker)
+        call.grouped = False
         call.work_tokens = call.matched_tokens = call.promised_tokens = 0
         call.worker = None
 
@@ -188,6 +194,21 @@ class Fleet:
             if best is None or tokens < best_tokens:
                 best, best_tokens = worker, tokens
         return best
+
+    def planned(self, calls: Sequence[CallState], now_s: float) -> WorkerState | None:
+        """The worker that a plan wants for `calls`, if it may take them now."""
+        worker = self._workers.get(calls[0].ready.worker or "")
+        return None if worker is None else self.choose(calls, [worker], now_s)
+
+    def up(self, worker: str | None) -> bool:
+        """Whether a worker may be used."""
+        return worker in self._workers
+
+    def prefix_s(self, call: CallReady) -> float:
+        """Seconds that computing what the call's group begins with takes, about."""
+        known = [worker.rebuild_s(call.shared_tokens) for worker in self.of(call.model)]
+        told = [seconds for seconds in known if seconds is not None]
+        return max(told, default=call.shared_tokens / PREFILL_TOKENS_PER_S)
 
     def full_home(self, call: CallState, now_s: float) -> float | None:
         """Seconds that computing the call's session elsewhere takes, if its worker has no room."""
@@ -274,7 +295,10 @@ class Fleet:
         for name, worker in self._workers.items():
             mine = running.get(name, [])
             assert len(worker.running) <= worker.max_running, name
-            assert worker.kv_reserved == sum(call.demand_tokens for call in mine), name
+            shared = sum(group.tokens for group in worker.groups.values())
+            assert worker.kv_reserved == shared + sum(call.demand_tokens for call in mine), name
+            members = sum(group.calls for group in worker.groups.values())
+            assert members == sum(call.grouped for call in mine), name
             assert worker.work_tokens == sum(call.work_tokens for call in mine), name
             assert worker.running == {call.ready.call for call in mine}, name
 
@@ -282,9 +306,33 @@ class Fleet:
 def _demand(call: CallState, worker: WorkerState) -> int:
     """KV tokens that it may come to hold on `worker` of its own: a pinned prefix counts once."""
     ready = call.ready
+    if ready.leader is not None and ready.group in worker.groups:
+        return need(ready) - min(ready.shared_tokens, worker.groups[ready.group].tokens)
     if ready.group is None or ready.group in worker.prefixes:
         return need(ready) - ready.shared_tokens
     return need(ready)
+
+
+def _enter_group(call: CallState, worker: WorkerState) -> None:
+    """What the call's group begins with is reserved once, however many of it run."""
+    name, tokens = call.ready.group, call.ready.shared_tokens
+    if name is None or name in worker.prefixes:
+        return
+    group = worker.groups.get(name)
+    if group is None:
+        group = worker.groups[name] = RunningGroup(tokens)
+        worker.kv_reserved += tokens
+    group.calls += 1
+    call.grouped = True
+
+
+def _leave_group(call: CallState, worker: WorkerState) -> None:
+    assert call.ready.group is not None
+    group = worker.groups[call.ready.group]
+    group.calls -= 1
+    if not group.calls:
+        worker.kv_reserved -= group.tokens
+        del worker.groups[call.ready.group]
 
 
 def _demands(calls: Sequence[CallState], worker: WorkerState) -> int:

@@ -220,6 +220,14 @@ class Line:
     def settle(self, call: CallState, work_tokens: float) -> None:
         """A dispatched call ended, and this is the work that it was."""
 
+    def clear(self) -> list[CallState]:
+        """Nobody waits here any more; those that did, in the sequence in which they were ready."""
+        mine = [c for c in self._calls.values() if c.queued and c.ready.model == self._model]
+        for call in mine:
+            call.queued, call.item, call.since = False, None, -1
+            call.parked = call.lifted = ""
+        return sorted(mine, key=lambda call: call.sequence)
+
     # ---- those that have to wait longer ---------------------------------------------------------
 
     def skip(self, call: CallState) -> None:

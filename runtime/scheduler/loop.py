@@ -23,15 +23,18 @@ from .core import Core
 from .events import (
     Abort,
     BlocksGone,
+    CallBegan,
     CallBroke,
     CallEnded,
     CallReady,
     Command,
+    Deviated,
     Dispatch,
     DropCall,
     Event,
     PinJudged,
     PrefixKnown,
+    PrefixOver,
     Probe,
     ProgramArrived,
     Quit,
@@ -50,6 +53,7 @@ from .events import (
 NO_USAGE = Usage()
 ATTEMPT_TIMEOUT_S = 600.0  # longest wait for a server's whole answer to one attempt
 LEAVE_S = 2.0  # for giving up pins at the end
+LEADER_GROWTH = 8.0  # of the chunks of an answer that is streamed for its first token alone
 LOAD_EVERY_S = 1.0  # how often a worker that others may use is asked what it does
 log = logging.getLogger(__name__)
 Action = Callable[[], Awaitable[None]]
@@ -96,6 +100,19 @@ class Submission(Protocol):
     def done(self, answer: Answer) -> None:
         """Takes the answer; called exactly once."""
         ...
+
+
+class PlanHint(msgspec.Struct, frozen=True):
+    """What a plan would have of a call, in the words of `CallReady`."""
+
+    leader: str | None = None
+    order_key: float | None = None
+    worker: str | None = None
+    expected_tokens: float | None = None
+    remaining_tokens: float | None = None  # known better than foretold
+
+
+NO_PLAN = PlanHint()
 
 
 class Hints(Protocol):
@@ -156,6 +173,7 @@ class Scheduler:
             Quit: self._quit,
             Probe: self._probe,
             PinJudged: self._note,
+            Deviated: self._note,
             SetTimer: self._set_timer,
         }
 
@@ -185,6 +203,7 @@ class Scheduler:
             max_running=able.max_running,
             kv_tokens=able.kv_tokens,
             page_tokens=able.page_tokens,
+            joins=able.joins,
         )
 
     async def __aexit__(
@@ -244,8 +263,11 @@ class Scheduler:
         """A program has ended, perhaps before it was started."""
         self._starts.pop(program, None)
 
-    def submit(self, call: Submission) -> None:
-        """Hand over a call whose inputs are ready; `call.done` gets the answer, exactly once."""
+    def submit(self, call: Submission, plan: PlanHint = NO_PLAN) -> None:
+        """Hand over a call whose inputs are ready; `call.done` gets the answer, exactly once.
+
+        `plan` is what a plan would have of it.
+        """
         request = call.request
         if self._closing:
             call.done(Answer(finish="abort", error="the run is closing"))
@@ -253,6 +275,10 @@ class Scheduler:
         self._calls[request.call] = call
         chooses = self.core.chooses(call.model)
         hints = self._foretell(call) if self._foretell is not None else None
+        expected = hints.expected_tokens if hints else None
+        left = plan.remaining_tokens
+        if left is None and hints is not None:
+            left = hints.remaining_tokens
         self.send(
             CallReady(
                 call=request.call,
@@ -267,15 +293,30 @@ class Scheduler:
                 group=request.group,
                 gang=call.gang,
                 blocks=blocks_of(request.token_ids) if chooses else (),
-                expected_tokens=hints.expected_tokens if hints else None,
-                remaining_tokens=hints.remaining_tokens if hints else None,
+                expected_tokens=plan.expected_tokens if expected is None else expected,
+                remaining_tokens=left,
+                leader=plan.leader,
+                order_key=plan.order_key,
+                worker=plan.worker,
             )
         )
 
-    def share_prefix(self, session: str, model: str, token_ids: tuple[int, ...]) -> None:
-        """Have a prefix of many calls computed once and kept while the run lasts."""
+    def share_prefix(
+        self, session: str, model: str, token_ids: tuple[int, ...], worker: str | None = None
+    ) -> None:
+        """Have a prefix of many calls computed once and kept until `end_prefix`, or the run's end."""
         self._prefixes[session] = token_ids
-        self.send(PrefixKnown(session=session, model=model, tokens=len(token_ids)))
+        tokens = len(token_ids)
+        self.send(PrefixKnown(session=session, model=model, tokens=tokens, worker=worker))
+
+    def workers_of(self, model: str) -> list[str]:
+        """The workers that serve `model` now."""
+        return [name for name, worker in self.core.workers.items() if worker.model == model]
+
+    def end_prefix(self, session: str) -> None:
+        """No more calls of a prefix or a group will come."""
+        self.send(PrefixOver(session=session))
+        self._prefixes.pop(session, None)
 
     def send(self, event: Event) -> None:
         """Tell the core; what it decides is performed before this returns, unless it is at work."""
@@ -320,6 +361,8 @@ class Scheduler:
             deadline_s = self._deadline_s(request)
             replace = msgspec.structs.replace
             request = replace(request, priority=command.priority, deadline_s=deadline_s)
+            if self.core.leads(call) and not request.stream and not request.choices:
+                request = replace(request, stream=True, chunk_growth=LEADER_GROWTH)
         running = self._run_call(self._calls[call], request, command.worker)
         self._running[call] = (self._tasks.create_task(running), command.worker)
 
@@ -370,9 +413,13 @@ class Scheduler:
         backend = self._backends[worker]
         try:
             async for chunk in backend.generate(request):
+                if chunks and chunks[-1].finish is not None:
+                    continue  # said again
                 chunks.append(chunk)
                 if chunk.finish is None:
                     call.heard(chunk)
+                    if self.core.leads(request.call):
+                        self.send(CallBegan(call=request.call))
         except InvalidInput as refusal:
             if await _refuses(backend):
                 raise BackendUnavailable(str(refusal)) from None
@@ -418,7 +465,7 @@ class Scheduler:
         backend = self._backends[command.worker]
         self._tasks.create_task(self._guard(partial(backend.abort, CallId(command.call))))
 
-    def _note(self, command: PinJudged) -> None:
+    def _note(self, command: PinJudged | Deviated) -> None:
         """It is in the trace; there is nothing to do."""
 
     def _quit(self, command: Quit) -> None:

@@ -38,7 +38,7 @@ class Pins:
         state = self.by_name[session]
         if state.retained:
             self._unpin(session, state)
-        state.told = False
+        state.told, state.released = False, True
         out.append(Release(session=session, worker=state.worker))
 
     def _unpin(self, session: str, state: SessionState) -> None:

@@ -45,9 +45,10 @@ def program_fcfs(call: CallView) -> float:
     """Programs in the order of their arrival, whichever call is ready first.
 
     Continuum (2511.02230), section 4: a late turn of an early program precedes the first turn of
-    a late one, so that programs finish instead of all advancing a little.
+    a late one, so that programs finish instead of all advancing a little. A plan may give a call
+    the turn of an earlier program, whose prompts begin as its own does.
     """
-    return call.program_arrival
+    return call.program_arrival if call.order_key is None else call.order_key
 
 
 def call_fcfs(call: CallView) -> float:

@@ -28,6 +28,7 @@ from .events import (
     Release,
     Retain,
     ToolEnded,
+    ToolProgress,
     ToolStarted,
     Warm,
 )
@@ -59,6 +60,10 @@ class Sessions(Pins):
         self._lost_share = 1.0
         self.durations = Durations()
         self.prefixes: dict[str, PrefixKnown] = {}
+
+    def follow(self, policy: Policy) -> None:
+        """From now on another policy says how long sessions are kept."""
+        self._policy = policy
 
     # ---- the life of a session ------------------------------------------------------------------
 
@@ -92,6 +97,7 @@ class Sessions(Pins):
             self._lost.append(1 - min(1.0, event.cached_tokens / call.unpinned_tokens))
             self._lost_share = fmean(self._lost)
         worker = self._workers.get(state.worker)
+        state.released = False
         tokens = event.prompt_tokens + event.output_tokens
         if worker is not None and state.retained:
             worker.kv_pinned += tokens - state.tokens
@@ -121,31 +127,64 @@ class Sessions(Pins):
         state = self.by_name.get(event.session) if event.session else None
         if state is None or self._policy is None or event.session is None:
             return None
-        if not state.tool:  # of several tools at once, the first one counts
+        if not state.tool:  # of several tools at once, the first one's durations count
             state.tool, state.paused_s = tool_key(event), now_s
-            state.eta_s = event.eta_s
-        worker = self._workers[state.worker]
-        if state.retained or worker.kv_pinned + state.tokens > PIN_SHARE * worker.kv_tokens:
+            state.eta_s = None
+            state.ends_s.clear()
+        if event.eta_s is not None:
+            state.expect(tool_key(event), event.eta_s, now_s)
+        elif state.retained:
             return None
+        return self._hold(event.session, state, now_s, line, out)
+
+    def foretold(
+        self, event: ToolProgress, now_s: float, line: Line, out: list[Command]
+    ) -> float | None:
+        """A tool tells its end, which counts for more than what was learned: decide anew.
+
+        Returns when the pin is over, if it was taken, or renewed, for a time.
+        """
+        state = self.by_name.get(event.session) if event.session else None
+        if state is None or self._policy is None or event.session is None or not state.tool:
+            return None
+        state.expect(tool_key(event), event.left_s, now_s)
+        return self._hold(event.session, state, now_s, line, out)
+
+    def _hold(
+        self, name: str, state: SessionState, now_s: float, line: Line, out: list[Command]
+    ) -> float | None:
+        """Pin the session, renew its pin, or give it up, as the policy says now."""
+        worker = self._workers[state.worker]
+        full = worker.kv_pinned + state.tokens > PIN_SHARE * worker.kv_tokens
+        if not state.retained and (full or state.released):
+            return None
+        assert self._policy is not None
         price = memory_price(_memory(worker, line))
         hold_s = self._decide(state, worker, line, price, now_s).hold_s
         if hold_s is not None and hold_s <= 0:
-            if state.told:  # for an earlier tool
-                self.release(event.session, out)
+            if state.told:  # for an earlier tool, or before it told
+                self.release(name, out)
             return None
-        state.retained = state.told = True
-        worker.pins.add(event.session)
-        worker.kv_pinned += state.tokens
-        state.until_s = until_s = None if hold_s is None else now_s + hold_s
+        until_s = None if hold_s is None else now_s + hold_s
+        if state.retained and state.until_s == until_s:
+            return None
+        if not state.retained:
+            state.retained = state.told = True
+            worker.pins.add(name)
+            worker.kv_pinned += state.tokens
+        state.until_s = until_s
         if until_s is not None:
-            heapq.heappush(self.ends, (until_s, event.session))
-        out.append(Retain(session=event.session, worker=state.worker, until_s=until_s))
+            heapq.heappush(self.ends, (until_s, name))
+        out.append(Retain(session=name, worker=state.worker, until_s=until_s))
         return until_s
 
-    def tool_ended(self, event: ToolEnded) -> None:
+    def tool_ended(self, event: ToolEnded, now_s: float) -> None:
         """Its duration teaches; the session waits on until its next call, or for other tools."""
         if event.ok:
             self.durations.observe(tool_key(event), event.seconds)
+        state = self.by_name.get(event.session) if event.session else None
+        if state is not None and state.ends_s:
+            state.tool_over(tool_key(event), now_s)
 
     def program_ended(self, program: ProgramState) -> None:
         """Its number of turns teaches what the age of a program tells."""
@@ -187,6 +226,15 @@ class Sessions(Pins):
         worker.prefixes.add(prefix.session)
         out.append(Warm(session=prefix.session, worker=worker.name))
         out.append(Retain(session=prefix.session, worker=worker.name, until_s=None))
+
+    def end_prefix(self, session: str, out: list[Command]) -> PrefixKnown | None:
+        """Give a shared prefix up everywhere; None where nothing was known of it."""
+        prefix = self.prefixes.get(session)
+        if prefix is None:
+            return None
+        for worker in self._workers.values():
+            self._unpin_prefix(session, worker, out)
+        return self.prefixes.pop(session)
 
     def _unpin_prefix(self, session: str, worker: WorkerState, out: list[Command]) -> None:
         if session in worker.prefixes:
@@ -261,7 +309,7 @@ class Sessions(Pins):
             assert name in self._programs[session.program].sessions, name
 
 
-def tool_key(event: ToolStarted | ToolEnded) -> str:
+def tool_key(event: ToolStarted | ToolProgress | ToolEnded) -> str:
     """What its duration is remembered under: the tool, and the first word of its argument."""
     return f"{event.tool} {event.word}" if event.word else event.tool
 

@@ -63,6 +63,15 @@ class CallState(msgspec.Struct, gc=False):
     expected_tokens: float = 0.0  # its work, as expected when it became ready
     sent_s: float = 0.0  # when it was dispatched
     member: str = ""  # the model in whose working set it is counted
+    grouped: bool = False  # what its group begins with is reserved once, beside its own demand
+
+
+@dataclass(slots=True)
+class RunningGroup:
+    """Calls of one prefix group that run on a worker: `tokens` of theirs are held once."""
+
+    tokens: int
+    calls: int = 0
 
 
 @dataclass(slots=True)
@@ -79,7 +88,9 @@ class WorkerState:
     kv_pinned: int = 0
     pins: set[str] = field(default_factory=set[str])  # sessions that are kept
     returned: set[str] = field(default_factory=set[str])  # those of them whose next call waits
-    prefixes: set[str] = field(default_factory=set[str])  # pinned for the whole run
+    prefixes: set[str] = field(default_factory=set[str])  # pinned until they are over
+    groups: dict[str, RunningGroup] = field(default_factory=dict[str, "RunningGroup"])
+    joins: bool = False  # its calls share what they compute
     computed_tokens: int = 0  # of prompts, since it came up
     prefill_s: float = 0.0  # that they took
     work_tokens: int = 0  # of its running calls (placement)
@@ -133,9 +144,22 @@ class SessionState:
     until_s: float | None = None  # when the worker ends the pin by itself
     told: bool = False  # the worker was asked to keep it, and may still do so
     next_call: str = ""  # waits, and keeps the pin in force until it goes
+    released: bool = False  # the worker was told to forget it, and has not heard of it since
     tool: str = ""
     paused_s: float = 0.0
-    eta_s: float | None = None  # that the tool gave
+    eta_s: float | None = None  # how long the pause is, by what its tools or their authors say
+    ends_s: dict[str, float] = field(default_factory=dict[str, float])  # the same, by tool
+
+    def expect(self, tool: str, left_s: float, now_s: float) -> None:
+        """A tool of the pause will end in `left_s`; the session waits for the last one."""
+        self.ends_s[tool] = now_s - self.paused_s + left_s
+        self.eta_s = max(self.ends_s.values())
+
+    def tool_over(self, tool: str, now_s: float) -> None:
+        """A tool has ended, perhaps before the time that it told."""
+        if self.ends_s.pop(tool, None) is not None and self.eta_s is not None:
+            left_s = max(self.ends_s.values(), default=now_s - self.paused_s)
+            self.eta_s = min(self.eta_s, left_s)
 
 
 class CallView(msgspec.Struct, frozen=True, gc=False):
@@ -161,6 +185,7 @@ class CallView(msgspec.Struct, frozen=True, gc=False):
     program_path_tokens: float  # the longest chain of its calls that had ended
     program_waited_s: float  # its calls that were dispatched had waited, in sum
     program_served_s: float  # its calls that ended had run, in sum
+    order_key: float | None = None  # its turn by a plan, in the place of its program's arrival
 
 
 def need(call: CallReady) -> int:

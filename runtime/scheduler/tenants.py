@@ -38,6 +38,11 @@ class Tenants:
         self._work_tokens = WORK_TOKENS
         self._limited = bool(limits.tenants)
 
+    def take_turns(self, fair: bool) -> None:
+        """Whether the tenant with the fewest live programs for its weight starts the next one."""
+        self.fair = fair
+        self._sort()
+
     def weight(self, name: str) -> float:
         """The share of a tenant, beside others."""
         tenant = self._tenants.get(name)
@@ -112,8 +117,11 @@ class Tenants:
         if tenant.arrived:
             heapq.heappush(self._next, (self._rank(tenant), tenant.arrived[0][0], name))
         if len(self._next) > SPARE + 4 * len(self._tenants):
-            waiting = [(name, one) for name, one in self._tenants.items() if one.arrived]
-            self._next = sorted((self._rank(one), one.arrived[0][0], name) for name, one in waiting)
+            self._sort()
+
+    def _sort(self) -> None:
+        waiting = [(name, one) for name, one in self._tenants.items() if one.arrived]
+        self._next = sorted((self._rank(one), one.arrived[0][0], name) for name, one in waiting)
 
     def _forget_idle(self, name: str) -> None:
         tenant = self._tenants.get(name)

@@ -5,7 +5,17 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 Kind = Literal[
-    "deadline", "retry", "rest", "suspect", "patience", "home", "pin", "weigh", "budget", "acting"
+    "deadline",
+    "retry",
+    "rest",
+    "suspect",
+    "patience",
+    "home",
+    "group",
+    "pin",
+    "weigh",
+    "budget",
+    "acting",
 ]
 SPARE = 64  # entries that nobody waits for any more, beside a few for each that is alive
 

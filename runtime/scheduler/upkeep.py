@@ -1,6 +1,6 @@
 """The core's second layer: workers that come, fail and return, and what is due at a time."""
 
-from .attempts import LATE, Attempts
+from .attempts import DRAINED, LATE, Attempts
 from .events import (
     BlocksGone,
     Command,
@@ -22,7 +22,7 @@ class Upkeep(Attempts):
         worker = self._fleet.add(event)
         self._outages.up(event)
         for prefix in self.kept.prefixes.values():
-            if prefix.model == event.model:
+            if prefix.model == event.model and prefix.worker in (None, event.worker):
                 self.kept.pin_prefix(prefix, worker, out)
         self._waiting.lift_set(event.model)
 
@@ -55,6 +55,8 @@ class Upkeep(Attempts):
             call.losses += 1
             if call.aborting or call.losses >= MAX_LOSSES:
                 self._stop_call(name, reason, now_s, out)
+            elif self._draining and self._held:  # nothing would start it again
+                self._stop_call(name, DRAINED, now_s, out)
             else:
                 self._waiting.push(call, now_s)
 
@@ -95,6 +97,8 @@ class Upkeep(Attempts):
                     if call.resting:
                         call.resting = False
                         self._waiting.push(call, now_s)
+                case "group":
+                    self._waiting.group_late(name)
                 case "home":
                     self._changed.append(self.calls[name].ready.model)
                 case "budget":

@@ -1,13 +1,14 @@
 """The calls that wait, and the decision which of them goes where: a part of the core."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import nsmallest
 
 from ...kvpolicy.state import PREFILL_TOKENS_PER_S
-from .events import CallEnded, CallReady, Command, Dispatch
+from .events import CallEnded, CallReady, Command, Deviated, Dispatch
 from .fair import FairLine
 from .fleet import Fleet
 from .gangs import Gangs
+from .groups import PrefixGroups, hold_reason
 from .line import SET, Line
 from .placement import OUTPUT_WEIGHT
 from .policies import PASSED, Order
@@ -52,6 +53,7 @@ class Waiting:
         self._lines: dict[str, Line] = {}
         self._pace: dict[str, float] = {}  # model -> seconds per token of work, of late calls
         self.gangs = Gangs()
+        self.groups = PrefixGroups()
         self.weighing: set[str] = set()  # models that a timer will have looked at
         self.changed: list[str] = []
 
@@ -64,6 +66,19 @@ class Waiting:
             line = FairLine(*about, self._tenants.weight) if fair else Line(*about)
             self._lines[model] = line
         return line
+
+    @property
+    def models(self) -> list[str]:
+        """Those that calls have waited for."""
+        return list(self._lines)
+
+    def rank_anew(self, order: Order, now_s: float) -> None:
+        """From now on calls go by another order, also those that wait already."""
+        self._order = order
+        waiting = [call for line in self._lines.values() for call in line.clear()]
+        self._lines.clear()
+        for call in waiting:
+            self.push(call, now_s)
 
     # ---- calls come and go ----------------------------------------------------------------------
 
@@ -168,18 +183,30 @@ class Waiting:
         if line is None or not line.calls:
             return
         skipped = parked = 0
+        elsewhere: Sequence[CallState] = ()
         limited = self.limited
         while line.calls and skipped <= LOOK_PAST and self._fleet.any_open(model, now_s):
             call = line.first(now_s)
             if call is None:
                 break
-            if call.ready.session is not None or self._fleet.away:
+            ready = call.ready
+            if ready.leader is not None and self.groups.waits(ready):
+                assert ready.group is not None
+                line.park(call, hold_reason(ready.group))
+                parked += 1
+                if parked < PARK_AT_ONCE:
+                    continue
+                self._look_again(model, now_s)
+                break
+            if ready.session is not None or ready.worker is not None or self._fleet.away:
                 alone = self._waits_for_one(call, now_s)
             else:
                 alone = False
             if alone:
                 line.skip(call)
                 skipped += 1
+                if ready.worker is not None:
+                    elsewhere = [*elsewhere, call]
                 continue
             calls = self._together(call, now_s) if call.ready.gang else [call]
             if limited:
@@ -197,6 +224,19 @@ class Waiting:
                 break
         if skipped:
             line.restore()
+            self._deviate(elsewhere, line, now_s, out)
+
+    def _deviate(
+        self, calls: Sequence[CallState], line: Line, now_s: float, out: list[Command]
+    ) -> None:
+        """Calls that wait for the worker of their plan go to one that has nothing else to do."""
+        for call in calls:
+            if not self._fleet.any_open(call.ready.model, now_s):
+                return
+            if now_s < call.home_until_s or call.item is None or call.parked:
+                continue
+            if not self.limited or self._held([call], line, now_s) is False:
+                self._send([call], line, now_s, out)
 
     def _together(self, call: CallState, now_s: float) -> list[CallState]:
         """The call with its gang, unless that is larger than anything could take at once."""
@@ -215,7 +255,9 @@ class Waiting:
     def _send(self, calls: list[CallState], line: Line, now_s: float, out: list[Command]) -> bool:
         """Dispatch the first calls of `line` to one worker; False if they have to wait."""
         fleet, ready = self._fleet, calls[0].ready
-        worker = fleet.choose(calls, fleet.of(ready.model), now_s)
+        worker = fleet.planned(calls, now_s) if ready.worker is not None else None
+        if worker is None:
+            worker = fleet.choose(calls, fleet.of(ready.model), now_s)
         if worker is None:
             worker = fleet.make_room(calls, line, now_s, out)
         if worker is None:
@@ -269,6 +311,26 @@ class Waiting:
             if call.ready.session is not None:
                 self._kept.use(call.ready.session, call, worker, now_s, out)
             out.append(Dispatch(call=call.ready.call, worker=worker.name, priority=key))
+        if first.leader is not None or first.worker is not None:
+            self._follow_plan(first, worker, now_s, out)
+
+    def _follow_plan(
+        self, ready: CallReady, worker: WorkerState, now_s: float, out: list[Command]
+    ) -> None:
+        """A call of a plan goes: perhaps it leads its group; what the plan had otherwise is told."""
+        if ready.worker is not None and ready.worker != worker.name:
+            chosen = worker.name
+            out.append(
+                Deviated(call=ready.call, hint="worker", planned=ready.worker, chosen=chosen)
+            )
+        leader, group = ready.leader, ready.group
+        if leader is None or group is None or not self.groups.go(ready, not worker.joins):
+            return
+        if leader != ready.call:
+            out.append(Deviated(call=ready.call, hint="leader", planned=leader, chosen=ready.call))
+        if not worker.joins:
+            late_s = now_s + 2 * self._fleet.prefix_s(ready)
+            self._timers.add(late_s, "group", group, len(self._calls))
 
     def _look_again(self, model: str, at_s: float) -> None:
         if model not in self.weighing:
@@ -287,25 +349,48 @@ class Waiting:
         if self._working.on:
             self._working.enter(call, program.arrival)
 
+    # ---- prefix groups of a plan ----------------------------------------------------------------
+
+    def begun(self, call: CallState, there: bool) -> None:
+        """What the call's group begins with is in the cache, or its leader came to nothing."""
+        if self.groups.begun(call.ready, there) and call.ready.group is not None:
+            self._lift(hold_reason(call.ready.group))
+
+    def group_late(self, group: str) -> None:
+        """Its followers have waited as long as computing what they share twice would take."""
+        self.groups.late(group)
+        self._lift(hold_reason(group))
+
+    def group_over(self, group: str) -> None:
+        """No more calls of a group will come."""
+        self.groups.forget(group)
+        self._lift(hold_reason(group))
+
     def _waits_for_one(self, call: CallState, now_s: float) -> bool:
         """Whether a call waits for one worker alone, so that those behind it may go first.
 
         For a larger one that is away; or for that of its session, though another one has room. For
         that no longer than it would take to compute the session again: whichever turns out dearer,
-        at most twice the better choice is paid.
+        at most twice the better choice is paid. Or for that of its plan, as long as others keep the
+        rest busy, and once they do not, until its group's prefix could have been computed there.
         """
         ready = call.ready
         if self._fleet.away and need(ready) > (self._fleet.largest(ready.model) or 0):
             return self._fleet.too_large(ready) is None
-        if ready.session is None or not self._fleet.chooses(ready.model):
+        if not self._fleet.chooses(ready.model):
             return False
-        rebuild_s = self._fleet.full_home(call, now_s)
+        if ready.session is not None:
+            rebuild_s = self._fleet.full_home(call, now_s)
+        elif not self._fleet.up(ready.worker) or self._fleet.planned([call], now_s) is not None:
+            return False
+        else:
+            rebuild_s = self._fleet.prefix_s(ready)
         if rebuild_s is None:
             return False
         if not call.home_until_s:
             call.home_until_s = now_s + rebuild_s
             self._timers.add(call.home_until_s, "home", ready.call, len(self._calls))
-        return now_s < call.home_until_s
+        return ready.worker is not None or now_s < call.home_until_s
 
     # ---- what an order may know -----------------------------------------------------------------
 
@@ -334,6 +419,7 @@ class Waiting:
             program_path_tokens=call.path_tokens,
             program_waited_s=program.waited_s,
             program_served_s=program.served_s,
+            order_key=ready.order_key,
         )
 
     def refusal(self, ready: CallReady, tenant: str) -> str | None:

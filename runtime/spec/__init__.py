@@ -93,6 +93,7 @@ class _File:
             tools={name: tool for name, tool in self._known.tools.items() if name in used},
             models=self._known.models,
             scheduling=self._scheduling,
+            cache="cache" in self._top and self._top["cache"].scalar is True,
             file=self._notes.file,
         )
         return replace(workflow, identity=graph_identity(workflow))

@@ -87,11 +87,15 @@ class Notes:
                 return pairs is not None and all(each)
             case "effect":
                 return self._effect(item)
+            case "approve":
+                return not self._wrong(item.scalar != "pause", f"{name} is pause", item)
             case "expression" | "condition":
                 return self._expression(item, key, name)
             case "steps" | "inputs" | "models" | "tools" | "values" | "scheduling":
                 wrong = item.kind != "map" and not (item.kind == "scalar" and item.scalar is None)
                 return not self._wrong(wrong, f"{name} is a mapping of names", item)
+            case "scorer":
+                return item.kind == "map" or self._text(item, name)
             case "value" | "branch" | "type" | "data":
                 return True
 

@@ -53,6 +53,8 @@ def dump(workflow: Workflow) -> str:
     scheduling = {k: v for k, v in asdict(workflow.scheduling).items() if v}
     if scheduling:
         top["scheduling"] = scheduling
+    if workflow.cache:
+        top["cache"] = True
     top["steps"] = {step.id: _step(step) for step in graph.steps}
     top["output"] = _value(graph.result)
     return yaml.dump(
@@ -174,11 +176,17 @@ def _llm(step: LLM) -> dict[str, Any]:
     if reasoning is not None:
         made["strategy"] = reasoning.strategy
         made |= {"settings": json.loads(reasoning.settings)} if reasoning.settings != "{}" else {}
+        if reasoning.scorer is not None:
+            made["scorer"] = reasoning.scorer
+        elif reasoning.judge is not None:
+            made["scorer"] = _llm(reasoning.judge)
     if step.system is not None:
         made["system"] = step.system.source
     made |= _with(step.args, implicit=True)
     if step.choices:
         made["choices"] = list(step.choices)
+    if step.free_fields:
+        made["free_fields"] = list(step.free_fields)
     if step.schema is not None:
         made["output"] = _type(json.loads(step.schema), f"step {step.id!r}")
     if step.model != "default":
@@ -198,6 +206,7 @@ def _loop(loop: Loop) -> dict[str, Any]:
         "max_turns": loop.max_turns if loop.max_turns != Loop().max_turns else None,
         "max_tokens": loop.max_tokens,
         "allow": list(loop.allow),
+        "approve": loop.approve,
     }
     return {key: value for key, value in made.items() if value}
 

@@ -26,6 +26,8 @@ KeyKind = Literal[
     "tools",
     "steps",
     "scheduling",
+    "scorer",  # a tool's name, or a call of a model
+    "approve",  # pause
     "data",  # any data, checked by what reads it
 ]
 
@@ -53,6 +55,7 @@ TOP: Table = {
     "models": Key("models", "What serves each model name that steps use."),
     "tools": Key("tools", "The tools that steps call, by name."),
     "scheduling": Key("scheduling", "The order of programs, what is kept for them, limits."),
+    "cache": Key("boolean", "Whether results of earlier runs answer equal calls."),
     "steps": Key("steps", "The steps by id, in any order.", required=True),
     "output": Key("value", "The workflow's result.", required=True),
 }
@@ -62,6 +65,7 @@ SCHEDULING: Table = {
     "retention": Key("text", "How long KV is kept while a tool runs: the name of a policy."),
     "tenant": Key("text", "The input whose value says for whom a program runs."),
     "limits": Key("data", "Limits of models and tenants, and of the memory kept for programs."),
+    "without": Key("texts", "Rules of the planner to leave out, such as order, group."),
 }
 
 _WHEN = Key("condition", "The step is skipped unless this holds.")
@@ -72,6 +76,7 @@ LLM_STEP: Table = {
     "system": Key("prompt", "The system prompt: a Jinja template."),
     "with": _WITH,
     "choices": Key("choices", "The result is one of these texts."),
+    "free_fields": Key("texts", "Fields of the prompt whose order is open: a plan may change it."),
     "output": Key("type", "The result is JSON of this type."),
     "model": Key("text", "Which of the models; `default` if not given."),
     "max_tokens": Key("integer", "The longest answer.", least=1),
@@ -94,6 +99,7 @@ AGENT_STEP: Table = {
     "max_tokens": Key("integer", "How much it may write in all turns together.", least=1),
     "turn_tokens": Key("integer", "How much it may write in one turn; 256 if not given.", least=1),
     "allow": Key("texts", "Tools that may run although it has read what strangers wrote."),
+    "approve": Key("approve", "`pause`: stop for approval where another tool would need a rule."),
     "temperature": Key("number", "0 takes the likeliest token each time.", least=0),
     "top_k": Key("integer", "How many tokens to draw from; 0 for all.", least=0),
     "top_p": Key("number", "Draw from tokens of this total share.", least=0, most=1, above=True),
@@ -102,7 +108,11 @@ AGENT_STEP: Table = {
 }
 REASON_STEP: Table = {
     "reason": Key("prompt", "What is to be thought about: a Jinja template.", required=True),
-    "strategy": Key("text", "thought, self-consistency, vote or first-finish."),
+    "strategy": Key(
+        "text",
+        "thought, self-consistency, vote, first-finish, best-of-n, rebase, mcts or routed.",
+    ),
+    "scorer": Key("scorer", "What gives rewards: a tool's name, or a call of a model."),
     "settings": Key("data", "Settings of the strategy, such as n, rule, answers, shadow."),
     "system": Key("prompt", "The system prompt: a Jinja template."),
     "with": _WITH,
@@ -113,6 +123,14 @@ REASON_STEP: Table = {
     "top_p": Key("number", "Draw from tokens of this total share.", least=0, most=1, above=True),
     "seed": Key("integer", "Makes a draw repeatable."),
     "when": _WHEN,
+}
+SCORER: Table = {
+    "llm": Key("prompt", "A template of question, thought, answer or part.", required=True),
+    "system": Key("prompt", "The system prompt: a Jinja template."),
+    "choices": Key("choices", "The reward is the probability of the first of these."),
+    "output": Key("type", "number, where the model writes the reward."),
+    "model": Key("text", "Which of the models; `default` if not given."),
+    "max_tokens": Key("integer", "The longest answer.", least=1),
 }
 TOOL_STEP: Table = {
     "tool": Key("text", "The tool's name under `tools`.", required=True),
@@ -204,6 +222,7 @@ TOOL_KINDS: Mapping[str, Table] = {
         "write": Key("boolean", "Whether it may change data; it only reads if not given."),
         "description": _DESCRIPTION,
         "max_rows": Key("integer", "How many rows an answer has at most.", least=1),
+        "functions": Key("texts", "Functions that a read may call beside those of values alone."),
         "memo_s": _MEMO,
         **_LIMITS,
     },

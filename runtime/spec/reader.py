@@ -55,6 +55,11 @@ class Item:
             case "map":
                 return {key: item.data for key, item in self.pairs.items()}
 
+    @property
+    def texts(self) -> list[str]:
+        """A text, or a list of texts, as a list."""
+        return [str(one.scalar) for one in (self.items if self.kind == "list" else [self])]
+
     def spell(self) -> str:
         """What this is, for a message."""
         match self.kind, self.scalar:

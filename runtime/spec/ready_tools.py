@@ -62,6 +62,8 @@ def _sql(
         path = database.removeprefix(scheme)
         if path != database and not path.startswith("/"):
             database = f"{scheme}{(folder / path).absolute()}"
+    if "functions" in pairs:
+        given["functions"] = _texts(pairs["functions"])
     return sql_tool(name, database, parameters=parameters or None, **given)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...kvpolicy import named
+from ...planner.optimize import left_out
 from ..api.places import did_you_mean
 from ..errors import InvalidConfig
 from ..scheduler.limits import Limits
@@ -23,13 +24,14 @@ def read_scheduling(item: Item | None, inputs: Sequence[str], notes: Notes) -> S
         "order": ordered,
         "retention": named,
         "limits": Limits.read,
+        "without": left_out,
     }
     given: dict[str, Any] = {}
     for key, value in pairs.items():
-        given[key] = value.data
+        given[key] = tuple(value.texts) if key == "without" else value.data
         try:
             if key in checks:
-                checks[key](value.data)
+                checks[key](given[key])
         except (ValueError, InvalidConfig) as error:
             notes.add(str(error), value)
     tenant = given.get("tenant")

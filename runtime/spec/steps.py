@@ -23,12 +23,14 @@ from ...tools import Tool
 from ..api.agents import pure
 from ..api.inline import inline
 from ..api.places import did_you_mean
+from ..api.reasons import scorer_problem
 from ..api.source import all_of, const, guard, negated
 from ..api.types import schema_text
 from ..reasoning.named import DEFAULT_STRATEGY, SAMPLING, checked
 from ..workflow import ModelSpec, Workflow
 from .args import args_of_prompts, bound_args, parameters
 from .check import Notes, scalars
+from .judges import read_judge
 from .keys import BLOCK, BRANCH_STEP, STEP_KINDS
 from .reader import Item
 from .types import read_type
@@ -63,11 +65,6 @@ def declared(item: Item | None) -> Iterator[tuple[str, Item]]:
             block = entry.pairs.get(side)
             if block is not None and _is_block(block):
                 yield from declared(block.pairs["steps"])
-
-
-def _texts(item: Item) -> list[str]:
-    """A text, or a list of texts, as a list."""
-    return [str(one.scalar) for one in (item.items if item.kind == "list" else [item])]
 
 
 def _is_block(item: Item) -> bool:
@@ -158,14 +155,17 @@ class Steps:
             tuple(str(one.scalar) for one in pairs["choices"].items) if "choices" in pairs else ()
         )
         if step is not None:
-            self.made.append(replace(step, choices=choices, sampling=self._sampling(pairs)))
+            free = tuple(pairs["free_fields"].texts) if "free_fields" in pairs else ()
+            sampling = self._sampling(pairs)
+            self.made.append(replace(step, choices=choices, sampling=sampling, free_fields=free))
 
     def _agent(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
         step = self._asking("agent", name, pairs, place, guards)
         limits = scalars(pairs, "max_turns", "max_tokens")
         loop = Loop(
             tools=self._tools_of_agent(name, pairs),
-            allow=tuple(_texts(pairs["allow"])) if "allow" in pairs else (),
+            allow=tuple(pairs["allow"].texts) if "allow" in pairs else (),
+            approve="pause" if "approve" in pairs else None,
             **limits,
         )
         loop = replace(loop, pure=pure(self._known.tools[each] for each in loop.tools))
@@ -183,14 +183,36 @@ class Steps:
         if not isinstance(given, dict):
             self._notes.add(f"settings is a mapping of names, not {at.spell()}", at)
             return
+        tool, judge = self._scorer(name, pairs["scorer"]) if "scorer" in pairs else (None, None)
         try:
-            settings = checked(strategy, cast("dict[str, Any]", given))
+            settings = checked(strategy, cast("dict[str, Any]", given), "scorer" in pairs)
         except ValueError as error:
             self._notes.add(str(error), at)
             return
         if step is not None:
-            thinking, sampling = Reasoning(strategy, settings), self._sampling(pairs, SAMPLING)
+            thinking = Reasoning(strategy, settings, tool, judge)
+            sampling = self._sampling(pairs, SAMPLING)
             self.made.append(replace(step, reasoning=thinking, sampling=sampling))
+
+    def _scorer(self, name: str, item: Item) -> tuple[str | None, LLM | None]:
+        """What a scorer is: the name of a tool, or a call of a model."""
+        if item.kind == "map":
+            judge = read_judge(item, self._scope)
+            if judge is not None:
+                self._check_model(judge.model, item.pairs.get("model"))
+            return None, judge
+        tool = self._known.tools.get(str(item.scalar))
+        if tool is None:
+            self._known.broken.add(name)
+            declared = self._known.declared_tools
+            if item.scalar not in declared:
+                cure = did_you_mean(str(item.scalar), declared)
+                self._notes.add(f"the tool {item.scalar!r} is not under tools{cure}", item)
+            return None, None
+        problem = scorer_problem(tool)
+        if problem is not None:
+            self._notes.add(problem, item)
+        return tool.name, None
 
     def _tools_of_agent(self, name: str, pairs: dict[str, Item]) -> tuple[str, ...]:
         """The tools that an agent names and that there are; others are noted."""
@@ -239,7 +261,7 @@ class Steps:
             if key in found:
                 found[key] = float(found[key])
         if "stop" in pairs:
-            found["stop"] = tuple(_texts(pairs["stop"]))
+            found["stop"] = tuple(pairs["stop"].texts)
         return replace(base or Sampling(), **found)
 
     def _check_model(self, model: str, at: Item | None) -> None:

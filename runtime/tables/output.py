@@ -107,6 +107,7 @@ class TableOutput:
     def finish(self) -> tuple[Path, Path | None]:
         """The table and its dead letters, whole and under their names."""
         self._sink.finish()
+        self._writer.check_ours()
         letters = self._letters.finish()
         return self._writer.finish(), letters
 

@@ -75,7 +75,8 @@ class TableWriter:
     """Rows for `path`, written to `<path>.partial`; `finish` renames it, durably.
 
     `kinds` are the columns, in order. `misfit` names the column whose value a typed format
-    cannot hold (Parquet: beyond 64 bits).
+    cannot hold (Parquet: beyond 64 bits). The partial file of another writer is taken away, not
+    written over: one that was frozen, and taken over meanwhile, writes on into nothing.
     """
 
     def __init__(self, path: Path, kinds: Mapping[str, Kind]) -> None:
@@ -86,7 +87,8 @@ class TableWriter:
         if path.is_dir():
             raise InvalidTable(f"{path}: this is a folder; name a file in it")
         try:
-            self._file = self.partial.open("wb", buffering=_BUFFER_BYTES)
+            self.partial.unlink(missing_ok=True)
+            self._file = self.partial.open("xb", buffering=_BUFFER_BYTES)
         except OSError as error:
             raise InvalidTable(f"{path}: it cannot be written: {error.strerror or error}") from None
         try:
@@ -120,12 +122,24 @@ class TableWriter:
             self._rows.close()
             self._file.flush()
             os.fsync(self._file.fileno())
+            self.check_ours()
             self._file.close()
             self.partial.replace(self.path)
             sync_folder(self.path)
         except OSError as error:
             raise self._failed(error) from error
         return self.path
+
+    def check_ours(self) -> None:
+        """Raise TenterError if somebody else writes, or wrote, the file under its name."""
+        try:
+            ours = os.path.samestat(os.fstat(self._file.fileno()), self.partial.stat())
+        except FileNotFoundError:
+            ours = False
+        if not ours:
+            raise TenterError(
+                f"{self.partial}: another process has taken over; nothing was renamed"
+            )
 
     def abandon(self) -> str:
         """Leave the partial file, readable as far as it goes; says so."""

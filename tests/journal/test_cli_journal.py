@@ -89,9 +89,7 @@ async def test_compact_keeps_all_that_a_resume_asks_for(
     assert Store(home).info("run_1").status == "paused"
 
 
-async def test_compact_takes_rows_of_very_many_steps(
-    home: str, capsys: pytest.CaptureFixture[str]
-):
+async def test_compact_takes_rows_of_very_many_steps(home: str, capsys: pytest.CaptureFixture[str]):
     journal = Store(home).create(made_manifest())
     for number in range(9000):
         journal.record(StepRecord(0, f"turn{number}", b"1"))

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tenter.kvpolicy import Decision, Durations, Pause, Pin, Price, cheapest_first, shadow_price
+from tenter.kvpolicy.shadow_price import SLACK
 
 
 def taught(*seen: float) -> Durations:
@@ -101,13 +102,15 @@ def test_a_tool_nobody_knows_is_held_to_the_break_even_point() -> None:
     assert priced(late, 1e-6).hold_s == pytest.approx(50.0), "and so is one past all that is known"
 
 
-def test_a_tool_never_seen_is_believed_what_it_says_of_itself() -> None:
+def test_a_tool_is_believed_what_it_says_of_itself_until_it_is_late() -> None:
     said = Pause("sleep", TWO_S, tokens=10_000, eta_s=30.0, prefill_s=1.0)
 
-    assert priced(said, 1e-6).hold_s == 30.0
+    assert priced(said, 1e-6).hold_s == 30.0 * (1 + SLACK)
     assert priced(said, 1e-5).hold_s == 0.0
     known = replace(said, tool="a")
-    assert priced(known, 1e-5).hold_s == pytest.approx(10.0), "what was seen counts for more"
+    assert priced(known, 1e-5).hold_s == 0.0, "its word counts for more than what was seen"
+    late = replace(known, eta_s=1.0, elapsed_s=1.5)
+    assert priced(late, 1e-5) == priced(replace(late, eta_s=None), 1e-5), "now what was seen counts"
 
 
 def test_until_asked_again_the_worth_holds() -> None:

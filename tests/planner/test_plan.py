@@ -120,7 +120,13 @@ def test_observe_hears_of_every_rule() -> None:
     heard: list[tuple[str, bool]] = []
     plan = optimize(TRIAGE, observe=lambda rule, plan, changed: heard.append((rule, changed)))
 
-    assert heard == [("prune", False), ("consolidate", True), ("group", True), ("order", True)]
+    assert heard == [
+        ("prune", False),
+        ("consolidate", True),
+        ("reorder", False),
+        ("group", True),
+        ("order", True),
+    ]
     assert [step.scope for step in plan.steps] == ["row", "once", "row"]
 
 
@@ -337,6 +343,8 @@ def test_explain_shows_the_plan_after_each_rule() -> None:
         "== prune",
         "unchanged",
         "== consolidate",
+        "== reorder",
+        "unchanged",
         "== group",
         "== order",
     ]

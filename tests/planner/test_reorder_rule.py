@@ -6,12 +6,13 @@ from tenter.planner.errors import PlannerError
 from tenter.planner.graph import LLM, Graph, Ref
 from tenter.planner.lint import lint
 from tenter.planner.lower import lower
-from tenter.planner.optimize import RULES, optimize
+from tenter.planner.optimize import left_out, optimize
 from tenter.planner.plan import Context
 from tenter.planner.prompt import Prompt
 from tenter.planner.reorder.depend import Dependency
 from tenter.planner.rules.reorder import reorder
 from tenter.planner.stats import ColumnStats, TableStats
+from tenter.planner.validate import validate
 
 SOURCE = "Judge.\nId: {{ id }}\nText: {{ text }}\nShop: {{ shop }}\nCity: {{ city }}\n\nIs it good?"
 NAMES = ("id", "text", "shop", "city")
@@ -27,10 +28,11 @@ STATS = TableStats(
 )
 
 
-def graph(source: str = SOURCE) -> Graph:
+def graph(source: str = SOURCE, free: tuple[str, ...] = NAMES) -> Graph:
     prompt = Prompt(source)
     args = tuple((name, Ref(name)) for name in prompt.fields)
-    return Graph("g", NAMES, (LLM(id="a", prompt=prompt, args=args),), Ref("a"))
+    step = LLM(id="a", prompt=prompt, args=args, free_fields=free)
+    return Graph("g", NAMES, (step,), Ref("a"))
 
 
 def source_of(plan_step: object) -> str:
@@ -39,7 +41,7 @@ def source_of(plan_step: object) -> str:
 
 
 def test_freed_fields_go_from_shared_to_unique_and_the_plan_says_so() -> None:
-    plan = optimize(graph(), Context(STATS), rules=(*RULES, reorder({"a": NAMES})))
+    plan = optimize(graph(), Context(STATS))
 
     assert source_of(plan.steps[0].step) == (
         "Judge.\nCity: {{ city }}\nShop: {{ shop }}\nText: {{ text }}\nId: {{ id }}\n\nIs it good?"
@@ -48,32 +50,51 @@ def test_freed_fields_go_from_shared_to_unique_and_the_plan_says_so() -> None:
     assert plan.steps[0].prefix.fields == ("city", "shop", "text", "id")
 
 
-@pytest.mark.parametrize("free", [{}, {"a": ("shop",)}, {"b": NAMES}])
-def test_what_is_not_freed_stays(free: dict[str, tuple[str, ...]]) -> None:
-    plan = lower(graph(), Context(STATS))
+@pytest.mark.parametrize("free", [(), ("shop",)])
+def test_what_is_not_freed_stays(free: tuple[str, ...]) -> None:
+    plan = lower(graph(free=free), Context(STATS))
 
-    assert reorder(free)(plan, Context(STATS)) is plan
+    assert reorder(plan, Context(STATS)) is plan
+
+
+def test_a_rule_that_is_left_out_changes_nothing() -> None:
+    plan = optimize(graph(), Context(STATS, without=left_out(["reorder"])))
+
+    assert source_of(plan.steps[0].step) == SOURCE
+    with pytest.raises(ValueError, match="no rule 'prune' to leave out; there is consolidate"):
+        left_out(["prune"])
+
+
+@pytest.mark.parametrize(
+    ("free", "told"),
+    [
+        (("id", "shops"), "the free field 'shops' is not in the prompt; did you mean 'shop'"),
+        (("id",), "fewer than two fields are free"),
+    ],
+)
+def test_validation_tells_what_cannot_be_free(free: tuple[str, ...], told: str) -> None:
+    assert any(told in str(problem) for problem in validate(graph(free=free), (), None))
 
 
 def test_it_finds_nothing_twice_nor_without_statistics() -> None:
-    rule, context = reorder({"a": NAMES}), Context(STATS)
-    plan = rule(lower(graph(), context), context)
+    context = Context(STATS)
+    plan = reorder(lower(graph(), context), context)
 
-    assert rule(plan, context) is plan
+    assert reorder(plan, context) is plan
     bare = lower(graph(), Context())
-    assert rule(bare, Context()) is bare
+    assert reorder(bare, Context()) is bare
 
 
 def test_fields_that_cannot_move_are_told_with_their_step() -> None:
-    plan = lower(graph("{{ id }}{{ text }}"), Context(STATS))
+    plan = lower(graph("{{ id }}{{ text }}", ("id", "text")), Context(STATS))
 
     with pytest.raises(PlannerError, match="step 'a': the free fields are parted by ''"):
-        reorder({"a": ("id", "text")})(plan, Context(STATS))
+        reorder(plan, Context(STATS))
 
 
 def test_the_lint_prices_what_rows_would_share() -> None:
     prompt = "Judge.\n{{ id }}\n" + "Shop and city of the place, as they were told: {{ shop }}" * 3
-    (warning,) = lint(graph(prompt), Context(STATS))
+    (warning,) = lint(graph(prompt, ()), Context(STATS))
 
     assert (warning.field, warning.line, warning.calls) == ("id", 2, 1000)
     assert warning.tokens_lost == pytest.approx((47 * 3 + 60 * 3) / 4 * 0.96, rel=0.05)

@@ -110,6 +110,7 @@ def read_step(name: str, data: dict[str, Any]) -> Step:
         model=data.get("model", "default"),
         sampling=Sampling(**data.get("sampling", {})),
         choices=tuple(data.get("choices", ())),
+        free_fields=tuple(data.get("free_fields", ())),
         when=when,
     )
 

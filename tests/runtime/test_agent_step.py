@@ -296,6 +296,7 @@ class TestHandingOver:
         quiet = agent("{{ task }}", tools=[send]).as_tool("a", "")
         acts = agent("{{ task }}", tools=[send], allow=["send"]).as_tool("b", "")
         assert (quiet.sensitive, acts.sensitive) == (False, True)
+        assert agent("Do it.", tools=[send]).as_tool("d", "").sensitive  # it begins untainted
         assert (quiet.effect, agent("{{ x }}").as_tool("c", "").effect) == ("idempotent", "pure")
 
     def test_a_changed_agent_is_another_tool(self) -> None:

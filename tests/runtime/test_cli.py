@@ -227,7 +227,7 @@ def test_explain_shows_the_plan_and_runs_nothing(project: Project) -> None:
 
     assert code == 0
     assert "answer" in out
-    assert not (project.folder / "home").exists()
+    assert not (project.folder / "home" / "runs").exists()
     code, verbose, _ = project.run("explain", "route.yaml", "table.csv", "--verbose")
     assert code == 0
     assert len(verbose) > len(out)

@@ -109,7 +109,9 @@ async def test_what_nobody_waits_for_is_left_out_while_the_disk_is_behind(
     for row in range(5):
         journal.record(StepRecord(row, "step", b"1"))
     found = list(await journal.steps(0, 9))
-    assert found == sorted([*((row, "draft") for row in range(3)), *((r, "step") for r in range(5))])
+    assert found == sorted(
+        [*((row, "draft") for row in range(3)), *((r, "step") for r in range(5))]
+    )
     await journal.close()
 
 

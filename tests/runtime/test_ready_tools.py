@@ -65,6 +65,18 @@ async def test_yaml_describes_tools_without_python(folder: Path) -> None:
     assert load(folder / "look.yaml").fingerprint == found.fingerprint
 
 
+def test_yaml_allows_functions_of_a_database(folder: Path) -> None:
+    sql = "sql: sqlite:///orders.db, query: 'SELECT near(total) FROM orders'"
+    text = "version: 1\nname: x\ntools: {a: {%s}}\nsteps:\n  s: {tool: a}\noutput: '{{ s }}'\n"
+    with pytest.raises(InvalidWorkflow, match="near"):
+        loads(text % sql, str(folder / "x.yaml"))
+    for allowed in ("near", "[near, far]"):
+        found = loads(text % f"{sql}, functions: {allowed}", str(folder / "x.yaml"))
+        assert loads(dump(found), str(folder / "x.yaml")).fingerprint == found.fingerprint
+    with pytest.raises(InvalidWorkflow, match="functions is a list of names"):
+        loads(text % f"{sql}, functions: 'a b'", str(folder / "x.yaml"))
+
+
 async def test_a_ready_tool_is_a_step_of_python_workflows(folder: Path) -> None:
     read = tool(file_tools(folder / "notes")[0])
     order = tool(

@@ -20,25 +20,32 @@ from tenter.runtime.scheduler.core import Core
 from tenter.runtime.scheduler.events import (
     Abort,
     BlocksGone,
+    CallBegan,
     CallBroke,
     CallEnded,
     CallReady,
     CancelProgram,
+    Change,
     Command,
+    Continue,
     Dispatch,
     Drain,
     DropCall,
     Event,
+    Pause,
     PrefixKnown,
+    PrefixOver,
     ProgramArrived,
     ProgramEnded,
     Quit,
     Release,
     Retain,
+    SessionEnded,
     SetTimer,
     StartProgram,
     TimerFired,
     ToolEnded,
+    ToolProgress,
     ToolStarted,
     WorkerDown,
     WorkerFine,
@@ -86,6 +93,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.away: set[str] = set()
         self.pinned: set[str] = set()
         self.drained = False
+        self.paused = False
         self.history: list[tuple[Event, float, list[Command]]] = []
 
     @initialize(order=st.sampled_from(ORDER_NAMES), limits=st.sampled_from(LIMITS))
@@ -123,10 +131,10 @@ class CoreMachine(RuleBasedStateMachine):
             case SetTimer(due_s=due_s):
                 self.alarm_s = due_s
             case StartProgram(program=program):
-                assert program not in self.started and not self.drained
+                assert program not in self.started and not self.drained and not self.paused
                 self.started.add(program)
             case Dispatch(call=call, worker=worker):
-                assert worker in self.workers
+                assert worker in self.workers and not self.paused
                 self.running[call] = self.waiting.pop(call)
                 self.ran[call] = worker
             case DropCall(call=call):
@@ -194,6 +202,33 @@ class CoreMachine(RuleBasedStateMachine):
         for _ in range(size if whole else size - 1):
             self.ask(program, 20, False, group=group, gang=size)
 
+    @rule(
+        program=programs,
+        group=st.integers(0, 1),
+        leads=st.booleans(),
+        key=st.none() | st.integers(0, 9),
+        worker=st.none() | st.sampled_from(["m/1", "m/2"]),
+    )
+    def planned(
+        self, program: str, group: int, leads: bool, key: int | None, worker: str | None
+    ) -> None:
+        leader = f"{program}/{self.count + 1}" if leads else "another"
+        hint = {"group": f"prefix/{group}", "leader": leader, "order_key": key, "worker": worker}
+        self.ask(program, 150, False, shared_tokens=100, **hint)
+
+    @precondition(lambda self: bool(self.running))
+    @rule(data=st.data())
+    def call_begins(self, data: st.DataObject) -> None:
+        self.tell(CallBegan(call=data.draw(st.sampled_from(sorted(self.running)))))
+
+    @rule(group=st.integers(0, 1), known=st.booleans(), worker=st.none() | st.just("m/1"))
+    def group_comes_or_goes(self, group: int, known: bool, worker: str | None) -> None:
+        name = f"prefix/{group}"
+        if not known:
+            self.tell(PrefixOver(session=name))
+        elif name not in self.core.kept.prefixes:
+            self.tell(PrefixKnown(session=name, model="m", tokens=100, worker=worker))
+
     def ask(self, program: str, prompt: int, sessions: bool, **more: object) -> None:
         self.count += 1
         call = f"{program}/{self.count}"
@@ -241,6 +276,15 @@ class CoreMachine(RuleBasedStateMachine):
         assert worker is not None
         self.tell(CallBroke(call=call, worker=worker, error="503", after_s=after_s))
 
+    @rule(program=programs, left_s=st.sampled_from([0.0, 0.5, 100.0]))
+    def tool_tells(self, program: str, left_s: float) -> None:
+        about = {"program": program, "step": "t", "tool": "x", "session": f"{program}/s"}
+        self.tell(ToolProgress(**about, left_s=left_s))  # type: ignore[arg-type]
+
+    @rule(program=programs)
+    def end_session(self, program: str) -> None:
+        self.tell(SessionEnded(program=program, session=f"{program}/s"))
+
     @rule(program=programs, ends=st.booleans())
     def tool(self, program: str, ends: bool) -> None:
         session = f"{program}/s"
@@ -268,7 +312,9 @@ class CoreMachine(RuleBasedStateMachine):
     def up(self, name: str, slots: int, kv: int) -> None:
         self.away.discard(name)
         self.workers.add(name)
-        self.tell(WorkerUp(worker=name, model="m", max_running=slots, kv_tokens=kv))
+        joins = kv % 2 == 0
+        event = WorkerUp(worker=name, model="m", max_running=slots, kv_tokens=kv, joins=joins)
+        self.tell(event)
 
     @precondition(lambda self: bool(self.away) and len(self.workers) < 3)
     @rule(data=st.data())
@@ -308,6 +354,25 @@ class CoreMachine(RuleBasedStateMachine):
         self.now_s += after_s
         self.handle(TimerFired())
 
+    @rule()
+    def pause(self) -> None:
+        self.paused = True
+        self.tell(Pause())
+
+    @precondition(lambda self: self.paused)
+    @rule()
+    def go_on(self) -> None:
+        self.paused = False
+        self.tell(Continue())
+
+    @rule(
+        order=st.none() | st.sampled_from(ORDER_NAMES),
+        retention=st.sampled_from([None, "never", "fixed:3"]),
+        programs=st.none() | st.integers(1, 8),
+    )
+    def change(self, order: str | None, retention: str | None, programs: int | None) -> None:
+        self.tell(Change(order=order, retention=retention, max_programs=programs))
+
     @precondition(lambda self: self.count > 30)
     @rule()
     def drain(self) -> None:
@@ -334,7 +399,9 @@ class CoreMachine(RuleBasedStateMachine):
         idle = [worker for worker in workers if not worker.running and worker.open(self.now_s)]
         head = self.core.first_waiting("m", self.now_s)
         limited = any(limit.max_running or limit.tokens_per_minute for limit in self.model_limits())
-        if limited or head is None or head.ready.gang or self.now_s < head.home_until_s:
+        if self.paused or limited or head is None:
+            return
+        if head.ready.gang or self.now_s < head.home_until_s:
             return
         need = head.ready.prompt_tokens + head.ready.max_tokens
         assert all(need > worker.kv_tokens for worker in idle)
@@ -343,7 +410,7 @@ class CoreMachine(RuleBasedStateMachine):
     def what_waits_will_be_looked_at(self) -> None:
         """No call waits for a limit alone while nothing runs and no timer is set."""
         usable = any(worker.open(self.now_s) for worker in self.core.workers.values())
-        if self.running or self.alarm_s is not None or not usable:
+        if self.paused or self.running or self.alarm_s is not None or not usable:
             return
         largest = max(worker.kv_tokens for worker in self.core.workers.values())
         for name in self.waiting:
@@ -365,6 +432,8 @@ class CoreMachine(RuleBasedStateMachine):
             assert again.handle(event, now_s) == commands
 
     def finish(self) -> None:
+        self.paused = False
+        self.tell(Continue())
         self.up("m/last", 4, 5000)
         for name in sorted(self.workers):
             self.tell(WorkerLoad(worker=name, running=0, waiting=0))

@@ -167,6 +167,27 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not (tmp_path / "a.csv").exists()
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_one_that_was_taken_over_leaves_the_other_s_file_alone(tmp_path: Path, form: str):
+    """A process wakes up and writes on: before, in the midst of, and after what the other does."""
+    path = tmp_path / f"a.{form}"
+    frozen = [open_writer(path, ["a"]) for _ in range(2)]
+    for writer in frozen:
+        writer.write({"a": "frozen"})
+    other = open_writer(path, ["a"])
+    other.write({"a": "other"})
+    with pytest.raises(TenterError, match="another process has taken over"):
+        frozen[0].finish()
+    other.finish()
+    whole = path.read_bytes()
+    with pytest.raises(TenterError, match="another process has taken over"):
+        frozen[1].finish()
+    for writer in frozen:
+        writer.abandon()
+    assert path.read_bytes() == whole
+    assert [child.name for child in tmp_path.iterdir()] == [path.name]
+
+
 # ---- order -------------------------------------------------------------------------------------
 
 

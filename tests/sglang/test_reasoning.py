@@ -76,3 +76,32 @@ async def test_a_probe_computes_little_more_than_its_suffix(sglang_plugin: "Serv
     assert told.probe_tokens > 0
     for end in ends:
         assert end.prompt_tokens - end.cached_tokens <= 16
+
+
+async def test_a_branch_of_a_search_computes_what_its_parent_drew_last(
+    sglang_plugin: "Server",
+) -> None:
+    async def short(thought: str) -> float:
+        return 1 / (1 + len(thought))
+
+    step = reason(
+        "Compute {{ x }}. Think hard.",
+        strategy="rebase",
+        scorer=short,
+        width=6,
+        step_tokens=12,
+        until="\n",
+        max_tokens=160,
+        temperature=1.0,
+        top_p=1.0,
+    )
+    found, trace, load = await run(sglang_plugin, step, "64 + 15 - 28")
+    assert found
+    records = [record for _, record in trace.records]
+    ends = [record for record in records if isinstance(record, CallEnded)]
+    first = min(end.prompt_tokens for end in ends)
+    grown = [end for end in ends if end.prompt_tokens > first]
+    assert grown
+    for end in grown:
+        assert end.prompt_tokens - end.cached_tokens <= 16
+    assert load.running == load.waiting == 0

@@ -151,7 +151,7 @@ output: "{{ found }}"
 
 
 def test_an_agent_is_a_conversation_with_pauses(desk: Path) -> None:
-    rows = [{"question": f"What about {number}?"} for number in range(20)]
+    rows = [{"question": f"What about {number}?"} for number in range(60)]
     found, programs = made(desk, AGENT, rows)
     assert found.sessions and {len(program.stages) for program in programs} == set(range(1, 7))
     for program in programs:

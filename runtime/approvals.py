@@ -1,0 +1,86 @@
+"""Questions that a run has stopped at: tool calls that wait for somebody's approval, in its journal."""
+
+import asyncio
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from .errors import InvalidInput
+from .journal.base import RowRecord, StepRecord
+from .journal.store import Store
+from .run.codec import encode
+from .run.trust import ASKS, approval_id
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A call that waits: its tool, its arguments, and whose words the chat had read before it."""
+
+    id: str
+    row: int
+    path: str
+    tool: str
+    arguments: dict[str, Any]
+    sources: tuple[str, ...]
+
+
+def questions(store: Store, run: str) -> list[Question]:
+    """Those that nobody has answered yet, in the order of their rows."""
+    found: dict[int, list[Question]] = {}
+    for entry in store.entries(run):
+        if isinstance(entry, RowRecord):
+            found.pop(entry.row, None)  # given up, or ended in another way
+        elif (question := _question(entry)) is not None:
+            found.setdefault(entry.row, []).append(question)
+    return [question for row in sorted(found) for question in found[row]]
+
+
+async def answer(store: Store, run: str, asked: Iterable[Question], approve: bool) -> None:
+    """Record the answers, so that a resumed run acts on them.
+
+    Raises JournalError where somebody runs the run at present.
+    """
+    _, journal = store.open(run)
+    try:
+        durable = [_recorded(journal.record, question, approve) for question in asked]
+        await asyncio.gather(*durable)
+    finally:
+        await journal.close()
+
+
+def chosen(asked: list[Question], ids: Iterable[str]) -> list[Question]:
+    """The questions of these names; raises InvalidInput for one that is not asked."""
+    by_id = {question.id: question for question in asked}
+    for name in ids:
+        if name not in by_id:
+            known = ", ".join(by_id) or "none"
+            raise InvalidInput(f"no call {name!r} waits for approval; those that wait: {known}")
+    return [by_id[name] for name in dict.fromkeys(ids)]
+
+
+def _recorded(record: Any, question: Question, approve: bool) -> "asyncio.Future[None]":
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    step = StepRecord(question.row, question.path, encode(approve))
+    record(step, lambda: done.set_result(None), True)
+    return done
+
+
+def _question(entry: StepRecord) -> Question | None:
+    step = entry.path.rpartition("@")[0].rpartition(".")[0]
+    if not (step == ASKS or step.endswith(f".{ASKS}")) or not entry.value.startswith(b"{"):
+        return None
+    asked = cast("dict[str, Any]", json.loads(entry.value))
+    about = asked["tool"], asked["arguments"], tuple(asked["sources"])
+    return Question(approval_id(entry.row, entry.path), entry.row, entry.path, *about)
+
+
+def shown(question: Question, width: int = 100) -> Iterator[str]:
+    """A question for somebody who is to answer it."""
+    given = (
+        f"{name if name.isidentifier() else repr(name)}={value!r}"
+        for name, value in question.arguments.items()
+    )
+    call = f"{question.tool}({', '.join(given)})"
+    yield f"{question.id}  row {question.row:,}  {call[:width]}{'…' if len(call) > width else ''}"
+    yield f"{'':10}after it had read {', '.join(question.sources)}"
