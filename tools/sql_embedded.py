@@ -20,6 +20,7 @@ MAX_THREADS = 32  # of embedded databases together, on one event loop
 LOOK_S = 0.05
 GRACE_S = 5.0  # for a statement to notice that it was interrupted
 SQLITE_CELL_BYTES = 64 << 20
+IN_USE = "different configuration", "file handle conflict"  # how DuckDB says it, opened or closing
 DUCKDB_LIMITS = {"memory_limit": "4GiB", "max_temp_directory_size": "16GiB"}
 
 _threads: RunVar[anyio.CapacityLimiter] = RunVar("tenter_sql_threads")
@@ -90,8 +91,8 @@ async def ask_duckdb(
             for read_only in (False,) if write else (True, False):
                 try:
                     connection = duckdb.connect(str(path), read_only=read_only, config=settings)
-                except duckdb.ConnectionException as error:
-                    if "different configuration" not in str(error) or gone.is_set():
+                except duckdb.Error as error:
+                    if not any(why in str(error) for why in IN_USE) or gone.is_set():
                         raise
                 else:
                     if not write and not read_only:

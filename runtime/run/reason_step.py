@@ -108,12 +108,13 @@ class ReasonWork:
         self._account(drive, outcome, watch, lent)
         if host.observe_thought is not None:
             host.observe_thought(owner.row, strategy, outcome)
-        scorer = drive.scorer
+        scorer, step = drive.scorer, self._asking.step.id
+        failure = drive.failure.removeprefix(f"step {step!r}: ")
         if scorer is not None and scorer.scores == scorer.failures > 0:
-            raise StepFailed(f"it never had a reward: {drive.failure}", self._asking.step.id)
+            raise StepFailed(f"it never had a reward: {failure}", step)
         if outcome.answer is None:
-            why = drive.failure or f"its budget of {strategy.budget_tokens} tokens gave no answer"
-            raise StepFailed(why, self._asking.step.id)
+            why = failure or f"its budget of {strategy.budget_tokens} tokens gave no answer"
+            raise StepFailed(why, step)
         return outcome.answer
 
     def _built(self) -> tuple[Step, "_Watch | None"]:
