@@ -17,6 +17,7 @@ def pytest_configure() -> None:
             signal.signal(number, default)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `--dist loadgroup`: one worker runs a file's tests, and one all that share servers."""
     for item in items:
