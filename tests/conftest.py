@@ -17,14 +17,6 @@ def pytest_configure() -> None:
             signal.signal(number, default)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: one worker runs a file's tests, and one all that share servers."""
-    for item in items:
-        servers = item.get_closest_marker("sglang") is not None
-        item.add_marker(pytest.mark.xdist_group("sglang" if servers else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Asyncio only: the runtime's clock is an asyncio loop's."""
