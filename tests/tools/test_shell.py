@@ -171,16 +171,15 @@ async def test_a_killed_guard_is_told(tmp_path: Path) -> None:
 def test_descendants_are_found_without_the_kernels_list_of_children(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    child = subprocess.Popen(["sh", "-c", "sleep 33.5 & echo on; wait"], stdout=subprocess.PIPE)
+    argv = ["sh", "-c", "sleep 33.5 & echo on; wait"]
+    child = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True)
     assert child.stdout is not None
     child.stdout.readline()
     listed = shell_guard._descendants()
     monkeypatch.setattr(shell_guard.os.path, "exists", lambda _: False)
     found = shell_guard._descendants()
     assert child.pid in found and set(listed) <= set(found) and len(found) >= 2
-    for pid in (child.pid, *found):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    os.killpg(child.pid, signal.SIGKILL)  # and nothing else: other tests' servers are found too
     child.communicate()
 
 
