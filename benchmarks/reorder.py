@@ -1,27 +1,23 @@
 """Rows and fields in an order that a prefix cache likes: hit rates, and what the planner costs.
 
-    python benchmarks/reorder.py [--quick] [--data DIR] [--scale ROWS]
+    python benchmarks/reorder.py [--quick] [--data DIR]
 
 For every table of DIR/tables: the share of prompt tokens (cl100k) that a paged cache of 16-token
 blocks holds, for the author's order, a fixed order by statistics, GGR as published, and ours, with
 an unlimited cache and with 16k, 64k and 256k tokens (LRU). `ggr` measures values in characters, as
-published, `ggr_tokens` fields as rendered; the published 0.801 rests on columns merged by hand. A prompt is an instruction of about 75
-tokens and the row as a JSON object, whose fields are all free. `solver_s` is CPU time from codes
-to order; statistics and tokenising are timed apart. Prompts are put together from the tokens of
-their segments; without `--quick` each is tokenised whole. `--scale` times generated tables of up
-to so many rows instead.
+published, `ggr_tokens` fields as rendered; the published 0.801 rests on columns merged by hand. A
+prompt is an instruction of about 75 tokens and the row as a JSON object, whose fields are all free.
+`solver_s` is CPU time from codes to order; statistics and tokenising are timed apart. Prompts are
+put together from the tokens of their segments; without `--quick` each is tokenised whole.
 """
 
 import argparse
 import csv
-import random
-import resource
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -160,68 +156,20 @@ def measure(path: Path, tokenizer: Cl100k, figures: Figures, quick: bool) -> Non
     figures.add("error_of_sums", error_of_sums(few, layout, tokenizer.count), **where)
 
 
-def generated(rows: int, rng: random.Random) -> Iterator[list[str]]:
-    """Orders of customers: an entity with fixed fields, a few categories, a time."""
-    for _ in range(rows):
-        customer = int(rng.paretovariate(1.1) * 7) % max(1, rows // 20)
-        yield [
-            f"{rng.randrange(10**9)}",
-            f"Customer number {customer}",
-            f"Region {customer % 40}",
-            ("open", "paid", "sent", "lost")[min(3, int(rng.expovariate(1.2)))],
-            f"{rng.randrange(5) + 1}/5",
-            f"Product {int(rng.paretovariate(0.9)) % 500} of the spring catalogue",
-        ]
-
-
-def scale(most: int, figures: Figures) -> None:
-    """Tables of growing size: tokens per second through each stage, and the peak of memory."""
-    names = ["id", "customer", "region", "state", "stars", "product"]
-    layout = Layout.json_object(names, INSTRUCTION, free=names)
-
-    def count(texts: Sequence[str]) -> list[int]:
-        return [len(text) // 4 + 1 for text in texts]  # the tokenizer's own time is not asked
-
-    sizes = [size for size in (10_000, 100_000, 1_000_000) if size < most]
-    for rows in (*sizes, most):
-        stages_s = [time.process_time()]
-        source = (dict(zip(names, row, strict=True)) for row in generated(rows, random.Random(1)))
-        collect(source, names)
-        stages_s.append(time.process_time())
-        table = encode(generated(rows, random.Random(1)), layout, count)
-        stages_s.append(time.process_time())
-        made = arrange(table)
-        stages_s.append(time.process_time())
-        took = [after - before for before, after in pairwise(stages_s)]
-        for stage, seconds in zip(("stats", "encode", "arrange"), took, strict=True):
-            rate = table.prompt_tokens / max(seconds, 1e-9)
-            figures.add(f"{stage}_tokens_per_s", rate, unit="tokens/s", rows=rows)
-            figures.add(f"{stage}_s", seconds, unit="s", rows=rows)
-        expected = made.saved_tokens / made.prompt_tokens
-        before = made.saved_before_tokens / made.prompt_tokens
-        figures.add("expected_hit_rate", expected, before, rows=rows)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        figures.add("peak_mb", peak, unit="MB", rows=rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--scale", type=int, metavar="ROWS")
     given = parser.parse_args()
     one_thread()
     figures = Figures("reorder")
-    if given.scale:
-        scale(given.scale, figures)
-    else:
-        paths = sorted((given.data / "tables").glob("*.csv"))
-        if not paths:
-            sys.exit(f"no tables: {given.data}/tables has no CSV file; name the folder by --data")
-        csv.field_size_limit(1 << 30)
-        tokenizer = Cl100k()
-        for path in paths:
-            measure(path, tokenizer, figures, given.quick)
+    paths = sorted((given.data / "tables").glob("*.csv"))
+    if not paths:
+        sys.exit(f"no tables: {given.data}/tables has no CSV file; name the folder by --data")
+    csv.field_size_limit(1 << 30)
+    tokenizer = Cl100k()
+    for path in paths:
+        measure(path, tokenizer, figures, given.quick)
     figures.table("Row and field order")
 
 

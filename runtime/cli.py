@@ -20,6 +20,7 @@ from .cli_cache import app as cache_app
 from .cli_failure import explain_failure, say
 from .cli_journal import app as journal
 from .cli_operate import COMMANDS, Budget, TimeLimit, seconds_of
+from .cli_options import Concurrency, Home, Json
 
 FIRST_STEPS = """
 First steps:
@@ -55,10 +56,6 @@ Models = Annotated[
         negative=(),
     ),
 ]
-Home = Annotated[
-    str | None, Parameter(help="Where runs are kept. Default: `$TENTER_HOME`, else `./.tenter`.")
-]
-Json = Annotated[bool, Parameter(name="--json", help="Only JSON lines on stdout.", negative=())]
 Cache = Annotated[
     bool | None,
     Parameter(
@@ -107,7 +104,7 @@ def map(
         ),
     ] = (),
     model: Models = (),
-    concurrency: Annotated[int | None, Parameter(help="Rows in flight at most.")] = None,
+    concurrency: Concurrency = None,
     max_errors: Annotated[
         int | None, Parameter(help="Give up when more rows than this have failed. Default: never.")
     ] = None,

@@ -8,12 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from .cli_failure import say
+from .cli_options import Home, Json, Run
 from .errors import InvalidInput
-
-Run = Annotated[str, Parameter(help="The run's name, the beginning of it, or `last`.")]
-Home = Annotated[
-    str | None, Parameter(help="Where runs are kept. Default: `$TENTER_HOME`, else `./.tenter`.")
-]
 
 
 def approve(
@@ -27,7 +23,7 @@ def approve(
         bool, Parameter(help="They may not run; the model is told so.", negative=())
     ] = False,
     home: Home = None,
-    json: Annotated[bool, Parameter(help="Only JSON lines on stdout.", negative=())] = False,
+    json: Json = False,
 ) -> int:
     """List the tool calls that a run has stopped at, or approve of some.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from .cli_options import Home, Json
 from .errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -22,14 +23,6 @@ app = App(
     help_epilogue="",
     sort_key=11,
 )
-
-Home = Annotated[
-    str | None,
-    Parameter(
-        help="Where runs are kept: a folder or a Redis. Default: `$TENTER_HOME`, else `./.tenter`."
-    ),
-]
-Json = Annotated[bool, Parameter(name="--json", help="One JSON line on stdout.", negative=())]
 
 
 @app.command

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 from cyclopts import App, Parameter
 
 from .cli_failure import say
+from .cli_options import Home, Json, Run
 from .errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -24,15 +25,6 @@ app = App(
     help_epilogue="",
     sort_key=10,
 )
-
-Run = Annotated[str, Parameter(help="The run's name, the beginning of it, or `last`.")]
-Home = Annotated[
-    str | None,
-    Parameter(
-        help="Where runs are kept: a folder or a Redis. Default: `$TENTER_HOME`, else `./.tenter`."
-    ),
-]
-Json = Annotated[bool, Parameter(name="--json", help="One JSON line on stdout.", negative=())]
 
 
 @app.command

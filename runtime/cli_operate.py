@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from .cli_failure import say
+from .cli_options import Concurrency, Home, Json, Run
 
 if TYPE_CHECKING:
     from .journal.base import RunInfo
     from .journal.store import Store
     from .operate.door import Ask
 
-Run = Annotated[str, Parameter(help="The run's name, the beginning of it, or `last`.")]
-Home = Annotated[
-    str | None, Parameter(help="Where runs are kept. Default: `$TENTER_HOME`, else `./.tenter`.")
-]
-Json = Annotated[bool, Parameter(name="--json", help="Only JSON lines on stdout.", negative=())]
-Concurrency = Annotated[int | None, Parameter(help="Rows in flight at most.")]
 MaxErrors = Annotated[
     int | None, Parameter(help="Give up when more rows than this have failed. Default: never.")
 ]

@@ -36,6 +36,7 @@ from .base import (
     StepRecord,
     Superseded,
 )
+from .transaction import transaction
 
 APPLICATION_ID = 0x546E7472  # "Tntr"
 INLINE_BYTES = 512
@@ -199,9 +200,8 @@ class JournalFile:
         (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if busy:
             raise JournalError(f"journal {self.path}: {_CURES['SQLITE_BUSY']}")
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute(_SET, ("token", self._token))
-        self._db.execute("COMMIT")
+        with transaction(self._db):
+            self._db.execute(_SET, ("token", self._token))
 
     def _check_token(self) -> None:
         (token,) = self._db.execute(_TOKEN).fetchone()
@@ -240,16 +240,10 @@ class JournalFile:
 
     @contextmanager
     def _transaction(self, new: bool = False) -> Generator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(self._db):
             if not new:
                 self._check_token()
             yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Keep all of `entries`, or none of them: the death of the process cannot lose them."""

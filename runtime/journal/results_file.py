@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import JournalError
 from .results import Bounds, Clock, Holding, Item, Kept, aged, size_of
+from .transaction import transaction
 
 RESULTS_VERSION = 1
 APPLICATION_ID = 0x546E7472 + 1  # "Tntr", and not a journal
@@ -124,19 +125,13 @@ class ResultFile:
     def _prepare(self) -> None:
         for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "synchronous = NORMAL"):
             self._db.execute(f"PRAGMA {pragma}").fetchall()
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(self._db):
             (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not tables:
                 for statement in _statements(_SCHEMA):
                     self._db.execute(statement)
             self._check()
             self._trim(self._clock())
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
     def _check(self) -> None:
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
@@ -161,15 +156,8 @@ class ResultFile:
 
     @contextmanager
     def _writing(self) -> Generator[None]:
-        with self._reported():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._reported(), transaction(self._db):
+            yield
 
     @contextmanager
     def _reported(self) -> Generator[None]:

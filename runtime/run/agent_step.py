@@ -1,6 +1,5 @@
 """An agent as a step: a chat of its own that calls tools until it can answer."""
 
-import asyncio
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from ..errors import StepFailed
 from ..workflow import Workflow
 from .asking import Asking
 from .context import current_program
+from .long_step import LongStep
 from .owner import Owner
 from .program import AsyncProgram
 from .session import ChatSession
@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 INPUTS = "the step's inputs"  # what its chat reads first, and somebody else may have written
 
 
-class AgentWork:
-    """One agent step of one program.
-
-    It is a part of its program: its turns and tool calls are recorded below the step's path, so
-    that it goes on where it was stopped, and it is cancelled with it.
-    """
+class AgentWork(LongStep):
+    """One agent step of one program: its turns and tool calls."""
 
     def __init__(
         self,
@@ -44,40 +40,12 @@ class AgentWork:
     ) -> None:
         step = asking.step
         assert step.loop is not None
-        self._host = host
-        self._owner = owner
-        self._path = path
         self._step = step
         self._loop: Loop = step.loop
         self._chat = chat
-        self._done = done
         self._toolbox = toolbox
         self._tools = [_named(name, step, toolbox.tools) for name in self._loop.tools]
-        self.signature = signature and _with_tools(signature, self._tools)
-
-    def start(self) -> None:
-        """Let it run, unless its program has ended."""
-        if self._owner.ended:
-            self._host.abandon(self.signature)
-        else:
-            self._host.run_for(self._owner, self._run())
-
-    async def _run(self) -> None:
-        host, owner = self._host, self._owner
-        try:
-            value, error = await self._act(), None
-        except asyncio.CancelledError:
-            if owner.ended:  # otherwise the whole run ends, and nobody can take over
-                host.abandon(self.signature)
-            raise
-        except Exception as failure:
-            value, error = None, self._told(failure)
-        if owner.ended:
-            host.abandon(self.signature)
-        elif error is not None:
-            host.failed(self.signature, error, self._done)
-        else:
-            host.record(owner, self._path, value, self.signature, self._done)
+        super().__init__(host, owner, path, signature and _with_tools(signature, self._tools), done)
 
     async def _act(self) -> Any:
         """The agent's answer."""

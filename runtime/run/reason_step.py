@@ -1,6 +1,5 @@
 """A reasoning step: a strategy that says what to think, and the calls that do it."""
 
-import asyncio
 import json
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -18,6 +17,7 @@ from ..reasoning.strategy import Step
 from ..reasoning.thought import ChainOfThought
 from ..scheduler.events import Drifted, Reasoned
 from .asking import Asking, seed_for
+from .long_step import LongStep
 from .owner import Owner
 from .reason_drive import Drive
 from .reason_samples import Samples
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from .host import Host
 
 
-class ReasonWork:
-    """One reasoning step of one program. Its pieces are recorded below the step's path, so that a
-    resumed run thinks on where it was stopped."""
+class ReasonWork(LongStep):
+    """One reasoning step of one program: its pieces, and how it ends."""
 
     def __init__(
         self,
@@ -44,46 +43,18 @@ class ReasonWork:
         done: Settled,
         toolbox: Toolbox,
     ) -> None:
-        assert asking.step.reasoning is not None
-        self._host = host
-        self._owner = owner
-        self._path = path
+        step = asking.step
+        assert step.reasoning is not None
         self._asking = asking
         self._chat = chat
-        self.signature = signature and _with_scorer(signature, asking.step, toolbox)
-        self._done = done
         self._toolbox = toolbox
-        self._strategy = asking.step.reasoning.strategy
-        self._settings: Mapping[str, Any] = json.loads(asking.step.reasoning.settings)
+        self._strategy = step.reasoning.strategy
+        self._settings: Mapping[str, Any] = json.loads(step.reasoning.settings)
+        super().__init__(
+            host, owner, path, signature and _with_scorer(signature, step, toolbox), done
+        )
 
-    def start(self) -> None:
-        """Let it run, unless its program has ended."""
-        if self._owner.ended:
-            self._host.abandon(self.signature)
-        else:
-            self._host.run_for(self._owner, self._run())
-
-    async def _run(self) -> None:
-        host, owner = self._host, self._owner
-        error: Exception | None = None
-        value: Any = None
-        try:
-            value = await self._reason()
-        except asyncio.CancelledError:
-            if owner.ended:  # otherwise the whole run ends, and nobody can take over
-                host.abandon(self.signature)
-            raise
-        except Exception as failure:
-            error = failure
-            owner.note(failure)
-        if owner.ended:
-            host.abandon(self.signature)
-        elif error is not None:
-            host.failed(self.signature, error, self._done)
-        else:
-            host.record(owner, self._path, value, self.signature, self._done)
-
-    async def _reason(self) -> Any:
+    async def _act(self) -> Any:
         """The answer that the strategy decides on."""
         host, owner = self._host, self._owner
         strategy, watch = self._built()

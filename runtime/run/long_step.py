@@ -1,0 +1,62 @@
+"""A step that is many calls: a part of its program that runs beside it."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from .owner import Owner
+from .sharing import Settled
+
+if TYPE_CHECKING:
+    from .host import Host
+
+
+class LongStep:
+    """One such step of one program; what it does is `_act`.
+
+    What it does is recorded below the step's path, so that it goes on where it was stopped, and it
+    is cancelled with its program.
+    """
+
+    def __init__(
+        self, host: "Host", owner: Owner, path: str, signature: bytes | None, done: Settled
+    ) -> None:
+        self._host = host
+        self._owner = owner
+        self._path = path
+        self._done = done
+        self.signature = signature
+
+    def start(self) -> None:
+        """Let it run, unless its program has ended."""
+        if self._owner.ended:
+            self._host.abandon(self.signature)
+        else:
+            self._host.run_for(self._owner, self._run())
+
+    async def _run(self) -> None:
+        host, owner = self._host, self._owner
+        error: Exception | None = None
+        value: Any = None
+        try:
+            value = await self._act()
+        except asyncio.CancelledError:
+            if owner.ended:  # otherwise the whole run ends, and nobody can take over
+                host.abandon(self.signature)
+            raise
+        except Exception as failure:
+            error = self._told(failure)
+            owner.note(error)
+        if owner.ended:
+            host.abandon(self.signature)
+        elif error is not None:
+            host.failed(self.signature, error, self._done)
+        else:
+            host.record(owner, self._path, value, self.signature, self._done)
+
+    async def _act(self) -> Any:
+        """The step's value."""
+        raise NotImplementedError
+
+    def _told(self, error: Exception) -> Exception:
+        """The error as its program hears of it."""
+        return error
