@@ -113,6 +113,7 @@ class Capabilities:
     logprobs: bool = False
     resumes: Literal["no", "text", "all"] = "no"  # takes `Request.drawn`: never, without a schema
     joins: bool = False  # calls that run share what they compute of equal prompts
+    tiered: bool = False  # evicted KV comes back from a tier below, as of the host's memory
     priorities: bool = False  # orders its own waiting line by `Request.priority`
     remote: bool = False  # others may use it too: its load is asked for, and it may come back
 

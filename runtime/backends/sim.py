@@ -100,6 +100,7 @@ class SimulatedBackend:
             choices=True,
             priorities=True,
             joins=True,
+            tiered=host_gb > 0,
         )
 
     def _draw_length(self, request: Request) -> int:

@@ -60,7 +60,9 @@ class Attempts:
         self._outages = Outages(self._fleet, patience_s)
         self._tenants = Tenants(limits, ranked.fair, self.programs)
         self._quota = Quota(limits, self._budget_due)
-        self._working = WorkingSet(limits, self._fleet.kv_tokens, self._context_due)
+        self._working = WorkingSet(
+            limits, self._fleet.kv_tokens, self._fleet.tiered, self.kept.pinned, self._context_due
+        )
         self._waiting = Waiting(
             ranked,
             self.calls,

@@ -285,6 +285,7 @@ class WorkerUp(Record, frozen=True):
     kv_tokens: int
     page_tokens: int = 1
     joins: bool = False  # calls that run share what they compute, so that no leader is waited for
+    tiered: bool = False  # evicted KV comes back from a tier below, as of the host's memory
 
 
 class WorkerDown(Record, frozen=True):

@@ -44,7 +44,7 @@ class Fleet:
         worker = WorkerState(
             event.worker, event.model, event.max_running, event.kv_tokens, event.page_tokens
         )
-        worker.joins = event.joins
+        worker.joins, worker.tiered = event.joins, event.tiered
         self._workers[worker.name] = worker
         self._by_model.setdefault(worker.model, []).append(worker)
         self.away.pop(worker.name, None)
@@ -95,6 +95,10 @@ class Fleet:
     def kv_tokens(self, model: str) -> int:
         """The KV capacity of all workers of `model` together."""
         return sum(worker.kv_tokens for worker in self.of(model))
+
+    def tiered(self, model: str) -> bool:
+        """Whether evicted KV of `model` comes back from a tier below."""
+        return any(worker.tiered for worker in self.of(model))
 
     def chooses(self, model: str) -> bool:
         """Whether calls of `model` may go to more than one worker."""

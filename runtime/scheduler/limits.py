@@ -4,7 +4,7 @@ may keep resident. Settings only; `quota.py` and `working_set.py` keep the accou
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 from ..errors import InvalidConfig
 
@@ -37,17 +37,18 @@ class Limits:
                tenants={"*": Limit(max_live=20), "batch": Limit(max_running=4)},
                working_set=0.9)
 
-    `working_set`: the share of a model's KV capacity that live programs may keep resident; a program
-    whose context would exceed it waits as a whole (ThunderAgent, 2602.13692), and where contexts
-    outgrow it, the one that arrived last is paused. None: there is no bound. A program counts while
-    it has calls, and for `acting_s` seconds of a tool. `past_future`: a call enters where the memory
+    `working_set`: the share of a model's KV capacity that the sessions of live programs may keep
+    resident; a program whose context would exceed it waits as a whole (ThunderAgent, 2602.13692),
+    and where contexts outgrow it, the one that arrived last is paused. "auto": all of it, but no
+    bound where a worker has a tier below, from which evicted KV comes back cheaply. None: no bound.
+    A session counts while it has a call, for `acting_s` seconds of a tool, and while it is pinned. `past_future`: a call enters where the memory
     that running calls are expected to need leaves room (2507.10150), not where their longest answers
     would; the engine must be able to preempt. Raises InvalidConfig for what cannot be.
     """
 
     models: Mapping[str, Limit] = field(default_factory=dict[str, Limit])
     tenants: Mapping[str, Limit] = field(default_factory=dict[str, Limit])
-    working_set: float | None = None
+    working_set: float | Literal["auto"] | None = "auto"
     acting_s: float = 10.0
     past_future: bool = False
 
@@ -56,8 +57,11 @@ class Limits:
             for name, limit in group.items():
                 _check(f"{kind}.{name}", limit)
         share = self.working_set
-        if share is not None and not (_number(share) and 0 < share <= 1):
-            raise InvalidConfig(f"limits: working_set must be above 0 and at most 1, not {share!r}")
+        if not (share in ("auto", None) or (_number(share) and 0 < float(share) <= 1)):
+            raise InvalidConfig(
+                'limits: working_set must be above 0 and at most 1, "auto", or null (no bound), '
+                f"not {share!r}"
+            )
         if not (_number(self.acting_s) and self.acting_s >= 0):
             raise InvalidConfig(
                 f"limits: acting_s must be 0 or more seconds, not {self.acting_s!r}"

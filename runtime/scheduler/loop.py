@@ -204,6 +204,7 @@ class Scheduler:
             kv_tokens=able.kv_tokens,
             page_tokens=able.page_tokens,
             joins=able.joins,
+            tiered=able.tiered,
         )
 
     async def __aexit__(

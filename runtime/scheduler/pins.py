@@ -21,6 +21,11 @@ class Pins:
         name = call.ready.session
         return self.by_name.get(name) if name is not None else None
 
+    def pinned(self, session: str) -> bool:
+        """Whether the session's KV is kept."""
+        state = self.by_name.get(session)
+        return state is not None and state.retained
+
     def expire(self, now_s: float) -> list[str]:
         """Count no longer what workers have let go of by themselves; the models they serve."""
         changed: list[str] = []

@@ -91,6 +91,7 @@ class WorkerState:
     prefixes: set[str] = field(default_factory=set[str])  # pinned until they are over
     groups: dict[str, RunningGroup] = field(default_factory=dict[str, "RunningGroup"])
     joins: bool = False  # its calls share what they compute
+    tiered: bool = False  # what it evicts comes back from a tier below
     computed_tokens: int = 0  # of prompts, since it came up
     prefill_s: float = 0.0  # that they took
     work_tokens: int = 0  # of its running calls (placement)

@@ -1,12 +1,13 @@
 """The working set: the programs whose contexts share a model's KV capacity (ThunderAgent, 2602.13692).
 
 Too many live programs evict each other's context at every tool call, and all of them compute theirs
-again. So the number of live programs is bounded by the KV that they keep resident: the calls of a
-program that would exceed it wait, all of them, and where contexts outgrow the capacity, the program
-that arrived last and runs nothing is paused as a whole. A program counts with its calls in full,
-and between calls with the context of its sessions, for some seconds: one whose tool takes longer
-holds nothing that others should wait for. Where no member has a call, anybody may enter, so waiting
-always has an end.
+again. So the number of live programs is bounded by the KV that their sessions keep resident: the
+calls of a program that would exceed it wait, all of them, and where contexts outgrow the capacity,
+the program that arrived last and runs nothing is paused as a whole. A session counts in full while
+it has a call, and then with its context, for some seconds and for as long as that is pinned: one
+whose tool takes longer holds nothing that others should wait for. Calls without a session leave
+nothing behind, and do not count. Where no member has a call, anybody may enter, so waiting always
+has an end.
 """
 
 import heapq
@@ -14,9 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+from .events import CallReady
 from .limits import Limits
 from .state import CallState, need
 
+LOOK_S = 1.0  # a pinned context is not looked at more often
 SPARE = 64  # entries that nobody needs any more, beside two for each member
 
 
@@ -50,14 +53,22 @@ class _Context:
 class WorkingSet:
     """Who is in the working set of each model.
 
-    `capacity` tells a model's KV tokens, and `alarm(until_s)` asks for `expire` at that time.
+    `capacity` tells a model's KV tokens, `tiered` whether evicted ones come back from a tier below,
+    `pinned` whether a session's KV is, and `alarm(until_s)` asks for `expire` at that time.
     """
 
     def __init__(
-        self, limits: Limits, capacity: Callable[[str], int], alarm: Callable[[float], None]
+        self,
+        limits: Limits,
+        capacity: Callable[[str], int],
+        tiered: Callable[[str], bool],
+        pinned: Callable[[str], bool],
+        alarm: Callable[[float], None],
     ) -> None:
         self._limits = limits
         self._capacity = capacity
+        self._tiered = tiered
+        self._pinned = pinned
         self._alarm = alarm
         self._sets: dict[str, _Set] = {}
         self._contexts: dict[str, _Context] = {}
@@ -79,7 +90,8 @@ class WorkingSet:
         most = self._limits.of_model(model).max_live
         if most is not None and len(found.members) >= most:
             return False
-        return found.tokens + sum(need(call.ready) for call in calls) <= self._bound(model)
+        tokens = sum(_resident(call.ready) for call in calls)
+        return not tokens or found.tokens + tokens <= self._bound(model)
 
     def wait(self, session: str) -> None:
         """The session's next call waits: its context counts until that is over."""
@@ -96,7 +108,7 @@ class WorkingSet:
         call.member = ready.model
         member.calls += 1
         found.calls += 1
-        self._add(found, member, need(ready))
+        self._add(found, member, _resident(ready))
         if kept is not None and kept.model != ready.model:
             self._settle(kept.model, kept.program)
 
@@ -111,7 +123,7 @@ class WorkingSet:
         member = found.members[ready.program]
         member.calls -= 1
         found.calls -= 1
-        self._add(found, member, -need(ready))
+        self._add(found, member, -_resident(ready))
         if ready.session is not None and context_tokens:
             self._drop_context(ready.session)
             self._contexts[ready.session] = _Context(ready.program, model, context_tokens)
@@ -127,9 +139,12 @@ class WorkingSet:
         """From now on the context counts for some seconds."""
         kept = self._contexts.get(session) if session is not None else None
         if kept is not None and session is not None:
-            kept.until_s = now_s + self._limits.acting_s
-            heapq.heappush(self._ends, (kept.until_s, session))
-            self._alarm(kept.until_s)
+            self._count(session, kept, now_s + self._limits.acting_s)
+
+    def _count(self, session: str, kept: _Context, until_s: float) -> None:
+        kept.until_s = until_s
+        heapq.heappush(self._ends, (until_s, session))
+        self._alarm(until_s)
 
     def forget(self, session: str) -> str | None:
         """The session keeps nothing resident any more; the model that has room for it."""
@@ -140,12 +155,17 @@ class WorkingSet:
         return kept.model
 
     def expire(self, now_s: float) -> list[str]:
-        """Sessions whose tools take long count no more; the models that have room for them."""
+        """Sessions whose tools take long count no more, but for pinned ones, which are looked at
+        again; the models that have room now."""
         models: list[str] = []
         while self._ends and self._ends[0][0] <= now_s:
             until_s, session = heapq.heappop(self._ends)
             kept = self._contexts.get(session)
-            if kept is not None and kept.until_s == until_s:
+            if kept is None or kept.until_s != until_s:
+                continue
+            if self._pinned(session):
+                self._count(session, kept, now_s + max(self._limits.acting_s, LOOK_S))
+            else:
                 self.forget(session)
                 models.append(kept.model)
         return models
@@ -164,7 +184,9 @@ class WorkingSet:
 
     def _bound(self, model: str) -> float:
         share = self._limits.working_set
-        return inf if share is None else share * self._capacity(model)
+        if share is None or (share == "auto" and self._tiered(model)):
+            return inf
+        return self._capacity(model) * (1.0 if share == "auto" else share)
 
     def _drop_context(self, session: str) -> _Context | None:
         kept = self._contexts.pop(session, None)
@@ -195,7 +217,7 @@ class WorkingSet:
         for call in calls.values():
             if call.member:
                 place = call.member, call.ready.program
-                tokens[place] = tokens.get(place, 0) + need(call.ready)
+                tokens[place] = tokens.get(place, 0) + _resident(call.ready)
         for model, found in self._sets.items():
             assert found.tokens == sum(member.tokens for member in found.members.values()), model
             assert found.calls == sum(member.calls for member in found.members.values()), model
@@ -203,3 +225,8 @@ class WorkingSet:
                 assert member.tokens == tokens.pop((model, program), 0), program
                 assert member.tokens or member.calls, program
         assert not tokens
+
+
+def _resident(call: CallReady) -> int:
+    """What the call's session may come to keep."""
+    return need(call) if call.session is not None else 0

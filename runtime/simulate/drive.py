@@ -99,6 +99,7 @@ class _Simulation:
                     max_running=self._setup.max_running,
                     kv_tokens=replica.kv_tokens,
                     page_tokens=self._setup.page_tokens,
+                    tiered=self._setup.host_gb > 0,
                 )
             )
         self._next_arrival()

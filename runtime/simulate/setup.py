@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ...kvpolicy import DEFAULT_POLICY, FREE, Policy, named, tiered
 from ...planner.hardware import Hardware, ModelShape, kv_capacity_tokens
@@ -58,7 +59,7 @@ class Setup:
     max_running: int = 256
     chunk_tokens: int = 8_192
     page_tokens: int = 64
-    working_set: float | None = None
+    working_set: float | Literal["auto"] | None = "auto"
     past_future: bool = False
     sessions: bool = True
     without: tuple[str, ...] = ()

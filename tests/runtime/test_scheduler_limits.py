@@ -27,10 +27,18 @@ from tenter.runtime.scheduler.limits import Limit, Limits
 class Bench:
     """A core with one worker."""
 
-    def __init__(self, limits: Limits, slots: int = 8, kv: int = 10_000, seed: int = 0) -> None:
-        self.core = Core(hold=lambda pause: None, limits=limits, random=Random(seed))
+    def __init__(
+        self,
+        limits: Limits,
+        slots: int = 8,
+        kv: int = 10_000,
+        seed: int = 0,
+        tiered: bool = False,
+        hold_s: float | None = None,
+    ) -> None:
+        self.core = Core(hold=lambda pause: hold_s, limits=limits, random=Random(seed))
         self.now_s = 0.0
-        self.tell(WorkerUp(worker="m/0", model="m", max_running=slots, kv_tokens=kv))
+        self.tell(WorkerUp(worker="m/0", model="m", max_running=slots, kv_tokens=kv, tiered=tiered))
 
     def tell(self, event: object) -> list[Command]:
         commands = self.core.handle(event, self.now_s)  # type: ignore[arg-type]
@@ -195,7 +203,7 @@ def test_contexts_that_outgrow_the_set_pause_the_program_that_came_last() -> Non
 
 
 def test_a_long_tool_holds_nobody_up() -> None:
-    bench = Bench(Limits(working_set=0.5, acting_s=5.0), kv=2_000)
+    bench = Bench(Limits(working_set=0.5, acting_s=5.0), kv=2_000, hold_s=0.0)
     for name in ("a", "b", "c"):
         bench.program(name)
     turn(bench, "a", 1, 500)
@@ -222,6 +230,53 @@ def test_a_program_that_holds_nothing_costs_nothing() -> None:
     assert turn(bench, "a", 1, 100, session=False) == ["a/1"]
     assert turn(bench, "b", 1, 100, session=False) == []
     assert bench.end("a/1") == ["b/1"]
+
+
+def test_a_pinned_context_counts_for_as_long_as_it_is_pinned() -> None:
+    bench = Bench(Limits(working_set=0.5, acting_s=5.0), kv=2_000, hold_s=12.0)
+    for name in ("a", "b", "c"):
+        bench.program(name)
+    turn(bench, "a", 1, 500)
+    turn(bench, "b", 1, 300)
+    bench.end("a/1", 500)
+    bench.tell(ToolStarted(program="a", step="t", tool="x", session="a/s"))
+    assert turn(bench, "c", 1, 400) == []
+    for bench.now_s in (5.0, 10.0):
+        assert sent(bench.tell(TimerFired())) == []
+    bench.now_s = 15.0
+    assert sent(bench.tell(TimerFired())) == ["c/1"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "tiered", "enters"),
+    [
+        (Limits(), False, []),
+        (Limits(), True, ["c/1"]),  # what is evicted comes back cheaply
+        (Limits(working_set=None), False, ["c/1"]),
+        (Limits(working_set=1.0), True, []),
+    ],
+    ids=["default", "a tier below", "off", "asked for"],
+)
+def test_by_default_contexts_may_fill_the_memory_where_there_is_no_tier_below(
+    limits: Limits, tiered: bool, enters: list[str]
+) -> None:
+    bench = Bench(limits, kv=1_000, tiered=tiered, hold_s=0.0)
+    for name in ("a", "b", "c"):
+        bench.program(name)
+    turn(bench, "a", 1, 400)
+    turn(bench, "b", 1, 300)
+    bench.end("a/1", 400)
+    assert turn(bench, "c", 1, 400) == enters
+
+
+def test_calls_without_a_session_are_never_held_for_the_working_set() -> None:
+    bench = Bench(Limits(), kv=1_000)
+    for name in ("a", "b", "c"):
+        bench.program(name)
+    turn(bench, "a", 1, 400)
+    turn(bench, "b", 1, 400)
+    bench.end("a/1", 400)
+    assert turn(bench, "c", 1, 300, session=False) == ["c/1"]
 
 
 # ---- what is expected to fit --------------------------------------------------------------------
@@ -261,7 +316,8 @@ def test_limits_are_read_from_plain_values() -> None:
         ({"tenants": ["a"]}, "tenants maps names to limits, and is no list"),
         ({"models": {"m": {"max_live": 0}}}, "limits.models.m: max_live must be .* not 0"),
         ({"models": {"m": {"max_live": True}}}, "max_live must be a whole number .* not True"),
-        ({"working_set": 1.5}, "working_set must be above 0 and at most 1, not 1.5"),
+        ({"working_set": 1.5}, "working_set must be above 0 and at most 1, .* not 1.5"),
+        ({"working_set": "all"}, "\"auto\", or null .no bound., not 'all'"),
         ({"acting_s": -1}, "acting_s must be 0 or more seconds, not -1"),
         ({"past_future": "yes"}, "past_future is true or false, not 'yes'"),
     ],

@@ -160,8 +160,10 @@ class TestSessionEnded:
 
     def test_it_leaves_the_working_set(self) -> None:
         bench = Bench(Limits(working_set=0.9))
-        bench.ask(1, "b/1")
-        assert not bench.ask(1, "c/1"), "400 of a's context and 400 of b's are all but 100"
+        bench.ask(1, "b/1", session="b/s")
+        assert not bench.ask(1, "c/1", session="c/s"), (
+            "400 of a's context and 400 of b's are all but 100"
+        )
         commands = bench.tell(1.1, SessionEnded(program="a", session="a/s"))
         assert [c.call for c in commands if isinstance(c, Dispatch)] == ["c/1"]
 

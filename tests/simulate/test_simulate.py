@@ -126,7 +126,9 @@ def test_a_simulated_trace_is_a_workload_again(tmp_path: Path) -> None:
 def test_keeping_kv_saves_recomputation_where_memory_is_short() -> None:
     workload = swe_bench(60, 0.2, 3)
     results = {
-        policy: simulate(workload, Setup(policy=policy, kv_share=0.5, page_tokens=256))
+        policy: simulate(
+            workload, Setup(policy=policy, kv_share=0.5, page_tokens=256, working_set=None)
+        )
         for policy in ("stock", "never", "forever")
     }
     assert all(result.programs == 60 for result in results.values())

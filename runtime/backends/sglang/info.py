@@ -156,6 +156,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
             resumes="text",
             priorities=self.enable_priority_scheduling,
             remote=True,
+            tiered=self.enable_hierarchical_cache,
         )
 
 
