@@ -85,7 +85,8 @@ servers:
 # Tests whose server is missing are skipped, but not here. Those on SGLang's servers have the machine
 # for themselves.
 test: $(READY_DEV) sglang servers
-	@export TENTER_REQUIRE_SGLANG=1 TENTER_REQUIRE_POSTGRES=1 TENTER_REQUIRE_REDIS=1; status=0; set -x; \
+	@export TENTER_REQUIRE_SGLANG=1 TENTER_REQUIRE_POSTGRES=1 TENTER_REQUIRE_REDIS=1 \
+	  TENTER_REQUIRE_RAY=1; status=0; set -x; \
 	$(BIN)/python -m pytest -m sglang || status=1; \
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not sglang" || status=1; \
 	exit $$status

@@ -22,6 +22,7 @@ from tenter.runtime.reasoning.nouns import (
     Ask,
     Cancel,
     Event,
+    Failed,
     Finish,
     Outcome,
     Probe,
@@ -130,6 +131,8 @@ class Race:
                 self.decoding[ask.request] = (ask, self.now)
                 event = Thought(ask.request, record.answer if ended else "", used, ended)
                 heapq.heappush(self.due, (self.now + used, ask.request, event))
+            case Probe(request=request) if self.at(ask.sample) < ask.least_tokens:
+                heapq.heappush(self.due, (self.now, request, Failed(request)))
             case Probe():
                 trial = self.rollouts[ask.sample].at(ask.at_tokens or self.at(ask.sample))
                 trial = trial or RecordedTrial(0, "", 1)

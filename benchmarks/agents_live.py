@@ -58,6 +58,7 @@ from tenter.runtime.replay import Program, Workload
 from tenter.runtime.replay.synthetic import BFCL_WEB, SWE_BENCH, synthetic
 from tenter.runtime.replay.synthetic import Figures as Kind
 from tenter.runtime.run.context import current_program
+from tenter.runtime.run.host import Host
 from tenter.runtime.run.local import open_host
 from tenter.runtime.run.program import Programs
 from tenter.runtime.simulate import Setup, simulate
@@ -228,17 +229,22 @@ async def _live(count: int, policy: str, seed: int) -> Outcome:
     )
     scheduling = Scheduling(retention=policy_name(policy, TOOL_SCALE))
     async with backend, open_host({"default": backend}, scheduling=scheduling) as host:
-        programs = Programs(host, Workflow("agent", (Input("agent"),), program=work))
-        ended = [asyncio.get_running_loop().create_future() for _ in agents]
-
-        def over(future: "asyncio.Future[None]", value: Any, error: Exception | None) -> None:
-            assert error is None, error
-            future.set_result(None)
-
-        for row, future in enumerate(ended):
-            programs.arrive(row, {"agent": row}, partial(over, future))
-        await asyncio.gather(*ended)
+        await all_at_once(host, work, len(agents))
     return Outcome(statistics.fmean(took_s), backend.recomputed, backend.cached / backend.prompt)
+
+
+async def all_at_once(host: Host, work: Callable[..., Any], count: int) -> None:
+    """Run `work` for so many agents, which come together; none of them may fail."""
+    programs = Programs(host, Workflow("agent", (Input("agent"),), program=work))
+    ended = [asyncio.get_running_loop().create_future() for _ in range(count)]
+
+    def over(future: "asyncio.Future[None]", value: Any, error: Exception | None) -> None:
+        assert error is None, error
+        future.set_result(None)
+
+    for row, future in enumerate(ended):
+        programs.arrive(row, {"agent": row}, partial(over, future))
+    await asyncio.gather(*ended)
 
 
 # ---- simulated ---------------------------------------------------------------------------------
@@ -282,19 +288,25 @@ def compare(figures: Figures, mode: str, way: Way, rounds: int, **about: Any) ->
     figures.add("completion_over_best_named", ratio, policy=OURS, best=best, **setup)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def arguments(doc: str | None) -> argparse.Namespace:
+    """What a benchmark of agents is told on the command line."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=0, help=f"{ROUNDS} if not given")
     parser.add_argument("--mode", choices=("live", "simulated"), help="only this one")
     parser.add_argument("--agents", type=int, default=0, help="another number of agents")
     parser.add_argument("--data", help="none is read")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments(__doc__)
     quick = options.quick
     rounds = options.rounds or (QUICK_ROUNDS if quick else ROUNDS)
     figures = Figures("agents_live")
     if options.mode != "simulated":
         count = options.agents or (QUICK_AGENTS if quick else AGENTS)
+        live(1, OURS, 0)  # the first one takes longer
         compare(figures, "live", partial(live, count), rounds, agents=count)
     if options.mode != "live":
         count = options.agents or (QUICK_SIMULATED if quick else SIMULATED)

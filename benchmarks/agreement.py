@@ -3,10 +3,11 @@
 Agents with tools take turns on the embedded engine (the tiny model) behind the real scheduler, and
 on the simulator. The engine computes every step; what a step takes is the CPU time of this process,
 and the clock of all else is virtual, so that others who use the machine count little. The simulator
-is calibrated in the same run: its step times are one fit of four constants, by least squares, to the
-steps of all policies together, of which it knows nothing else. Rounds over the policies are
-interleaved, and their mean counts, since a processor that others use too is not always as fast. KV
-memory holds about half of what the agents would keep.
+is calibrated on other agents than it is judged on (drawn from another seed), whose runs lie between
+theirs, since a processor that others use too is not always as fast: its step times are one fit of
+four constants, by least squares, to the steps of those runs, of which it knows nothing else. Rounds
+over the policies are interleaved, and their mean counts. KV memory holds about half of what the
+agents would keep.
 
     python benchmarks/agreement.py [--quick] [--data DIR]
 
@@ -47,13 +48,17 @@ from tenter.runtime.models import tiny_path
 from tenter.runtime.replay import Pause, Program, Span, Turn, Workload
 from tenter.runtime.scheduler.core import Core
 from tenter.runtime.scheduler.events import ProgramEnded, ToolEnded, ToolStarted
+from tenter.runtime.scheduler.limits import Limits
 from tenter.runtime.scheduler.loop import Answer, Scheduler
 from tenter.runtime.simulate import Result, Setup, simulate
 
-POLICIES = ("never", "forever", "continuum", "shadow-price")
-QUICK = ("never", "forever", "shadow-price")
+# Retention, with the default admission by working set and without (UNBOUNDED).
+UNBOUNDED = " unbounded"
+POLICIES = ("never unbounded", "forever unbounded", "continuum unbounded", "never", "shadow-price")
+QUICK = ("never unbounded", "forever unbounded", "shadow-price")
 KV_TOKENS, CHUNK, PAGE, OUTPUT = 4_608, 512, 16, 24
 TIE = 0.05
+OTHERS = 1_000  # added to a seed: the agents that the simulator is calibrated on
 VOCAB = range(3, 1_000)
 
 
@@ -129,6 +134,11 @@ class Measured:
     steps: list[tuple[StepReport, float]]
 
 
+def limits(policy: str) -> Limits:
+    """The admission that goes with a policy."""
+    return Limits(working_set=None) if policy.endswith(UNBOUNDED) else Limits()
+
+
 async def measured(workload: Workload, policy: str) -> Measured:
     """The agents on the embedded engine, whose steps take the CPU time that they take."""
     meter, took_s = Meter(), dict[str, float]()
@@ -141,7 +151,7 @@ async def measured(workload: Workload, policy: str) -> Measured:
         inline=True,
         step_cost_s=meter,
     )
-    core = Core("fcfs", named(policy))
+    core = Core("fcfs", named(policy.removesuffix(UNBOUNDED)), limits=limits(policy))
     async with backend, Scheduler(core, {"w": backend}, {"w": "m"}) as scheduler:
 
         async def run(row: int, program: Program) -> None:
@@ -233,7 +243,13 @@ class Here(Setup):
 
 
 def simulated(workload: Workload, policy: str) -> Result:
-    setup = Here(policy=policy, limit_tokens=OUTPUT, page_tokens=PAGE, max_running=64)
+    setup = Here(
+        policy=policy.removesuffix(UNBOUNDED),
+        working_set=limits(policy).working_set,
+        limit_tokens=OUTPUT,
+        page_tokens=PAGE,
+        max_running=64,
+    )
     return simulate(workload, setup)
 
 
@@ -244,11 +260,15 @@ def compare(figures: Figures, count: int, turns: int, seed: int, quick: bool) ->
     """All policies on both, and whether they agree."""
     workload = agents(count, turns, seed)
     policies, rounds = (QUICK if quick else POLICIES), 2 if quick else 3
+    others = agents(count, turns, OTHERS + seed)
     runs: dict[str, list[Measured]] = {policy: [] for policy in policies}
+    steps: list[tuple[StepReport, float]] = []
     for _ in range(rounds):
         for policy in policies:
+            if not quick or policy == policies[0]:
+                steps += on_engine(others, policy).steps
             runs[policy].append(on_engine(workload, policy))
-    FITTED[:] = [Fit.of([step for found in runs.values() for one in found for step in one.steps])]
+    FITTED[:] = [Fit.of(steps)]
     tools = [sum(t.pause.seconds for t in one.turns if t.pause) for one in workload]
     tools_s = statistics.fmean(tools)
     engine: dict[str, float] = {}

@@ -48,7 +48,8 @@ import numpy as np
 from _rollouts import rollouts
 
 from tenter.runtime.reasoning.answers import math_value
-from tenter.runtime.reasoning.calibrate import Cost, calibrate
+from tenter.runtime.reasoning.calibrate import Calibration, Cost, calibrate
+from tenter.runtime.reasoning.families import families_for
 from tenter.runtime.reasoning.recorded import Recorded, RecordedTrial, replay
 from tenter.runtime.reasoning.rules import (
     DEFAULT,
@@ -338,12 +339,17 @@ def halves(chosen: Sequence[Thought]) -> list[frozenset[tuple[str, str]]]:
     return [frozenset(part) for part in parts]
 
 
+def _chosen(bench: Bench, seen: Sequence[Thought]) -> Calibration:
+    families, _ = families_for([one.record for one in seen])
+    return calibrate(lambda rule: bench.costs(rule, seen), families=families)
+
+
 def calibrated(bench: Bench, chosen: Sequence[Thought]) -> tuple[Result, str]:
     """Calibrate on one half of the problems, judge on the other, both ways."""
     parts, values, said = halves(chosen), np.zeros((len(chosen), 3)), list[str]()
     for here, there in ((0, 1), (1, 0)):
         seen = [one for one in chosen if one.problem in parts[here]]
-        found = calibrate(lambda rule, seen=seen: bench.costs(rule, seen))
+        found = _chosen(bench, seen)
         said.append(found.message)
         unseen = [at for at, one in enumerate(chosen) if one.problem in parts[there]]
         values[unseen] = bench.run(found.rule, [chosen[at] for at in unseen]).values
@@ -357,7 +363,7 @@ def from_others(bench: Bench, model: str) -> tuple[dict[int, np.ndarray], str]:
     values: dict[int, np.ndarray] = {}
     said: list[str] = []
     for seen, unseen in _splits(bench.all, mine):
-        rule = calibrate(lambda rule, seen=seen: bench.costs(rule, seen)).rule if seen else NEVER
+        rule = _chosen(bench, seen).rule if seen else NEVER
         said.append(f"{'/'.join(sorted({one.data for one in unseen}))}: {rule.name}")
         for one, value in zip(unseen, bench.run(rule, unseen).values, strict=True):
             values[id(one)] = value

@@ -15,18 +15,15 @@ the ratio of the medians of the wall-clock times; wanted is at most 1.5.
 
 import argparse
 import asyncio
-import shutil
-import socket
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from _common import Figures, Timing, interleaved, one_thread
+from _redis import redis_server
 
 one_thread()
 
@@ -138,36 +135,6 @@ def bare_redis(port: int, records: int, group: int) -> Callable[[], Timing]:
             return Timing(time.process_time() - cpu_s, time.perf_counter() - wall_s)
 
     return lambda: asyncio.run(write())
-
-
-@contextmanager
-def redis_server(folder: Path) -> Iterator[int | None]:
-    """The port of a server that puts its writes on the disk each second; None without one."""
-    binary = shutil.which("redis-server")
-    try:
-        import redis
-    except ImportError:
-        binary = None
-    if binary is None:
-        yield None
-        return
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    folder.mkdir()
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    command += ["--appendonly", "yes", "--appendfsync", "everysec", "--dir", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-        try:
-            for _ in range(200):
-                try:
-                    redis.Redis(port=port).ping()
-                    break
-                except redis.ConnectionError:
-                    time.sleep(0.05)
-            yield port
-        finally:
-            server.kill()
 
 
 # ---- figures -----------------------------------------------------------------------------------

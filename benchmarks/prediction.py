@@ -35,6 +35,7 @@ from _common import Figures, one_thread, timed
 one_thread()
 
 from tenter.runtime.predict import Asked, Learned, kendall_tau
+from tenter.runtime.predict.books import books_of
 from tenter.runtime.predict.known import Kind
 from tenter.runtime.predict.learned import What
 from tenter.runtime.predict.progress import Done
@@ -327,7 +328,7 @@ def cost(figures: Figures, workload: Workload) -> None:
     """CPU per record of a run, dispatches and starts of tools included."""
     heard = [event for program in islice(workload, 2_000) for event in events(program)]
     with tempfile.TemporaryDirectory() as home:
-        learned = Learned(shelf=Shelf(Path(home), workload.name, ""))
+        learned = Learned(shelf=Shelf(books_of(home), workload.name, ""))
         observing = timed(lambda: [learned.observe(event) for event in heard])
         saving = timed(learned.save)
         loading = timed(lambda: Learned.load(home, workload.name, ""))

@@ -8,7 +8,8 @@
     lower.py      graph -> plan
     rules/        plan -> better plan
     optimize.py   runs the rules
-    cost.py, stats.py                 estimates, and what they rest on
+    cost.py, several.py, stats.py     estimates, and what they rest on
+    folds.py      long lists in batches that fit
     explain.py, lint.py, mermaid.py   what people see
     errors.py     what can go wrong
 

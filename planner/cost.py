@@ -7,6 +7,7 @@ trace of a run has the truth. Seconds are those of `hardware`, which the simulat
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from math import inf, prod
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from .graph import (
     Expr,
     ListOf,
     Ref,
+    Repeat,
     Select,
     ToolCall,
     Value,
@@ -34,15 +36,27 @@ from .hardware import (
 )
 from .plan import CHARS_PER_TOKEN, Context, Estimate, Plan, PlanStep, Tokens, repeatable
 from .prompt import Dynamic, Field, Static
+from .several import (
+    DEFAULT_TOKENS,
+    EXPECTED_ROUTED,
+    LIST_TOKENS,
+    of_agent,
+    of_cascade,
+    of_pack,
+    of_reduce,
+    prompt_limit,
+    samples,
+)
 from .stats import ColumnStats, TableStats
 
-DEFAULT_CHARS = 200.0  # an input without statistics, a tool's result
-DEFAULT_TOKENS = DEFAULT_CHARS / CHARS_PER_TOKEN
 EXPRESSION_TOKENS = 5.0
-LIST_TOKENS, DICT_TOKENS = 0.5, 1.5  # written around each item
+DICT_TOKENS = 1.5  # written around each item
 DEFAULT_ITEMS = 4  # of an `each` over a list that is not known
-AGENT_TURNS = 3  # of an agent that may take more
+ITERATIONS = 3  # of a `repeat` that may take more
 SHARE_OF_MAX_TOKENS = 0.5  # of `max_tokens`, an answer is expected to take
+
+
+NOTHING = Context()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +64,13 @@ class Source:
     """Where a name's value comes from: its size, and the columns that determine it.
 
     `columns` is None where even equal rows may give different values. `most`: at most so many
-    values differ.
+    values differ. `items`: of a list, where that is known.
     """
 
     tokens: float
     columns: frozenset[str] | None
     most: float = inf
+    items: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +98,8 @@ def inputs(plan: Plan, context: Context) -> Sources:
     for name in plan.inputs:
         stats = context.stats.columns.get(name) if context.stats else None
         columns = frozenset[str]() if name in plan.constants else frozenset({name})
-        known.of[name] = Source(_mean_tokens(stats), columns)
+        items = stats.mean_items or None if stats is not None else None
+        known.of[name] = Source(_mean_tokens(stats), columns, items=items)
     return known
 
 
@@ -115,10 +131,16 @@ def _estimated(
             items, tokens = _items(logical.items, known)
             known.of[logical.item] = Source(tokens, None)
             body = tuple(_estimated(plan, context, body, known, times * items))
+        elif isinstance(logical, Repeat):
+            known.of[logical.item] = Source(value_tokens(logical.start, known), None)
+            body = tuple(
+                _estimated(plan, context, body, known, times * iterations(logical, context))
+            )
         columns = _columns(step, known)
         asked = _most(step, known)
         most = len(logical.choices) if isinstance(logical, LLM) and logical.choices else asked
-        known.of[step.id] = Source(_result_tokens(step, known, context), columns, most)
+        listed = _items(logical.items, known)[0] if isinstance(logical, Each) else None
+        known.of[step.id] = Source(_result_tokens(step, known, context), columns, most, listed)
         calls = times * _share(step, columns, asked, context.stats)
         yield replace(step, body=body, estimate=_of_step(plan, context, step, known, calls))
 
@@ -129,6 +151,8 @@ def _of_step(
     logical = step.step
     if isinstance(logical, ToolCall):
         return Estimate(calls_per_row=calls, tool_s=context.expected.tool_s.get(logical.tool))
+    if isinstance(logical, Repeat):
+        return Estimate(calls_per_row=calls, iterations=iterations(logical, context))
     if not isinstance(logical, LLM):
         return Estimate(calls_per_row=calls)
     pieces = list(prompt_pieces(logical, known))
@@ -136,30 +160,19 @@ def _of_step(
     total = around + sum(piece.tokens for piece in pieces)
     shared = context.tokens.before + _shared_tokens(pieces, plan.row_order.columns, context.stats)
     output = _output_tokens(logical, context)
+    single = Estimate(round(total), round(shared), output, calls * samples(logical))
     if logical.loop is not None:
-        return _of_agent(logical, total, shared, output, calls)
-    return Estimate(round(total), round(shared), output, calls * _samples(logical))
-
-
-def _of_agent(step: LLM, total: float, shared: float, output: int, calls: float) -> Estimate:
-    """The mean turn of an agent: each begins with all that was said before, which is cached.
-
-    Between two turns comes what a tool says.
-    """
-    assert step.loop is not None
-    turns = min(step.loop.max_turns, AGENT_TURNS) if step.loop.tools else 1
-    grown = (turns - 1) / 2 * (output + DEFAULT_TOKENS)
-    before = total * (turns - 1) + (output + DEFAULT_TOKENS) * (turns - 1) * (turns - 2) / 2
-    return Estimate(round(total + grown), round((shared + before) / turns), output, calls * turns)
-
-
-def _samples(step: LLM) -> int:
-    """How many answers a step draws."""
-    if step.reasoning is None:
-        return 1
-    settings: Any = json.loads(step.reasoning.settings)
-    samples = cast("dict[str, Any]", settings).get("n", 1) if isinstance(settings, dict) else 1
-    return samples if isinstance(samples, int) else 1
+        return of_agent(logical.loop, total, shared, output, calls)
+    if logical.reduce is not None:
+        items = _items(dict(logical.args).get(logical.reduce.over, Ref("")), known)
+        limit = prompt_limit(logical, known.tokens.context_tokens)
+        return of_reduce(single, *items, limit, logical.reduce.tree)
+    if step.packed and logical.pack is not None:
+        leading = takewhile(lambda piece: piece.columns == frozenset(), pieces)
+        head = around + sum(piece.tokens for piece in leading)
+        return of_pack(single, logical.pack, step.packed, head)
+    routed = context.expected.routed.get(step.id, EXPECTED_ROUTED)
+    return of_cascade(single, routed) if step.cascaded else single
 
 
 def _most(step: PlanStep, known: Sources) -> float:
@@ -302,8 +315,15 @@ def _items(value: Value, known: Sources) -> tuple[float, float]:
             return count, known.text(text) / max(1, count)
         case ListOf(items):
             return len(items), value_tokens(value, known) / max(1, len(items))
+        case Ref(name, ()) if name in known.of and (count := known.of[name].items):
+            return count, value_tokens(value, known) / count
         case _:
             return DEFAULT_ITEMS, value_tokens(value, known) / DEFAULT_ITEMS
+
+
+def iterations(step: Repeat, context: Context = NOTHING) -> float:
+    """How often the body of a `repeat` is expected to run."""
+    return min(step.max_iterations, context.expected.iterations.get(step.id, ITERATIONS))
 
 
 def _output_tokens(step: LLM, context: Context) -> int:
@@ -314,6 +334,7 @@ def _output_tokens(step: LLM, context: Context) -> int:
     if step.sampling.ignore_eos:
         return limit
     learned = context.expected.output_tokens.get(step.id)
+    learned = learned if step.pack is None else None  # that of packs, perhaps
     return round(limit * SHARE_OF_MAX_TOKENS if learned is None else min(learned, limit))
 
 
@@ -329,6 +350,8 @@ def _result_tokens(step: PlanStep, known: Sources, context: Context) -> float:
             return value_tokens(value, known)
         case Each(items=items, result=result):
             return _items(items, known)[0] * value_tokens(result, known)
+        case Repeat(result=result):
+            return value_tokens(result, known)
         case _:
             return DEFAULT_TOKENS
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from .graph import LLM, Args, Compute, Each, Graph, Loop, Select, Step, ToolCall
+from .graph import LLM, Args, Compute, Each, Graph, Loop, Reduce, Repeat, Select, Step, ToolCall
 from .lint import lint
 from .lower import NOTHING, lower
 from .optimize import optimize
@@ -67,6 +67,9 @@ def _step(step: PlanStep, indent: str, estimates: bool) -> Iterator[str]:
         yield from _step(inside, indent + "    ", estimates)
     if isinstance(logical, Each):
         yield f"{indent}    result: {shorten(spell(logical.result))}"
+    if isinstance(logical, Repeat):
+        yield f"{indent}    next: {shorten(spell(logical.result))}"
+        yield f"{indent}    until: {shorten(spell(logical.until))}"
 
 
 def _what(step: Step) -> str:
@@ -75,6 +78,8 @@ def _what(step: Step) -> str:
             kind = "choice" if step.choices else "json" if step.schema else "text"
             if step.loop is not None:
                 return f"agent {step.model} {kind}({_args(step.args)}) {_loop(step.loop)}"
+            if step.reduce is not None:
+                return f"reduce {step.model} {kind}({_args(step.args)}) over {step.reduce.over}"
             return f"llm {step.model} {kind}({_args(step.args)})"
         case ToolCall():
             return f"tool {step.tool}({_args(step.args)}) {step.effect}"
@@ -83,6 +88,9 @@ def _what(step: Step) -> str:
             return f"select {spell(step.condition)} ? {branches}"
         case Each():
             return f"each {step.item} of {shorten(spell(step.items))}"
+        case Repeat():
+            most = f"at most {step.max_iterations} times, then {step.on_limit}"
+            return f"repeat {step.item} from {shorten(spell(step.start))}; {most}"
         case Compute():
             return f"compute {shorten(spell(step.value))}"
 
@@ -90,8 +98,9 @@ def _what(step: Step) -> str:
 def _loop(loop: Loop) -> str:
     tokens = "" if loop.max_tokens is None else f", {loop.max_tokens} tokens"
     allowed = f", allowed {', '.join(loop.allow)}" if loop.allow else ""
+    early = ", pure tools early" if loop.speculate else ""
     tools = ", ".join(loop.tools) or "no tools"
-    return f"with {tools}; at most {loop.max_turns} turns{tokens}{allowed}"
+    return f"with {tools}; at most {loop.max_turns} turns{tokens}{allowed}{early}"
 
 
 def _args(args: Args) -> str:
@@ -105,6 +114,10 @@ def _marks(step: PlanStep) -> Iterator[str]:
         yield f" when {spell(step.step.when)}"
     if step.consolidate and step.scope == "row":
         yield " [shared]"
+    if step.cascaded and isinstance(step.step, LLM) and step.step.cascade is not None:
+        yield f" [{step.step.cascade.model} first]"
+    if step.packed:
+        yield f" [{step.packed} rows a prompt]"
     if step.group is not None:
         yield f" [group {step.group}]"
 
@@ -114,8 +127,20 @@ def _estimate(step: PlanStep) -> Iterator[str]:
     if isinstance(step.step, LLM):
         yield f"prompt {guess.prompt_tokens} tokens, {guess.shared_prefix_tokens} of them shared"
         yield f"output {guess.output_tokens}"
+    if isinstance(step.step, LLM) and step.step.reduce is not None:
+        yield _folds(step.step.reduce, guess.folds)
+    if isinstance(step.step, Repeat):
+        yield f"{guess.iterations:.3g} of at most {step.step.max_iterations} iterations"
     if isinstance(step.step, LLM | ToolCall) and step.scope == "row":
         yield f"{guess.calls_per_row:.3g} calls per row"
+
+
+def _folds(reduce: Reduce, calls: tuple[int, ...]) -> str:
+    if not reduce.tree or calls == (1,):
+        return "all items in one call"
+    if not calls:
+        return "two answers do not fit a prompt together: a long list will fail"
+    return f"{len(calls)} levels of {', '.join(map(str, calls))} calls"
 
 
 def shorten(text: str, width: int = _WIDTH) -> str:

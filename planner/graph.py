@@ -45,7 +45,8 @@ class Loop:
     `max_turns` bounds the model's turns, `max_tokens` what it writes in all of them together
     (None: no limit). `allow` names the tools that run whatever the agent has read. `pure`: no tool
     has an effect, so that the step does nothing but answer. With `approve` "pause" the program
-    stops where another tool would need a rule, until somebody has answered.
+    stops where another tool would need a rule, until somebody has answered. With `speculate` calls
+    of pure tools start while the turn that asks for them is still being written.
     """
 
     tools: tuple[str, ...] = ()
@@ -54,6 +55,7 @@ class Loop:
     allow: tuple[str, ...] = ()
     pure: bool = False
     approve: Literal["pause"] | None = None
+    speculate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,48 @@ class Reasoning:
     settings: str = "{}"
     scorer: str | None = None
     judge: "LLM | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """What makes an LLM step a reduce: it makes one answer of the list in its field `over`.
+
+    A list that does not fit into a prompt is folded in batches that fit, and then the folds are
+    (`planner.folds`): with the prompt `merge`, None for the step's own. `batch_tokens` is the
+    longest prompt where the author wants shorter ones than the model takes. Without `tree` there
+    is one call, whatever the length.
+    """
+
+    over: str
+    merge: Prompt | None = None
+    batch_tokens: int | None = None
+    tree: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """What lets calls of different rows share one prompt: up to `rows` of them, as numbered items.
+
+    With `votes` above 1 each item is asked in so many orders at most, and the majority wins
+    (BatchPrompt, 2309.00384: batch permutation and ensembling).
+    """
+
+    rows: int
+    votes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """What lets the smaller `model` answer rows of a choice that it is sure of.
+
+    At least the share `target` of all answers agrees with those of the step's own model, with
+    probability `confidence` over the draw of the `sample` of rows that both of them answer.
+    """
+
+    model: str
+    target: float = 0.95
+    confidence: float = 0.9
+    sample: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +173,14 @@ Args = tuple[tuple[str, Value], ...]
 class LLM:
     """A call of a model.
 
-    `args` feeds the fields of `prompt` and `system`. With `choices` the result is one of them
-    (a string); with `schema` (JSON Schema as text) it is a JSON value; otherwise text.
+    `args` feeds the fields of `prompt` and `system`, and of what `reduce` merges with. With
+    `choices` the result is one of them (a string); with `schema` (JSON Schema as text) it is a JSON
+    value; otherwise text.
     With a `loop` it is an agent: `sampling` is that of each of its turns. With `reasoning` it
-    thinks: `sampling` is that of each sample, its `max_tokens` the longest.
-    Those of `free_fields` may change places in the prompt, where the author leaves their order open.
+    thinks: `sampling` is that of each sample, its `max_tokens` the longest. With `reduce` it folds
+    a list, in several calls where that is long.
+    With `pack` rows may share a prompt, with `cascade` a smaller model may answer. Those of
+    `free_fields` may change places in the prompt, where the author leaves their order open.
     A false `when` skips the step: its result is then None, and only a `Select` may read it.
     """
 
@@ -147,6 +194,9 @@ class LLM:
     schema: str | None = None
     loop: Loop | None = None
     reasoning: Reasoning | None = None
+    reduce: Reduce | None = None
+    pack: Pack | None = None
+    cascade: Cascade | None = None
     free_fields: tuple[str, ...] = ()
     when: Value | None = None
     place: Place = field(default=NOWHERE, compare=False)
@@ -194,6 +244,48 @@ class Each:
     when: Value | None = None
     place: Place = field(default=NOWHERE, compare=False)
 
+    @property
+    def begins(self) -> Value:
+        """What is known before the body runs."""
+        return self.items
+
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        """What is worked out of the names of the body once it has run."""
+        return (self.result,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeat:
+    """Runs `body` again and again until `until` holds, at most `max_iterations` times.
+
+    Inside the body the value that an iteration begins with is called `item`: `start` in the first
+    one, later the `result` of the one before. `until` is looked at after each iteration and reads
+    its names. Where it never holds, `on_limit` says whether the step fails or takes what the last
+    iteration gave.
+    """
+
+    id: str
+    start: Value
+    item: str
+    body: "tuple[Step, ...]"
+    result: Value
+    until: Value
+    max_iterations: int
+    on_limit: Literal["fail", "last"] = "fail"
+    when: Value | None = None
+    place: Place = field(default=NOWHERE, compare=False)
+
+    @property
+    def begins(self) -> Value:
+        """What is known before the body runs."""
+        return self.start
+
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        """What is worked out of the names of the body once it has run."""
+        return (self.result, self.until)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
@@ -205,7 +297,7 @@ class Compute:
     place: Place = field(default=NOWHERE, compare=False)
 
 
-Step = LLM | ToolCall | Select | Each | Compute
+Step = LLM | ToolCall | Select | Each | Repeat | Compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,12 +339,13 @@ def reads(step: Step) -> tuple[str, ...]:
                 found.update(dict.fromkeys(names_in(value)))
         case Compute(value=value):
             found.update(dict.fromkeys(names_in(value)))
-        case Each(items=items, item=item, body=body, result=result):
-            found.update(dict.fromkeys(names_in(items)))
+        case Each(item=item, body=body) | Repeat(item=item, body=body):
+            found.update(dict.fromkeys(names_in(step.begins)))
             inner = {item, *(inside.id for inside in body)}
             for inside in body:
                 found.update((name, None) for name in reads(inside) if name not in inner)
-            found.update((name, None) for name in names_in(result) if name not in inner)
+            for value in step.ends:
+                found.update((name, None) for name in names_in(value) if name not in inner)
     return tuple(found)
 
 
@@ -260,7 +353,7 @@ def walk(steps: Iterable[Step]) -> Iterator[Step]:
     """All steps, each followed by those of its body."""
     for step in steps:
         yield step
-        if isinstance(step, Each):
+        if isinstance(step, Each | Repeat):
             yield from walk(step.body)
 
 
@@ -299,7 +392,7 @@ def _sorted(steps: tuple[Step, ...]) -> tuple[Step, ...]:
 
 
 def _sorted_within(step: Step) -> Step:
-    if not isinstance(step, Each):
+    if not isinstance(step, Each | Repeat):
         return step
     body = _sorted(step.body)
     return step if body == step.body else replace(step, body=body)
@@ -323,6 +416,8 @@ def models_of(step: Step) -> tuple[str, ...]:
     match step:
         case LLM(model=own, reasoning=Reasoning(judge=LLM(model=judge))):
             return (own, judge)
+        case LLM(model=own, cascade=Cascade(model=small)):
+            return (own, small)
         case LLM(model=own):
             return (own,)
         case _:
@@ -336,7 +431,7 @@ def acts(step: Step) -> bool:
             return effect != "pure"
         case LLM(loop=Loop(pure=pure)):
             return not pure
-        case Each(body=body):
+        case Each(body=body) | Repeat(body=body):
             return any(acts(inside) for inside in body)
         case _:
             return False
@@ -349,8 +444,19 @@ def canonical(graph: Graph) -> str:
 
 def _unset(node: Any, name: str) -> bool:
     """Whether a part that came later is not used: graphs without it keep their text."""
-    late = ("loop", "reasoning", "scorer", "judge", "free_fields", "approve")
-    return name in late and getattr(node, name) in (None, ())
+    late = (
+        "loop",
+        "reasoning",
+        "scorer",
+        "judge",
+        "free_fields",
+        "approve",
+        "speculate",
+        "reduce",
+        "pack",
+        "cascade",
+    )
+    return name in late and getattr(node, name) in (None, (), False)
 
 
 def _plain(node: Any) -> Any:

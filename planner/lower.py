@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 
-from .cost import estimate
-from .graph import LLM, Each, Graph, Step, sort
+from .cost import NOTHING, estimate
+from .graph import LLM, Each, Graph, Repeat, Step, sort
 from .plan import Context, Plan, PlanStep, Prefix, depths
 from .prompt import Field as PromptField
 from .prompt import Segment, Static
-
-NOTHING = Context()
 
 
 def lower(graph: Graph, context: Context = NOTHING) -> Plan:
@@ -27,7 +25,7 @@ def _lower(steps: tuple[Step, ...], above: dict[str, int]) -> tuple[PlanStep, ..
             step,
             depth=depth[step.id],
             prefix=prefix(step) if isinstance(step, LLM) else Prefix(),
-            body=_lower(step.body, depth) if isinstance(step, Each) else (),
+            body=_lower(step.body, depth) if isinstance(step, Each | Repeat) else (),
         )
         for step in steps
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from .explain import shorten
-from .graph import LLM, Compute, Each, Graph, Select, Step, ToolCall, names_in, reads
+from .graph import LLM, Compute, Each, Graph, Repeat, Select, Step, ToolCall, names_in, reads
 from .values import spell
 
 
@@ -28,13 +28,14 @@ def _steps(
     for step in steps:
         node = f"n{len(nodes)}"
         inner = {**nodes, step.id: node}
-        if isinstance(step, Each):
-            yield f"{indent}subgraph {node} [{_label(f'{step.id}: each {step.item}')}]"
+        if isinstance(step, Each | Repeat):
+            what = "each" if isinstance(step, Each) else "repeat"
+            yield f"{indent}subgraph {node} [{_label(f'{step.id}: {what} {step.item}')}]"
             inner[step.item] = f"{node}_item"
             yield f"{indent}  {node}_item([{_label(step.item)}])"
             yield from _steps(step.body, inner, edges, indent + "  ")
             yield f"{indent}end"
-            sources = [*names_in(step.items), *names_in(step.when)]
+            sources = [*names_in(step.begins), *names_in(step.when)]
         else:
             yield f"{indent}{node}{_shape(step)}"
             sources = list(reads(step))
@@ -54,13 +55,14 @@ def _shape(step: Step) -> str:
     match step:
         case LLM(loop=loop):
             kind = "choice" if step.choices else "json" if step.schema else "text"
-            what = "llm" if loop is None else f"agent with {', '.join(loop.tools) or 'no tools'},"
+            what = "llm" if step.reduce is None else f"reduce {step.reduce.over},"
+            what = what if loop is None else f"agent with {', '.join(loop.tools) or 'no tools'},"
             return f"[{_label(f'{step.id}: {what} {step.model}, {kind}')}]"
         case ToolCall():
             return f"[[{_label(f'{step.id}: tool {step.tool}, {step.effect}')}]]"
         case Select():
             return f"{{{{{_label(f'{step.id}: {spell(step.condition)}?')}}}}}"
-        case Compute() | Each():
+        case Compute() | Each() | Repeat():
             return f"({_label(step.id)})"
 
 

@@ -7,9 +7,11 @@ from .errors import InvariantBroken
 from .graph import Graph
 from .lower import NOTHING, lower
 from .plan import Context, Plan
+from .rules.cascade import cascade
 from .rules.consolidate import consolidate
 from .rules.group import group
 from .rules.order import order
+from .rules.pack import pack
 from .rules.prune import prune
 from .rules.reorder import reorder
 
@@ -21,6 +23,8 @@ RULES: tuple[Rule, ...] = (
     consolidate,  # before group and order, which only care for what runs for each row
     reorder,  # before group and order, which go by the fields' places
     group,
+    cascade,
+    pack,  # before order, which weighs calls
     order,  # last: weighs the calls that are left
 )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .errors import InvariantBroken
-from .graph import LLM, Each, Graph, Step, ToolCall, Value, names_in, reads
+from .graph import LLM, Each, Graph, Repeat, Step, ToolCall, Value, names_in, reads
 from .stats import TableStats
 
 Scope = Literal["once", "row"]
@@ -29,7 +29,8 @@ class Tokens:
     """How texts become tokens: `count` gives those of each of several texts.
 
     A chat puts `before` tokens in front of what a model reads, and `after` behind it. Equal ones
-    count alike: a plan's tokenizer is compared by `name`.
+    count alike: a plan's tokenizer is compared by `name`. `context_tokens` are what the model
+    takes, prompt and answer together; None where that is not known.
     """
 
     count: Callable[[Sequence[str]], Sequence[float]] = field(
@@ -38,14 +39,20 @@ class Tokens:
     before: int = 0
     after: int = 0
     name: str = ""
+    context_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What earlier runs have taught: mean tokens of a step's answers, mean seconds of a tool."""
+    """What earlier runs have taught: mean tokens of a step's answers, mean seconds of a tool.
+
+    Also how often a `repeat` runs, and the share of a cascade's rows that the small model answers.
+    """
 
     output_tokens: Mapping[str, float] = field(default_factory=dict[str, float])
     tool_s: Mapping[str, float] = field(default_factory=dict[str, float])
+    iterations: Mapping[str, float] = field(default_factory=dict[str, float])
+    routed: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +81,9 @@ class Estimate:
 
     `shared_prefix_tokens` is the part of `prompt_tokens` that a cache is expected to hold, in the
     plan's row order. `calls_per_row` counts what is left after equal calls were joined; each turn
-    of an agent is a call, and each sample of a reasoning step. `tool_s`: None where nothing is
-    known.
+    of an agent is a call, each sample of a reasoning step, and each fold of a reduce, whose `folds`
+    are the calls per level, the last of them the answer. `iterations`: of a `repeat`. `tool_s`:
+    None where nothing is known.
     """
 
     prompt_tokens: int = 0
@@ -83,6 +91,8 @@ class Estimate:
     output_tokens: int = 0
     calls_per_row: float = 0.0
     tool_s: float | None = None
+    folds: tuple[int, ...] = ()
+    iterations: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +100,10 @@ class PlanStep:
     """A step and how it is to run.
 
     `scope` "once": its result is the same for every row of the run. In the body of an `each`,
-    "row" means once per item. `consolidate`: equal calls of different rows may be answered once.
-    Calls of one `group` share the static part of their prefix. `body` has the steps of an `each`.
+    "row" means once per item, and in that of a `repeat` once per iteration. `consolidate`: equal
+    calls of different rows may be answered once. Up to `packed` rows share a prompt; 0: each has
+    its own. `cascaded`: a smaller model is asked first. Calls of one `group` share the static part
+    of their prefix. `body` has the steps of an `each` or a `repeat`.
     """
 
     step: Step
@@ -100,6 +112,8 @@ class PlanStep:
     depth: int = 0
     prefix: Prefix = Prefix()
     group: str | None = None
+    packed: int = 0
+    cascaded: bool = False
     estimate: Estimate = Estimate()
     body: "tuple[PlanStep, ...]" = ()
 
@@ -108,8 +122,8 @@ class PlanStep:
         return self.step.id
 
     def with_body(self, body: "tuple[PlanStep, ...]") -> "PlanStep":
-        """The same `each` over another body."""
-        if not isinstance(self.step, Each) or body == self.body:
+        """The same `each` or `repeat` over another body."""
+        if not isinstance(self.step, Each | Repeat) or body == self.body:
             return self
         step = replace(self.step, body=tuple(inside.step for inside in body))
         return replace(self, step=step, body=body)
@@ -176,19 +190,26 @@ def _check_steps(steps: tuple[PlanStep, ...], once: dict[str, bool]) -> None:
                 raise InvariantBroken(f"step {step.id!r} runs once but reads {name!r} of each row")
         if step.scope == "once" and not repeatable(step.step):
             raise InvariantBroken(f"step {step.id!r} runs once though its results may differ")
-        if isinstance(step.step, Each):
+        if step.packed and not (isinstance(step.step, LLM) and step.step.pack):
+            raise InvariantBroken(
+                f"step {step.id!r} shares prompts, which its author did not allow"
+            )
+        if step.cascaded and not (isinstance(step.step, LLM) and step.step.cascade):
+            raise InvariantBroken(f"step {step.id!r} asks a model that its author did not allow")
+        if isinstance(step.step, Each | Repeat):
             if tuple(inside.step for inside in step.body) != step.step.body:
                 raise InvariantBroken(f"the body of {step.id!r} is not that of its step")
             _check_body(step, step.step, once)
         once[step.id] = step.scope == "once"
 
 
-def _check_body(step: PlanStep, each: Each, once: dict[str, bool]) -> None:
-    inner = {**once, each.item: False}
+def _check_body(step: PlanStep, loop: Each | Repeat, once: dict[str, bool]) -> None:
+    inner = {**once, loop.item: False}
     _check_steps(step.body, inner)
-    for name in names_in(each.result):
-        if name not in inner:
-            raise InvariantBroken(f"the result of {each.id!r} reads {name!r}, which is not made")
+    for value in loop.ends:
+        for name in names_in(value):
+            if name not in inner:
+                raise InvariantBroken(f"the end of {loop.id!r} reads {name!r}, which is not made")
 
 
 def repeatable(step: Step) -> bool:
@@ -198,7 +219,7 @@ def repeatable(step: Step) -> bool:
             return sampling.deterministic and (loop is None or loop.pure)
         case ToolCall(effect=effect):
             return effect == "pure"
-        case Each(body=body):
+        case Each(body=body) | Repeat(body=body):
             return all(repeatable(inside) for inside in body)
         case _:
             return True

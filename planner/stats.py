@@ -13,7 +13,7 @@ from hashlib import blake2b
 from heapq import heappush, heapreplace
 from itertools import count, pairwise
 from os.path import commonprefix
-from typing import Any
+from typing import Any, cast
 
 from .errors import PlannerError
 from .reorder.depend import Dependency, dependencies
@@ -23,7 +23,7 @@ SAMPLE_ROWS = 4096
 SAMPLE_CHARS = 4_000_000
 DEPENDENCY_ERROR = 0.02  # the share of sampled rows that may break a dependency
 _SPACE = 2**64
-_VERSION = 2
+_VERSION = 3
 
 CountTokens = Callable[[Sequence[str]], Sequence[float]]
 
@@ -35,6 +35,7 @@ class ColumnStats:
     `mean_tokens` is None where no tokenizer was given. `lead_chars`: the text with which all
     values begin. `same_as_last`: the share of rows whose value is that of the row before.
     `overlap_chars`: how far a sampled value begins like its neighbour in sorted order, on average.
+    `mean_items`: of a list, 0 where no value is one.
     """
 
     distinct: int
@@ -43,6 +44,7 @@ class ColumnStats:
     lead_chars: int = 0
     same_as_last: float = 0.0
     overlap_chars: float = 0.0
+    mean_items: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,10 @@ def collect(
             sampled = True
             break
         number += 1
-        texts = [str(row.get(name)) for name in counters]
+        values = [row.get(name) for name in counters]
+        if list in map(type, values):
+            _count_items(counters.values(), values)
+        texts = [str(value) for value in values]
         digests = b"".join(map(_Column.add, counters.values(), texts))
         content.update(digests)
         sample.add(texts)
@@ -104,6 +109,12 @@ def collect(
     found = dict(zip(found, _with_sample(found.values(), sample, count_tokens), strict=True))
     depend = tuple(dependencies(sample.coded(columns), DEPENDENCY_ERROR))
     return TableStats(number, found, sampled, depend, content.hexdigest())
+
+
+def _count_items(counters: Iterable["_Column"], values: Iterable[Any]) -> None:
+    for counter, value in zip(counters, values, strict=True):
+        if isinstance(value, list):
+            counter.items += len(cast("list[Any]", value))
 
 
 class _Sample:
@@ -163,10 +174,10 @@ def _overlap(values: list[str]) -> float:
 class _Column:
     """The smallest hashes of a column's values, and the length of all."""
 
-    __slots__ = ("chars", "heap", "kept", "last", "lead", "same")
+    __slots__ = ("chars", "heap", "items", "kept", "last", "lead", "same")
 
     def __init__(self) -> None:
-        self.chars = self.same = 0
+        self.chars = self.same = self.items = 0
         self.kept: set[int] = set()
         self.heap: list[int] = []  # the kept hashes negated: the largest is on top
         self.last: bytes = b""
@@ -205,4 +216,5 @@ class _Column:
             self.chars / rows if rows else 0.0,
             lead_chars=len(self.lead or ""),
             same_as_last=self.same / rows if rows else 0.0,
+            mean_items=self.items / rows if rows else 0.0,
         )

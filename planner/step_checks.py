@@ -13,6 +13,7 @@ from .errors import EvaluationError, PlannerError, PromptError
 from .graph import (
     LLM,
     Args,
+    Cascade,
     Compute,
     Const,
     DictOf,
@@ -20,6 +21,9 @@ from .graph import (
     Expr,
     ListOf,
     Loop,
+    Pack,
+    Reduce,
+    Repeat,
     Sampling,
     Select,
     Step,
@@ -28,6 +32,11 @@ from .graph import (
 )
 from .reorder.template import free_fields
 from .values import check_expression, compile_value
+
+MAX_ITERATIONS = 10_000  # of a `repeat`
+MAX_PACK = 64  # rows in a prompt
+MAX_VOTES = 15
+ON_LIMIT = ("fail", "last")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -59,6 +68,8 @@ def _values_of(step: Step) -> Iterator[tuple[str, Value]]:
             yield "condition", step.condition
         case Each():
             yield from (("items", step.items), ("result", step.result))
+        case Repeat():
+            yield from (("start", step.start), ("result", step.result), ("until", step.until))
         case Compute():
             yield "value", step.value
 
@@ -107,8 +118,18 @@ def step_messages(step: Step) -> Iterator[str]:
                 yield from _free(step)
             if step.loop is not None:
                 yield from _loop(step, step.loop)
+            if step.cascade is not None:
+                yield from _cascade(step, step.cascade)
+            if step.pack is not None:
+                yield from _pack(step, step.pack)
+            if step.reduce is not None:
+                yield from _reduce(step, step.reduce)
         case ToolCall(args=args):
             yield from _repeated(args)
+        case Repeat(max_iterations=most) if not 1 <= most <= MAX_ITERATIONS:
+            yield f"max_iterations is {most}; it must be from 1 to {MAX_ITERATIONS:,}"
+        case Repeat(on_limit=on_limit) if on_limit not in ON_LIMIT:
+            yield f"on_limit is {on_limit!r}; it must be one of {', '.join(ON_LIMIT)}"
         case _:
             return
 
@@ -117,7 +138,8 @@ def _prompts(step: LLM) -> Iterator[str]:
     """Templates that do not parse, or else fields and arguments that do not fit."""
     fields: dict[str, None] = {}
     broken = False
-    for what, prompt in (("system", step.system), ("prompt", step.prompt)):
+    merge = step.reduce.merge if step.reduce is not None else None
+    for what, prompt in (("system", step.system), ("prompt", step.prompt), ("merge", merge)):
         try:
             fields.update(dict.fromkeys(prompt.fields if prompt else ()))
         except PromptError as error:
@@ -196,6 +218,44 @@ def _loop(step: LLM, loop: Loop) -> Iterator[str]:
         yield f"max_turns is {loop.max_turns}; it must be 1 or more"
     if loop.max_tokens is not None and loop.max_tokens < 1:
         yield f"max_tokens of all turns is {loop.max_tokens}; it must be 1 or more"
+
+
+def _reduce(step: LLM, reduce: Reduce) -> Iterator[str]:
+    for what, prompt in (("prompt", step.prompt), ("merge", reduce.merge)):
+        try:
+            fields = prompt.fields if prompt is not None else (reduce.over,)
+        except PromptError:  # told with the prompts
+            continue
+        if reduce.over not in fields:
+            cure = did_you_mean(reduce.over, fields) or "; it has no fields"
+            yield f"it reduces over {reduce.over!r}, which is no field of its {what}{cure}"
+    if reduce.batch_tokens is not None and reduce.batch_tokens < 1:
+        yield f"batch_tokens is {reduce.batch_tokens}; it must be 1 or more"
+    if not reduce.tree and (reduce.merge is not None or reduce.batch_tokens is not None):
+        yield "with tree: false there is one call, so that merge and batch_tokens mean nothing"
+
+
+def _pack(step: LLM, pack: Pack) -> Iterator[str]:
+    if not 2 <= pack.rows <= MAX_PACK:
+        yield f"pack is {pack.rows}; it must be from 2 to {MAX_PACK}"
+    if not 1 <= pack.votes <= MAX_VOTES:
+        yield f"votes is {pack.votes}; it must be from 1 to {MAX_VOTES}"
+    if pack.votes > 1 and not step.choices and step.schema is None:
+        yield "votes are counted over equal answers: give it choices or an output"
+
+
+def _cascade(step: LLM, cascade: Cascade) -> Iterator[str]:
+    if not step.choices:
+        yield "a cascade is for choices, of which a model tells how sure it is"
+    if step.pack is not None:
+        yield "it has a cascade and a pack; keep one of them"
+    if cascade.model == step.model:
+        yield f"its cascade names its own model {step.model!r}; name a smaller one"
+    for name, share in (("target", cascade.target), ("confidence", cascade.confidence)):
+        if not 0 < share < 1:
+            yield f"{name} of its cascade is {share:g}; it must be above 0 and below 1"
+    if cascade.sample < 1:
+        yield f"sample of its cascade is {cascade.sample}; it must be 1 or more"
 
 
 def _sampling(sampling: Sampling) -> Iterator[str]:

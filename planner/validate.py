@@ -14,6 +14,7 @@ from .graph import (
     Each,
     Graph,
     Place,
+    Repeat,
     Select,
     Step,
     Value,
@@ -105,7 +106,7 @@ def _names(graph: Graph) -> Iterator[GraphProblem]:
             yield _problem(step, _unusable("id", step.id))
         taken.setdefault(step.id, "another step")
     for step in walk(graph.steps):
-        if isinstance(step, Each):
+        if isinstance(step, Each | Repeat):
             if step.item in taken:
                 yield _problem(step, f"its item {step.item!r} is {taken[step.item]}; rename it")
             elif not _usable(step.item):
@@ -131,7 +132,9 @@ def _steps(steps: tuple[Step, ...], scope: _Scope, known: _Known) -> Iterator[Gr
         yield from _skipped_reads(step, scope)
         yield from _own(step, known)
         if isinstance(step, Each):
-            yield from _each(step, scope, known)
+            yield from _items(step)
+        if isinstance(step, Each | Repeat):
+            yield from _body(step, scope, known)
 
 
 def _cycles(steps: tuple[Step, ...]) -> Iterator[GraphProblem]:
@@ -162,8 +165,8 @@ def _cycle(knot: Any, start: str) -> list[str]:
 
 def _unknown_names(step: Step, scope: _Scope) -> Iterator[GraphProblem]:
     known = scope.names
-    if isinstance(step, Each):  # its body is looked at by itself
-        used = dict.fromkeys([*names_in(step.when), *names_in(step.items)])
+    if isinstance(step, Each | Repeat):  # its body is looked at by itself
+        used = dict.fromkeys([*names_in(step.when), *names_in(step.begins)])
     else:
         used = dict.fromkeys(reads(step))
     for name in used:
@@ -177,8 +180,8 @@ def _skipped_reads(step: Step, scope: _Scope) -> Iterator[GraphProblem]:
     match step:
         case Select(condition=condition):
             used = {*names_in(condition), *names_in(step.when)}
-        case Each(items=items):
-            used = {*names_in(items), *names_in(step.when)}
+        case Each() | Repeat():
+            used = {*names_in(step.begins), *names_in(step.when)}
         case _:
             used = set(reads(step))
     for name, guard in scope.guarded:
@@ -207,17 +210,21 @@ def _own(step: Step, known: _Known) -> Iterator[GraphProblem]:
             yield _problem(step, f"the tool {name!r} is not defined{cure}")
 
 
-def _each(step: Each, scope: _Scope, known: _Known) -> Iterator[GraphProblem]:
+def _items(step: Each) -> Iterator[GraphProblem]:
     if isinstance(step.items, DictOf) or (isinstance(step.items, Const) and not _is_list(step)):
         yield _problem(step, f"it runs over {spell(step.items)}, which is not a list")
+
+
+def _body(step: Each | Repeat, scope: _Scope, known: _Known) -> Iterator[GraphProblem]:
     guards = scope.guards if step.when is None else (*scope.guards, step.when)
     names = (scope.names | {step.item}) - {step.id}
     inside = replace(scope, names=names, guards=guards).within(step.body)
     yield from _steps(step.body, inside, known)
-    for name in dict.fromkeys(names_in(step.result)):
-        if name not in inside.names:
-            cure = did_you_mean(name, inside.names)
-            yield _problem(step, f"its result reads {name!r}, which is not defined{cure}")
+    for what, value in zip(("result", "until"), step.ends, strict=False):
+        for name in dict.fromkeys(names_in(value)):
+            if name not in inside.names:
+                cure = did_you_mean(name, inside.names)
+                yield _problem(step, f"its {what} reads {name!r}, which is not defined{cure}")
 
 
 def _is_list(step: Each) -> bool:
@@ -252,5 +259,5 @@ def _unused(graph: Graph) -> Iterator[GraphProblem]:
         if name not in used:
             yield GraphProblem("", NOWHERE, f"nothing reads the input {name!r}", "warning")
     for step in graph.steps:
-        if step.id not in used and not (isinstance(step, Each) or acts(step)):
+        if step.id not in used and not (isinstance(step, Each | Repeat) or acts(step)):
             yield _problem(step, "nothing reads its result, so it will not run", "warning")

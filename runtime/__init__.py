@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .api import open_plan as open_plan
     from .api import plan_and_run as plan_and_run
     from .api import reason as reason
+    from .api import reduce as reduce
+    from .api import repeat as repeat
     from .api import session as session
     from .api import tool as tool
     from .api import when as when
@@ -33,6 +35,8 @@ _HOMES = {
     "analyze": "explaining",
     "contains": "api",
     "each": "api",
+    "reduce": "api",
+    "repeat": "api",
     "explain": "explaining",
     "length": "api",
     "llm": "api",
@@ -61,6 +65,8 @@ __all__ = [
     "open_plan",
     "plan_and_run",
     "reason",
+    "reduce",
+    "repeat",
     "run_workflow",
     "session",
     "tool",

@@ -1,4 +1,5 @@
-"""Questions that a run has stopped at: tool calls that wait for somebody's approval, in its journal."""
+"""Questions that a run has stopped at, in its journal: tool calls that wait for somebody's approval,
+and those of which nobody knows whether they had their effect."""
 
 import asyncio
 import json
@@ -10,12 +11,18 @@ from .errors import InvalidInput
 from .journal.base import RowRecord, StepRecord
 from .journal.store import Store
 from .run.codec import encode
+from .run.effects import INTENT, QUESTION, WITHDRAWN
 from .run.trust import ASKS, approval_id
+
+NOT_GIVEN: Any = object()  # a result may be null
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A call that waits: its tool, its arguments, and whose words the chat had read before it."""
+    """A call that waits: its tool, its arguments, and whose words the chat had read before it.
+
+    `began`: it was started and cut off, and whether it had its effect is the question.
+    """
 
     id: str
     row: int
@@ -23,6 +30,7 @@ class Question:
     tool: str
     arguments: dict[str, Any]
     sources: tuple[str, ...]
+    began: bool = False
 
 
 def questions(store: Store, run: str) -> list[Question]:
@@ -36,14 +44,21 @@ def questions(store: Store, run: str) -> list[Question]:
     return [question for row in sorted(found) for question in found[row]]
 
 
-async def answer(store: Store, run: str, asked: Iterable[Question], approve: bool) -> None:
+async def answer(
+    store: Store, run: str, asked: Iterable[Question], approve: bool, result: Any = NOT_GIVEN
+) -> None:
     """Record the answers, so that a resumed run acts on them.
 
-    Raises JournalError where somebody runs the run at present.
+    To approve of a call that had begun is to say that it had no effect, and is to be made; `result`
+    says that it had, and what it gave. Raises JournalError where somebody runs the run at present.
     """
     _, journal = store.open(run)
     try:
-        durable = [_recorded(journal.record, question, approve) for question in asked]
+        durable = [
+            _recorded(journal.record, question.row, path, value)
+            for question in asked
+            for path, value in _answers(question, approve, result)
+        ]
         await asyncio.gather(*durable)
     finally:
         await journal.close()
@@ -59,20 +74,31 @@ def chosen(asked: list[Question], ids: Iterable[str]) -> list[Question]:
     return [by_id[name] for name in dict.fromkeys(ids)]
 
 
-def _recorded(record: Any, question: Question, approve: bool) -> "asyncio.Future[None]":
+def _answers(question: Question, approve: bool, result: Any) -> Iterator[tuple[str, bytes]]:
+    """What is recorded, and where."""
+    yield question.path, encode(approve)
+    call = question.path.removesuffix(QUESTION)
+    if question.began and result is not NOT_GIVEN:
+        yield call, encode(result)
+    elif question.began and approve:
+        yield f"{call}{INTENT}", WITHDRAWN
+
+
+def _recorded(record: Any, row: int, path: str, value: bytes) -> "asyncio.Future[None]":
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    step = StepRecord(question.row, question.path, encode(approve))
-    record(step, lambda: done.set_result(None), True)
+    record(StepRecord(row, path, value), lambda: done.set_result(None), True)
     return done
 
 
 def _question(entry: StepRecord) -> Question | None:
     step = entry.path.rpartition("@")[0].rpartition(".")[0]
-    if not (step == ASKS or step.endswith(f".{ASKS}")) or not entry.value.startswith(b"{"):
+    began = entry.path.endswith(QUESTION)
+    asks = began or step == ASKS or step.endswith(f".{ASKS}")
+    if not asks or not entry.value.startswith(b"{"):
         return None
     asked = cast("dict[str, Any]", json.loads(entry.value))
     about = asked["tool"], asked["arguments"], tuple(asked["sources"])
-    return Question(approval_id(entry.row, entry.path), entry.row, entry.path, *about)
+    return Question(approval_id(entry.row, entry.path), entry.row, entry.path, *about, began)
 
 
 def shown(question: Question, width: int = 100) -> Iterator[str]:
@@ -83,4 +109,7 @@ def shown(question: Question, width: int = 100) -> Iterator[str]:
     )
     call = f"{question.tool}({', '.join(given)})"
     yield f"{question.id}  row {question.row:,}  {call[:width]}{'…' if len(call) > width else ''}"
-    yield f"{'':10}after it had read {', '.join(question.sources)}"
+    if question.began:
+        yield f"{'':10}was started and cut off: did it have its effect?"
+    else:
+        yield f"{'':10}after it had read {', '.join(question.sources)}"

@@ -116,6 +116,7 @@ class Capabilities:
     tiered: bool = False  # evicted KV comes back from a tier below, as of the host's memory
     priorities: bool = False  # orders its own waiting line by `Request.priority`
     remote: bool = False  # others may use it too: its load is asked for, and it may come back
+    place: str = ""  # names it to all processes that use it, such as its URL; "": it is not shared
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,19 @@ def limits_of(text: str | None) -> dict[str, Any]:
     return cast("dict[str, Any]", found)
 
 
+def resources_of(text: str | None) -> dict[str, float]:
+    """`--ray-resources` as amounts by name."""
+    found: dict[str, float] = {}
+    for pair in (text or "").split(","):
+        name, _, amount = pair.strip().partition("=")
+        try:
+            if name:
+                found[name] = float(amount)
+        except ValueError:
+            raise InvalidInput(f"--ray-resources {pair}: write name=amount, as in GPU=1") from None
+    return found
+
+
 # ---- run ---------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ EXTRAS = {
     "sql": ("sqlglot", "psycopg", "duckdb"),
     "mcp": ("mcp",),
     "redis": ("redis",),
+    "ray": ("ray", "pandas", "pyarrow"),
 }
 DISTRIBUTIONS = {"zmq": "pyzmq", "huggingface_hub": "huggingface-hub"}  # other than the module
 LOW_DISK_BYTES = 1 << 30

@@ -10,6 +10,7 @@
     │   │   └── TryAgain        this time; another attempt may do
     │   ├── OutputInvalid       the answer does not fit the output model
     │   ├── ToolFailed
+    │   │   └── OutcomeUnknown  of a tool with an effect, which is not repeated
     │   └── Drained             not started, since the run drains; no row's fault
     │       └── ApprovalWanted  somebody has to approve of a tool's call first
     ├── BackendUnavailable      nobody answers calls; exit code 5
@@ -106,6 +107,17 @@ class OutputInvalid(StepFailed):
 
 class ToolFailed(StepFailed):
     """A tool raised, timed out, or was given bad arguments."""
+
+
+class OutcomeUnknown(ToolFailed):
+    """A call of a tool with effect `once` was cut off: nobody knows whether it had its effect.
+
+    `path` is the place of that call in its program.
+    """
+
+    def __init__(self, message: str, step: str, path: str) -> None:
+        self.path = path
+        super().__init__(message, step)
 
 
 class Drained(StepFailed):

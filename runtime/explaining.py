@@ -223,7 +223,7 @@ def _tokens(flow: Workflow, models: Mapping[str, str]) -> Tokens:
 
 
 def _learned(flow: Workflow, home: str | None) -> Learned:
-    return Learned.load(Store(home).home, flow.name, "")
+    return Learned.load(Store(home).place, flow.name, "")
 
 
 # ---- afterwards --------------------------------------------------------------------------------

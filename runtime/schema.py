@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from ..planner.step_checks import ON_LIMIT
 from ..tools.registry import EFFECTS
 from .spec.check import VERSION
 from .spec.keys import (
     BLOCK,
     BRANCH_STEP,
+    CASCADE,
     SCHEDULING,
     SCORER,
     STEP_KINDS,
@@ -36,6 +38,7 @@ def json_schema() -> dict[str, Any]:
             "block": _table(BLOCK),
             "scheduling": _table(SCHEDULING),
             "scorer": _table(SCORER),
+            "cascade": _table(CASCADE),
             "tool_definition": {"anyOf": [_ref(f"{kind}_tool") for kind in TOOL_KINDS]},
             **{f"{kind}_tool": _table(table) for kind, table in TOOL_KINDS.items()},
             "steps": _names(_ref("step")),
@@ -93,6 +96,8 @@ def _kind(key: Key) -> dict[str, Any]:
             return {"type": "object", "additionalProperties": text}
         case "effect":
             return {"enum": list(EFFECTS)}
+        case "on_limit":
+            return {"enum": list(ON_LIMIT)}
         case "approve":
             return {"const": "pause"}
         case "expression":
@@ -116,6 +121,8 @@ def _kind(key: Key) -> dict[str, Any]:
             return _names(_ref("tool_definition"))
         case "steps":
             return _ref("steps")
+        case "cascade":
+            return _ref("cascade")
         case "scheduling":
             return _ref("scheduling")
         case "scorer":

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,23 @@ def tokens_of_spec(spec: ModelSpec) -> Tokens:
         folder = str(tiny_path())
     if isinstance(folder, str) and (Path(folder) / "tokenizer.json").is_file():
         try:
-            return tokens_of(HFTokenizer(folder))
+            return replace(tokens_of(HFTokenizer(folder)), context_tokens=_context_of(Path(folder)))
         except InvalidInput as error:  # told where the model is opened
             log.info("%s", error)
     return Tokens()
+
+
+def _context_of(folder: Path) -> int | None:
+    """What a model takes, as its checkpoint says; a folder may have a tokenizer alone."""
+    try:
+        found: Any = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    match found:
+        case {"max_position_embeddings": int(context)}:
+            return context
+        case _:
+            return None
 
 
 def _counting(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[int]]:

@@ -84,7 +84,6 @@ class TraceWriter:
         self.error: OSError | None = None
         self._buffer = bytearray()
         self._flush_at_s = float("-inf")
-        self._encode = msgspec.json.Encoder().encode
         self._descriptor: int | None = os.open(
             self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
         )
@@ -92,7 +91,7 @@ class TraceWriter:
 
     def write(self, at_s: float, record: Record) -> None:
         buffer = self._buffer
-        buffer += b'{"at_s":%r,%b\n' % (float(at_s), self._encode(record)[1:])
+        buffer += encode(at_s, record)
         if at_s >= self._flush_at_s or len(buffer) >= FLUSH_BYTES:
             self._flush_at_s = at_s + FLUSH_S
             self.flush()
@@ -114,6 +113,22 @@ class TraceWriter:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def encode(at_s: float, record: Record) -> bytes:
+    """A record as the line of a trace."""
+    return b'{"at_s":%r,%b\n' % (float(at_s), _encode(record)[1:])
+
+
+def decode(lines: bytes) -> Iterator[tuple[float, Record]]:
+    """The records of whole lines that this version of Tenter has encoded."""
+    known, head = _decoder(tuple(_kinds(Record))), msgspec.json.Decoder(_Head)
+    for line in lines.splitlines():
+        about = head.decode(line)
+        yield about.at_s, _record(line, about.type, known)
 
 
 def _cut_torn_line(descriptor: int) -> None:

@@ -22,7 +22,7 @@ FLOORS = (
     {"__main__"},
     {"cli", "progress", "report", "serve", "doctor"},
     {"calibrating", "explaining"},
-    {"jobs", "operate", "simulate"},
+    {"jobs", "operate", "ray", "simulate"},
     {"approvals", "load", "table_stats"},
     {
         "api",
@@ -36,7 +36,7 @@ FLOORS = (
         "report.expected",
     },
     {"run"},
-    {"replay", "predict"},
+    {"replay", "predict", "fleet"},
     {"scheduler"},
     {"reasoning"},
     {"backends", "engine", "tokenizer", "models"},

@@ -18,6 +18,7 @@ from ..graph import (
     Expr,
     ListOf,
     Ref,
+    Repeat,
     Select,
     Step,
     ToolCall,
@@ -59,11 +60,12 @@ def _merged(steps: tuple[PlanStep, ...], renamed: Renamed) -> tuple[PlanStep, ..
     merged: list[PlanStep] = []
     for step in steps:
         logical = _renamed(step.step, renamed)
-        if isinstance(logical, Each):
+        if isinstance(logical, Each | Repeat):
             body = _merged(step.body, renamed)
-            result = _rename(logical.result, renamed)
-            body = _without_unread(body, renamed, set(names_in(result)))
-            logical = replace(logical, body=tuple(inside.step for inside in body), result=result)
+            logical = _with_ends(logical, renamed)
+            ends = {name for value in logical.ends for name in names_in(value)}
+            body = _without_unread(body, renamed, ends)
+            logical = replace(logical, body=tuple(inside.step for inside in body))
             step = replace(step, body=body)
         elif repeatable(logical):
             same = first.setdefault(replace(logical, id="", place=NOWHERE), logical.id)
@@ -76,6 +78,13 @@ def _merged(steps: tuple[PlanStep, ...], renamed: Renamed) -> tuple[PlanStep, ..
     return tuple(merged)
 
 
+def _with_ends(step: Each | Repeat, renamed: Renamed) -> Each | Repeat:
+    result = _rename(step.result, renamed)
+    if isinstance(step, Repeat):
+        return replace(step, result=result, until=_rename(step.until, renamed))
+    return replace(step, result=result)
+
+
 def _without_unread(
     steps: tuple[PlanStep, ...], renamed: Renamed, read: set[str]
 ) -> tuple[PlanStep, ...]:
@@ -85,7 +94,7 @@ def _without_unread(
 
 
 def _renamed(step: Step, renamed: Mapping[str, str]) -> Step:
-    """A step with its references renamed; the body of an `each` is left to the caller."""
+    """A step with its references renamed; the body of a loop is left to the caller."""
     if not renamed:
         return step
     when = None if step.when is None else _rename(step.when, renamed)
@@ -104,6 +113,8 @@ def _renamed(step: Step, renamed: Mapping[str, str]) -> Step:
             return replace(step, value=_rename(value, renamed), when=when)
         case Each(items=items):
             return replace(step, items=_rename(items, renamed), when=when)
+        case Repeat(start=start):
+            return replace(step, start=_rename(start, renamed), when=when)
 
 
 def _rename_args(args: Args, renamed: Mapping[str, str]) -> Args:
@@ -132,7 +143,7 @@ def _marked(steps: tuple[PlanStep, ...], once: dict[str, bool]) -> tuple[PlanSte
     marked: list[PlanStep] = []
     for step in steps:
         body = step.body
-        if isinstance(step.step, Each):
+        if isinstance(step.step, Each | Repeat):
             body = _marked(body, {**once, step.step.item: False})
         shared = repeatable(step.step)
         alone = shared and all(once[name] for name in reads(step.step))

@@ -6,7 +6,7 @@ A tool or an agent that acts on the world stays, and so does what it needs.
 from collections.abc import Collection
 from dataclasses import replace
 
-from ..graph import Each, acts, names_in, reads
+from ..graph import Each, Repeat, acts, names_in, reads
 from ..plan import Context, Plan, PlanStep
 
 
@@ -22,8 +22,9 @@ def _needed(steps: tuple[PlanStep, ...], read: Collection[str]) -> tuple[PlanSte
     kept: list[PlanStep] = []
     for step in reversed(steps):
         if step.id in wanted or acts(step.step):
-            if isinstance(step.step, Each):
-                step = step.with_body(_needed(step.body, set(names_in(step.step.result))))
+            if isinstance(step.step, Each | Repeat):
+                ends = {name for value in step.step.ends for name in names_in(value)}
+                step = step.with_body(_needed(step.body, ends))
             wanted.update(reads(step.step))
             kept.append(step)
     return tuple(reversed(kept))

@@ -5,7 +5,7 @@ A plain `def` under `@workflow` is traced once into a graph; an `async def` runs
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 from pydantic import TypeAdapter
 
@@ -21,11 +21,13 @@ from ..scheduler.limits import Limits
 from ..scheduler.policies import DEFAULT_ORDER, ordered
 from ..workflow import ModelSpec, Scheduling
 from .agents import AgentStep, agent
+from .allowed import cascade_of, free_of, pack_of
 from .handles import LLMStep, ToolHandle, WorkflowHandle, check_name
 from .places import Place, caller, here, refuse
 from .plans import Plan, PlanStep, open_plan, plan_and_run
-from .prompts import prompt_of, sampling_of
+from .prompts import prompt_of, sampling_of, whole
 from .reasons import reason
+from .reduces import reduce
 from .symbols import Symbol, contains, length
 from .tracing import Tracer, current_tracer
 from .types import adapter_of, schema_text
@@ -46,6 +48,8 @@ __all__ = [
     "open_plan",
     "plan_and_run",
     "reason",
+    "reduce",
+    "repeat",
     "session",
     "tool",
     "when",
@@ -67,13 +71,19 @@ def llm(
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     free_fields: Sequence[str] = (),
+    cascade: str | Mapping[str, Any] | None = None,
+    pack: int | None = None,
+    votes: int = 1,
     name: str | None = None,
 ) -> LLMStep:
     """A call of a model; `prompt` and `system` are Jinja templates whose fields are its arguments.
 
     With `choices` the result is one of these texts; with `output` (a Pydantic model or another
     type) it is a value of that type; otherwise it is text. `free_fields` are fields of `prompt`
-    whose order is open: a plan over a table may change it, see `docs/planning.md`.
+    whose order is open: a plan over a table may change it. With `cascade` (a model's name, or a
+    dict with `model`, `target`, `confidence`, `sample`) a smaller model answers what it is sure of.
+    `pack` rows may share a prompt, and with `votes` are asked in several orders. See
+    `docs/planning.md`.
     """
     check_name(name, "an llm step")
     adapter = None if output is None or output is str else adapter_of(output, "output")
@@ -86,7 +96,9 @@ def llm(
         sampling=sampling,
         choices=_choices(choices, adapter),
         schema=schema_text(adapter.json_schema()) if adapter else None,
-        free_fields=_free(free_fields),
+        free_fields=free_of(free_fields),
+        pack=pack_of(pack, votes),
+        cascade=cascade_of(cascade),
         place=here(),
     )
     return LLMStep(step, adapter, name)
@@ -103,12 +115,6 @@ def _choices(choices: Sequence[str] | None, output: TypeAdapter[Any] | None) -> 
     if len(choices) < 2:
         raise refuse("choices has two texts or more")
     return tuple(choices)
-
-
-def _free(fields: Any) -> tuple[str, ...]:
-    if isinstance(fields, str) or not all(isinstance(each, str) for each in fields):
-        raise refuse('free_fields is a list of fields, such as free_fields=["name", "city"]')
-    return tuple(fields)
 
 
 @overload
@@ -284,6 +290,28 @@ def each(items: Any, body: Callable[[Any], Any], *, name: str | None = None) -> 
     """The list of what `body` gives for each item; all items run at once."""
     check_name(name, "a loop")
     return _tracer("each").each(items, body, name)
+
+
+def repeat(
+    start: Any,
+    body: Callable[[Any], Any],
+    *,
+    until: Callable[[Any], Any],
+    max_iterations: int,
+    on_limit: Literal["fail", "last"] = "fail",
+    name: str | None = None,
+) -> Any:
+    """What `body` gives once `until` holds of it: a loop of at most `max_iterations`.
+
+    `body` is given `start`, later what it gave the time before; `until` is given what it gave, and
+    may ask a model itself. Where it never holds, the step fails, or with `on_limit="last"` takes
+    the last value. All steps that the two make are in the loop.
+    """
+    check_name(name, "a loop")
+    if any(isinstance(each, Symbol) or not callable(each) for each in (body, until)):
+        raise refuse("repeat(start, body, until=...) takes two functions, such as lambda text: ...")
+    most = whole("max_iterations", max_iterations)
+    return _tracer("repeat").repeat(start, body, until, most, on_limit, name)
 
 
 def _tracer(what: str) -> Tracer:

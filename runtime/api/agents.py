@@ -31,6 +31,7 @@ def agent(
     turn_tokens: int = 256,
     allow: Iterable[str] = (),
     approve: Approve | None = None,
+    speculate: bool = False,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -44,7 +45,8 @@ def agent(
     reaching a limit without an answer fails the step. What its prompt is given, and what tools say,
     is untrusted: tools that have an effect or are sensitive run only where `allow` names them or
     where `approve` says True: a function, in an `async def` workflow, or "pause": the program stops
-    until somebody has answered by `tenter approve` and resumed the run.
+    until somebody has answered by `tenter approve` and resumed the run. With `speculate` calls of
+    pure tools start while the turn that asks for them is still being written.
     """
     check_name(name, "an agent")
     adapter = None if output is None or output is str else adapter_of(output, "output")
@@ -62,6 +64,7 @@ def agent(
         allow=tuple(allow),
         pure=pure(known.values()),
         approve="pause" if approve == "pause" else None,
+        speculate=speculate,
     )
     step = LLM(
         id=name or "agent",

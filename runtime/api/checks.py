@@ -2,7 +2,7 @@
 that are never given, arguments of another shape than the tool's."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from ...planner.errors import PromptError
@@ -16,7 +16,9 @@ from ...planner.graph import (
     Expr,
     Graph,
     ListOf,
+    Reduce,
     Ref,
+    Repeat,
     Select,
     Step,
     ToolCall,
@@ -73,6 +75,8 @@ def _steps(
     for step in steps:
         if isinstance(step, Each):
             yield from _each(step, types, tools)
+        elif isinstance(step, Repeat):
+            yield from _repeat(step, types, tools)
         else:
             types[step.id] = _type_of_step(step, types)
         for message in dict.fromkeys(_step(step, types, tools)):
@@ -91,6 +95,29 @@ def _each(step: Each, types: Types, tools: Mapping[str, Tool]) -> Iterator[tuple
         yield step, f"it runs over {_spelled(step.items)}, which is {_article(named)}, not a list"
 
 
+def _repeat(step: Repeat, types: Types, tools: Mapping[str, Tool]) -> Iterator[tuple[Step, str]]:
+    start = _resolved(infer(step.start, types))
+    inside: Types = {**types, step.item: start}
+    yield from _steps(step.body, inside, tools)
+    for value in step.ends:
+        for message in _value(value, inside):
+            yield step, message
+    types[step.id] = infer(step.result, inside)
+    result = _resolved(types[step.id])
+    begins, goes_on = _shape(start), _shape(result)
+    if begins and goes_on and begins != goes_on:
+        yield step, f"{step.item!r} begins as {begins} and goes on as {goes_on}: make them alike"
+    lost = [name for name in start.get("properties", ()) if name not in _known_parts(result, name)]
+    if lost:
+        yield step, f"its result has no {lost[0]!r}, which {step.item!r} begins with"
+
+
+def _known_parts(schema: Schema, otherwise: str) -> Collection[str]:
+    """The parts of a mapping; where they are not known, it may have any."""
+    known = schema.get("properties")
+    return known if known and not schema.get("additionalProperties") else (otherwise,)
+
+
 def _spelled(value: Value) -> str:
     return repr(value.name) if isinstance(value, Ref) else "a value"
 
@@ -107,6 +134,8 @@ def _step(step: Step, types: Types, tools: Mapping[str, Tool]) -> Iterator[str]:
             for _, value in args:
                 yield from _value(value, types)
             yield from _fields(step, types)
+            if step.reduce is not None:
+                yield from _reduce(step, step.reduce, types)
         case ToolCall(args=args):
             for _, value in args:
                 yield from _value(value, types)
@@ -117,8 +146,8 @@ def _step(step: Step, types: Types, tools: Mapping[str, Tool]) -> Iterator[str]:
                 yield from _value(value, types)
         case Compute(value=value):
             yield from _value(value, types)
-        case Each(items=items):
-            yield from _value(items, types)
+        case Each() | Repeat():
+            yield from _value(step.begins, types)
 
 
 def _fields(step: LLM, types: Types) -> Iterator[str]:
@@ -133,6 +162,25 @@ def _fields(step: LLM, types: Types) -> Iterator[str]:
             if isinstance(part, Field) and part.name in given:
                 known = infer(given[part.name], types)
                 yield from _path(known, part.name, part.path)[1]
+
+
+def _reduce(step: LLM, reduce: Reduce, types: Types) -> Iterator[str]:
+    """A list that is none, and answers that cannot take the place of its items."""
+    value = dict(step.args).get(reduce.over, Ref(reduce.over))
+    given = _resolved(infer(value, types))
+    named = given.get("type")
+    if isinstance(named, str) and named != "array":
+        yield f"it reduces {_spelled(value)}, which is {_article(named)}, not a list"
+    if not reduce.tree or reduce.merge is not None:
+        return
+    item, answer = _items_of(given), _resolved(_type_of_step(step, types))
+    cure = "give it `merge`, a prompt that folds answers, or tree: false"
+    before, after = _shape(item), _shape(answer)
+    if before and after and before != after:
+        yield f"each item is {before} and an answer {after}, which is folded in its place: {cure}"
+    lost = [name for name in item.get("properties", ()) if name not in _known_parts(answer, name)]
+    if before == after and lost:
+        yield f"an answer has no {lost[0]!r}, which the items have in whose place it is: {cure}"
 
 
 def _arguments(args: Args, tool: Tool, types: Types) -> Iterator[str]:

@@ -34,7 +34,9 @@ class LLMStep:
 
     def __init__(self, step: LLM, output: TypeAdapter[Any] | None, name: str | None) -> None:
         self.step = step
-        self.fields = tuple(dict.fromkeys((*_fields(step.system), *step.prompt.fields)))
+        merge = step.reduce.merge if step.reduce is not None else None
+        fields = (*_fields(step.system), *step.prompt.fields, *_fields(merge))
+        self.fields = tuple(dict.fromkeys(fields))
         self._output = output
         self._name = name
         self._asked: LLM | None = None  # as async programs ask it, made once

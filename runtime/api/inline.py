@@ -6,11 +6,13 @@ from dataclasses import replace
 from ...planner.graph import (
     LLM,
     Args,
+    Cascade,
     Compute,
     Each,
     Graph,
     Reasoning,
     Ref,
+    Repeat,
     Select,
     Step,
     ToolCall,
@@ -21,11 +23,11 @@ from .source import Resolve, all_of, guard, replace_names
 
 
 def names_of(steps: Sequence[Step]) -> tuple[str, ...]:
-    """All step ids and `each` items."""
+    """All step ids and the names that loops give their items."""
     found: list[str] = []
     for step in walk(steps):
         found.append(step.id)
-        if isinstance(step, Each):
+        if isinstance(step, Each | Repeat):
             found.append(step.item)
     return tuple(found)
 
@@ -67,6 +69,7 @@ class _Renamed:
                 model = self._models.get(step.model, step.model)
                 thinking = self._thinking(step.reasoning)
                 args = self._args(step.args)
+                step = replace(step, cascade=self._cascade(step.cascade))
                 return replace(step, id=name, when=when, args=args, model=model, reasoning=thinking)
             case ToolCall():
                 return replace(step, id=name, when=when, args=self._args(step.args))
@@ -91,6 +94,17 @@ class _Renamed:
                     body=tuple(self.step(inside) for inside in step.body),
                     result=self._value(step.result),
                 )
+            case Repeat():
+                return replace(
+                    step,
+                    id=name,
+                    when=when,
+                    start=self._value(step.start),
+                    item=self._prefix + step.item,
+                    body=tuple(self.step(inside) for inside in step.body),
+                    result=self._value(step.result),
+                    until=self._value(step.until),
+                )
 
     def _thinking(self, reasoning: Reasoning | None) -> Reasoning | None:
         judge = reasoning.judge if reasoning is not None else None
@@ -98,6 +112,11 @@ class _Renamed:
             return reasoning
         renamed = replace(judge, model=self._models.get(judge.model, judge.model))
         return replace(reasoning, judge=renamed)
+
+    def _cascade(self, cascade: Cascade | None) -> Cascade | None:
+        if cascade is None:
+            return None
+        return replace(cascade, model=self._models.get(cascade.model, cascade.model))
 
     def _value(self, value: Value) -> Value:
         return replace_names(value, self._resolve)

@@ -30,6 +30,13 @@ def sampling_of(
     )
 
 
+def whole(name: str, value: Any) -> int:
+    """A whole number; the graph's check looks at its range."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise refuse(f"{name} is a whole number, not {value!r}")
+    return value
+
+
 def prompt_of(source: Any, what: str) -> Prompt:
     """A template; raises InvalidWorkflow where it does not parse."""
     if not isinstance(source, str):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from ...planner.graph import (
     LLM,
@@ -13,6 +13,7 @@ from ...planner.graph import (
     Graph,
     Place,
     Ref,
+    Repeat,
     Select,
     Step,
     ToolCall,
@@ -180,18 +181,60 @@ class Tracer:
 
     def each(self, items: Any, body: Callable[[Any], Any], name: str | None) -> Symbol:
         """Add a loop over a list."""
-        place, outside, guards = here(), self._steps, self._guards
-        item = self.unique(_parameter(body))
+        place, item = here(), self.unique(_parameter(body))
         loop = self.id_for(name, None, "each")
-        self._steps, self._guards = [], ()
-        try:
+        with self._inside() as inside:
             result = to_value(body(Symbol(Ref(item))))
-            inside = tuple(self._steps)
+        return self.add(
+            Each(
+                id=loop,
+                items=to_value(items),
+                item=item,
+                body=tuple(inside),
+                result=result,
+                place=place,
+            )
+        )
+
+    def repeat(
+        self,
+        start: Any,
+        body: Callable[[Any], Any],
+        until: Callable[[Any], Any],
+        max_iterations: int,
+        on_limit: Literal["fail", "last"],
+        name: str | None,
+    ) -> Symbol:
+        """Add a loop that goes on until a condition holds."""
+        place, item = here(), self.unique(_parameter(body))
+        loop = self.id_for(name, None, "repeat")
+        with self._inside() as inside:
+            result = to_value(body(Symbol(Ref(item))))
+            met = guard(to_value(until(Symbol(result))))
+        return self.add(
+            Repeat(
+                id=loop,
+                start=to_value(start),
+                item=item,
+                body=tuple(inside),
+                result=result,
+                until=met,
+                max_iterations=max_iterations,
+                on_limit=on_limit,
+                place=place,
+            )
+        )
+
+    @contextmanager
+    def _inside(self) -> Generator[list[Step]]:
+        """The steps that are added in the body of a loop."""
+        outside, guards = self._steps, self._guards
+        inside: list[Step] = []
+        self._steps, self._guards = inside, ()
+        try:
+            yield inside
         finally:
             self._steps, self._guards = outside, guards
-        return self.add(
-            Each(id=loop, items=to_value(items), item=item, body=inside, result=result, place=place)
-        )
 
 
 def _result(branch: Any) -> Any:

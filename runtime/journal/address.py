@@ -25,12 +25,13 @@ class Options:
     """What may follow a URL's "?": `redis://localhost/0?patience_s=600&prefix=team`."""
 
     prefix: str = "tenter"  # of every key
-    folder: str = _DEFAULT_FOLDER  # where traces and learned statistics lie, on this machine
+    folder: str = _DEFAULT_FOLDER  # where traces and statistics of tables lie, on this machine
     patience_s: float = 120.0  # how long Redis may be gone before a run ends
     timeout_s: float = 5.0  # for one answer
     ca: str = ""  # TLS: a file of certificates to trust; none: the system's
     cert: str = ""  # TLS: this client's certificate
     key: str = ""  # TLS: and its key
+    fleet: str = "on"  # "off": processes share neither servers nor equal work through it
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,8 @@ def _options(query: str, shown: str) -> Options:
         found[name] = _seconds(name, text, shown) if name.endswith("_s") else text
     if not re.fullmatch(r"[\w.:-]{1,64}", str(found.get("prefix", "tenter")), re.ASCII):
         raise InvalidConfig(f"{shown}: prefix: letters, digits and ._:- only, at most 64")
+    if found.get("fleet", "on") not in ("on", "off"):
+        raise InvalidConfig(f"{shown}: fleet={found['fleet']}: it is on or off")
     return Options(**found)  # pyright: ignore[reportArgumentType]  names and kinds are checked
 
 

@@ -4,7 +4,7 @@ redis-py is told to try nothing again by itself: whoever asks knows what may be 
 """
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,16 @@ def connect_async(address: RedisAddress) -> Any:
         return sentinel.master_for(address.primary)
     host, port = address.nodes[0]
     return Redis(host=host, port=port, **options)
+
+
+async def close_async(address: RedisAddress, client: Any) -> None:
+    """Let go of what `connect_async` gave, the Sentinels too, which redis-py forgets."""
+    watchers: list[Any] = []
+    if address.kind == "sentinel":
+        watchers = client.connection_pool.sentinel_manager.sentinels
+    for each in (client, *watchers):
+        with suppress(RedisAway), answering(address):
+            await each.aclose()
 
 
 def _of_sentinel(options: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from .address import RedisAddress
 from .base import Superseded
 from .owner import read_owner
 from .redis_format import Argument, Keys
-from .redis_link import RedisAway, Server, answering, connect_async
+from .redis_link import RedisAway, Server, answering, close_async, connect_async
 from .redis_scripts import BEAT, COMMIT, RELEASE, Script
 
 LEASE_S = 30.0
@@ -105,7 +104,7 @@ class Sender:
         return await self._patiently(ask)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await close_async(self.address, self._client)
 
     # ---- one exchange -----------------------------------------------------------------------
 
@@ -217,8 +216,7 @@ class Sender:
     async def _reconnect(self) -> None:
         """Leave the connections: the name may lead to another server by now."""
         if self.address.kind == "cluster":  # its client may not find back by itself
-            with suppress(RedisAway), answering(self.address):
-                await self._client.aclose()
+            await close_async(self.address, self._client)
             self._client = connect_async(self.address)
         else:
             await self._client.connection_pool.disconnect(inuse_connections=False)

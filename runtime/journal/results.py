@@ -79,6 +79,11 @@ class ResultStore(Protocol):
 class Results(Protocol):
     """A cache, open for one run. All methods are called on the event loop's thread."""
 
+    @property
+    def works(self) -> bool:
+        """Whether what is kept is found; not while its store cannot be used."""
+        ...
+
     async def find(self, key: bytes) -> Kept | None:
         """The result under `key`; None where there is none that is young enough."""
         ...
@@ -109,6 +114,8 @@ def aged(kept: Kept, age_s: float, bounds: Bounds) -> Kept | None:
 
 class MemoryResults:
     """Keeps results in the process, for tests and virtual time; several runs may be given it."""
+
+    works = True
 
     def __init__(self, bounds: Bounds | None = None, clock: Clock = time.time) -> None:
         self._bounds = bounds or Bounds()

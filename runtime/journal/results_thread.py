@@ -17,6 +17,7 @@ from ..errors import JournalError
 from .results import LARGEST_BYTES, Item, Kept, ResultStore
 
 STORE_AFTER_S = 0.5
+RETRY_S = 10.0  # after which a store that failed is asked again
 STORE_ITEMS = 1_000
 WAITING_ITEMS = 100_000  # above, results are not kept: the disk does not keep up
 
@@ -32,22 +33,29 @@ class _Asked:
 
 
 class ThreadedResults:
-    """Implements `Results`. A failure of the store is a warning; from then on nothing is found.
+    """Implements `Results`. A failure of the store is a warning; then nothing is found for a while.
 
-    Not for virtual time, which cannot wait for a thread (`MemoryResults` is).
+    What is to be kept is stored after `store_after_s`. Not for virtual time, which cannot wait for
+    a thread (`MemoryResults` is).
     """
 
-    def __init__(self, store: ResultStore) -> None:
+    def __init__(self, store: ResultStore, store_after_s: float = STORE_AFTER_S) -> None:
         self._store = store
+        self._store_after_s = store_after_s
         self._asked: dict[bytes, asyncio.Future[Kept | None]] = {}
         self._jobs: SimpleQueue[_Asked | Item | None] = SimpleQueue()
-        self._broken = False
+        self._away_until_s = 0.0  # by the clock of the thread
+        self._warned = False
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="tenter-results", daemon=True)
         self._thread.start()
 
+    @property
+    def works(self) -> bool:
+        return not self._closed and time.monotonic() >= self._away_until_s
+
     async def find(self, key: bytes) -> Kept | None:
-        if self._broken or self._closed:
+        if not self.works:
             return None
         future = self._asked.get(key)
         if future is None:
@@ -59,7 +67,7 @@ class ThreadedResults:
         return await asyncio.shield(future)  # others may wait for the same
 
     def keep(self, key: bytes, kept: Kept) -> None:
-        if self._broken or self._closed or len(kept.value) > LARGEST_BYTES:
+        if not self.works or len(kept.value) > LARGEST_BYTES:
             return
         if self._jobs.qsize() < WAITING_ITEMS:
             self._jobs.put((key, kept))
@@ -97,7 +105,7 @@ class ThreadedResults:
                 self._answer(job, pending)
             else:
                 pending[job[0]] = job
-                store_at_s = store_at_s or time.monotonic() + STORE_AFTER_S
+                store_at_s = store_at_s or time.monotonic() + self._store_after_s
             if len(pending) >= STORE_ITEMS:
                 self._flush(pending)
                 store_at_s = None
@@ -128,11 +136,14 @@ class ThreadedResults:
             self._guarded(lambda: self._store.keep(items))
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        if self._broken:
+        if time.monotonic() < self._away_until_s:
             return
         try:
             work()
+            self._warned = False
         except Exception as error:  # noqa: BLE001  whoever waits must be told, whatever it was
-            self._broken = True
+            self._away_until_s = time.monotonic() + RETRY_S
             told = error if isinstance(error, JournalError) else f"result cache: {error!r}"
-            _log.warning("%s; going on without it", told)
+            if not self._warned:
+                _log.warning("%s; going on without it until it is back", told)
+            self._warned = True

@@ -1,7 +1,7 @@
 """All runs of a home: a folder, with an SQLite journal for each run, or a Redis.
 
 Beside a Redis there is a folder too (`?folder=DIR` of its URL, else `.tenter`), for what belongs to
-this machine: traces and learned statistics.
+this machine: traces and statistics of tables.
 """
 
 import os
@@ -98,11 +98,12 @@ def _positive(variable: str, default: float) -> float:
 class Store:
     """The runs of `home`: a folder, or the URL of a Redis (see `address`).
 
-    `home` is then the folder of what lies on this machine; `shown` is the place to name to a user.
+    `home` is then the folder of what lies on this machine; `shown` is the place to name to a user,
+    `place` what was given: a folder or a URL.
     """
 
     def __init__(self, home: Path | str | None = None) -> None:
-        home = default_home() if home is None else home
+        home = self.place = default_home() if home is None else home
         if isinstance(home, str) and is_redis(home):
             from .redis_runs import RedisRuns
 

@@ -1,12 +1,14 @@
 """The run's own side of the door: it heeds requests, keeps its bounds, and tells how far it is."""
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
+from typing import Any, Protocol
 
 import anyio
 
@@ -15,7 +17,6 @@ from ..errors import InvalidInput
 from ..journal.owner import this_process
 from ..report.tally import Tally
 from ..run.control import Control, Wish
-from ..run.host import Host
 from ..run.rows import RowRun
 from ..scheduler.events import Asked, Change
 from ..trace import Trace
@@ -28,12 +29,42 @@ ANSWERS = 32  # that are kept for those who asked
 log = logging.getLogger(__name__)
 
 
+class Steerable(Protocol):
+    """What runs the programs of a run: a Host, or many elsewhere."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether what would start is held back."""
+        ...
+
+    @property
+    def spent(self) -> bool:
+        """Whether the token budget is used up."""
+        ...
+
+    def pause(self) -> None:
+        """Let what runs end, and hold back what would start, until `go_on`."""
+        ...
+
+    def go_on(self) -> None:
+        """Start what `pause` has held back."""
+        ...
+
+    def change(self, change: Change) -> None:
+        """Go on with other settings."""
+        ...
+
+    def run_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine as a child of the run."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Steered:
     """The parts of a live run that it is steered by."""
 
     run: str
-    host: Host
+    host: Steerable
     rows: RowRun
     control: Control
     tally: Tally
@@ -54,7 +85,7 @@ class Steering:
         self._began_s = now()
         self._tell_s = self._began_s
         if settings.token_budget is not None:
-            parts.host.scheduler.send(Change(token_budget=settings.token_budget))
+            parts.host.change(Change(token_budget=settings.token_budget))
 
     async def tend(self) -> None:
         """Look after the run until cancelled."""
@@ -95,11 +126,11 @@ class Steering:
     def _state(self) -> State:
         if self._parts.control.wish > Wish.RUN:
             return "stopping"
-        return "paused" if self._parts.host.gate.shut else "running"
+        return "paused" if self._parts.host.paused else "running"
 
     def _keep_bounds(self) -> None:
         control, limit_s = self._parts.control, self._settings.time_limit_s
-        if self._parts.host.scheduler.core.spent:
+        if self._parts.host.spent:
             control.drain("tokens")
         if limit_s is not None and now() - self._began_s >= limit_s:
             control.drain("time")
@@ -171,7 +202,7 @@ class Steering:
         )
         rows.bound(bounds)
         given = {name: values.get(name) for name in ("order", "retention", "token_budget")}
-        self._parts.host.scheduler.send(
+        self._parts.host.change(
             Change(max_programs=values.get("concurrency"), **given)  # type: ignore[arg-type]
         )
         return ", ".join(f"{name} {_text(before[name])} -> {_text(after[name])}" for name in values)

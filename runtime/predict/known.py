@@ -11,7 +11,15 @@ from .asked import Asked, Row
 
 ROWS = 4_000  # answered calls that are kept for a ranker to learn from
 
-Kind = Literal["output_tokens", "calls", "output_tokens_left", "work_tokens_left", "tool_s"]
+Kind = Literal[
+    "output_tokens",
+    "calls",
+    "output_tokens_left",
+    "work_tokens_left",
+    "tool_s",
+    "iterations",
+    "routed_percent",
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TOOLS: Kind = "tool_s"  # known of all workflows of a home together
 
@@ -41,7 +49,8 @@ class Known:
     """All that is learned of one workflow on its models, and of all tools.
 
     `output_tokens` is keyed by step, `calls` by workflow (calls of a whole program), what is left
-    by workflow and mark, `tool_s` by tool and first argument word. `shadows` watch the stop rules
+    by workflow and mark, `tool_s` by tool and first argument word, `iterations` by loop, and
+    `routed_percent` by step: the rows that the small model of a cascade answers. `shadows` watch the stop rules
     of its reasoning steps.
     """
 

@@ -14,13 +14,16 @@ from ..scheduler.events import (
     CallEnded,
     CallReady,
     CallShared,
+    CascadeLearned,
     ProgramArrived,
     ProgramEnded,
+    Repeated,
     ToolEnded,
 )
 from ..scheduler.placement import OUTPUT_WEIGHT
 from ..trace import Record
 from .asked import Asked, Hints, Remaining, Row, token_classes
+from .books import books_of
 from .fit import Report, fit
 from .known import TOOLS, Judged, Kind, Known
 from .progress import LARGEST, MARKS, Done, Progress
@@ -53,6 +56,8 @@ class Learned:
             CallEnded: self._answered,
             CallShared: self._shared,
             ToolEnded: self._tool_ended,
+            Repeated: self._repeated,
+            CascadeLearned: self._cascaded,
         }
 
     # ---- between runs ---------------------------------------------------------------------------
@@ -61,11 +66,12 @@ class Learned:
     def load(cls, home: Path | str, workflow: str, fingerprint: str) -> Self:
         """What earlier runs have left in `home` for this workflow on these models.
 
+        `home` is a folder, or the URL of a Redis, for runners on several machines.
         `fingerprint` is of all that answers depend on: the workflow and its models. Where only
         another version of the workflow is known, its last amounts are a beginning. What cannot be
         read is left alone with a warning; this never raises for it.
         """
-        shelf = Shelf(Path(home), workflow, fingerprint)
+        shelf = Shelf(books_of(home), workflow, fingerprint)
         return cls(shelf.load(), shelf)
 
     def save(self) -> bool:
@@ -146,6 +152,12 @@ class Learned:
     def _tool_ended(self, event: ToolEnded) -> None:
         if event.ok and event.seconds >= 0:
             self._learn(TOOLS, key(event.tool, event.word), event.seconds)
+
+    def _repeated(self, event: Repeated) -> None:
+        self._learn("iterations", key(event.step), event.iterations)
+
+    def _cascaded(self, event: CascadeLearned) -> None:
+        self._learn("routed_percent", key(event.step), 100 * event.routed)
 
     def _ended(self, event: ProgramEnded) -> None:
         """A program that was stopped or has failed tells nothing of those that come to an end."""
@@ -306,6 +318,15 @@ class Learned:
     def mean_output_tokens(self, workflow: str, step: str) -> float | None:
         """The mean length of a step's answers; None where none was seen."""
         return self._mean_of("output_tokens", self._key(key(workflow), step))
+
+    def mean_iterations(self, step: str) -> float | None:
+        """How often a loop's body runs, on average; None where none was seen."""
+        return self._mean_of("iterations", key(step))
+
+    def mean_routed(self, step: str) -> float | None:
+        """The mean share of a cascade's rows that its small model answers; None: none was seen."""
+        percent = self._mean_of("routed_percent", key(step))
+        return None if percent is None else percent / 100
 
     def mean_tool_s(self, tool: str) -> float | None:
         """The mean seconds of a tool's calls; None where none was seen."""

@@ -1,27 +1,23 @@
-"""Where what was learned lies between runs: `<home>/learned/`, a JSON file per workflow and models.
+"""What was learned, between runs: a JSON document per workflow and models (see `books` for where).
 
 `NAME-DIGEST.json` holds what is known of the workflow NAME whose fingerprint, with that of its
 models, has that digest; `tools.json` what is known of tools, by name and first argument word. A
-save reads the file again, under a lock, and adds what the run has seen: runs that end at the same
-time lose nothing of each other's. What is old fades with what is new: of each key the last CARRIED
-amounts are kept, so a run's own count for more than all before it from then on.
+save reads the document again, and adds what the run has seen: runs that end at the same time, on
+several machines too, lose nothing of each other's. What is old fades with what is new: of each key
+the last CARRIED amounts are kept, so a run's own count for more than all before it from then on.
 
 No text is kept: lengths, seconds, names of steps and tools, hashes of words, counts of classes, stop
 rules with the evidence of their shadow runs.
 """
 
-import fcntl
 import logging
-import os
 import re
-import time
 from collections import deque
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -30,6 +26,7 @@ from ...kvpolicy import Predictor
 from ..reasoning.shadow import Shadows, State
 from ..reasoning.shadow import restored as restored_shadow
 from .asked import Row
+from .books import Books, Unreadable
 from .known import KINDS, TOOLS, Kind, Known
 from .ranker import restored
 
@@ -42,8 +39,7 @@ KEYS_KEPT = 200  # first words of a kind, and keys of two
 ROWS_KEPT = 2_000
 FRESH_KEPT = 2_000  # amounts of a kind that one save adds
 FILES = 200  # workflows of a home; those saved last are kept
-MAX_BYTES = 16 * 1024 * 1024
-LOCK_LOOKS, LOOK_S = 50, 0.01
+TOOLS_NAME = "tools.json"
 
 
 @dataclass(slots=True)
@@ -77,7 +73,7 @@ class _Version(msgspec.Struct):
 
 
 class _Document(msgspec.Struct):
-    """A file."""
+    """A document."""
 
     version: int = VERSION
     workflow: str = ""
@@ -90,40 +86,43 @@ class _Document(msgspec.Struct):
 
 
 class Shelf:
-    """The files of one workflow on some models, in the folder `learned` of `home`."""
+    """The documents of one workflow on some models."""
 
-    def __init__(self, home: Path, workflow: str, fingerprint: str) -> None:
-        self.folder = home / "learned"
+    def __init__(self, books: Books, workflow: str, fingerprint: str) -> None:
+        self._books = books
         self.workflow, self.fingerprint = workflow, fingerprint
         digest = blake2b(f"{workflow}\0{fingerprint}".encode(), digest_size=6).hexdigest()
         self._slug = re.sub(r"\W+", "_", workflow, flags=re.ASCII)[:40] or "_"
-        self.path = self.folder / f"{self._slug}-{digest}.json"
-        self.tools_path = self.folder / "tools.json"
+        self.name = f"{self._slug}-{digest}.json"
 
     def load(self) -> Known:
-        """What is known; nothing, where there is no file or none that can be read."""
+        """What is known; nothing, where there is no document or none that can be read."""
         known = Known()
-        self._fill(known, self.path)
-        self._fill(known, self.tools_path)
+        self._fill(known, self.name)
+        self._fill(known, TOOLS_NAME)
         return known
 
-    def _fill(self, known: Known, path: Path) -> None:
-        """Add what `path` holds, or for a new workflow what its former self has learned."""
+    def _fill(self, known: Known, name: str) -> None:
+        """Add what a document holds, or for a new workflow what its former self has learned."""
         try:
-            document, last = _read(path), CARRIED
-            if document is None and path == self.path:
+            document, last = self._read(name), CARRIED
+            if document is None and name == self.name:
                 document, last = self._predecessor(), EDITED
             if document is not None:
                 _restore(known, document, last)
-        except _Unreadable as error:
+        except Unreadable as error:
             log.warning("%s; going on without what earlier runs have learned there", error)
+
+    def _read(self, name: str) -> _Document | None:
+        data = self._books.read(name)
+        return None if data is None else _decoded(data, self._books.shown(name))
 
     def _predecessor(self) -> _Document | None:
         """What is known of the version of the workflow that was saved last."""
         pattern = re.compile(re.escape(self._slug) + r"-[0-9a-f]{12}\.json")
-        with suppress(_Unreadable):
-            for path in _newest_first(self.folder):
-                document = _read(path) if pattern.fullmatch(path.name) else None
+        with suppress(Unreadable):
+            for name in self._books.names():
+                document = self._read(name) if pattern.fullmatch(name) else None
                 if document is not None and document.workflow == self.workflow:
                     document.rows.clear()
                     document.ranker = None
@@ -133,22 +132,23 @@ class Shelf:
 
     def save(self, fresh: Fresh, known: Known) -> bool:
         """Add `fresh` to what is kept. False, and a warning, where it cannot be."""
+        books = self._books
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder):
-                news = fresh.rows or any(fresh.amounts.values()) or fresh.fitted
-                if news or known.shadows.fresh:
-                    self._save_workflow(fresh, known)
-                if fresh.amounts[TOOLS]:
-                    self._save_tools(fresh)
-                self._tidy()
-        except (OSError, _Unreadable) as error:
+            news = fresh.rows or any(fresh.amounts.values()) or fresh.fitted
+            if news or known.shadows.fresh:
+                books.change(self.name, lambda old: self._workflow_with(old, fresh, known))
+            if fresh.amounts[TOOLS]:
+                books.change(TOOLS_NAME, lambda old: self._tools_with(old, fresh))
+            spare = [name for name in books.names()[FILES:] if name != TOOLS_NAME]
+            if spare:
+                books.remove(spare)
+        except Unreadable as error:
             log.warning("what this run has learned is not kept: %s", error)
             return False
         return True
 
-    def _save_workflow(self, fresh: Fresh, known: Known) -> None:
-        document = _for_update(self.path)
+    def _workflow_with(self, old: bytes | None, fresh: Fresh, known: Known) -> bytes:
+        document = self._for_update(old, self.name)
         if document is None:
             document, last = self._predecessor() or _Document(), EDITED
         else:
@@ -165,61 +165,42 @@ class Shelf:
         if fresh.fitted:
             document.rows_since_fit = known.rows_since_fit
             document.ranker = dict(known.ranker.data()) if known.ranker is not None else None
-        _write(self.path, document)
+        return msgspec.json.encode(document)
 
-    def _save_tools(self, fresh: Fresh) -> None:
-        document = _for_update(self.tools_path) or _Document()
+    def _tools_with(self, old: bytes | None, fresh: Fresh) -> bytes:
+        document = self._for_update(old, TOOLS_NAME) or _Document()
         _add(document, TOOLS, fresh, CARRIED)
-        _write(self.tools_path, document)
+        return msgspec.json.encode(document)
 
-    def _tidy(self) -> None:
-        for path in _newest_first(self.folder)[FILES:]:
-            if path != self.tools_path:
-                path.unlink(missing_ok=True)
+    def _for_update(self, old: bytes | None, name: str) -> _Document | None:
+        """The document to add to; a damaged one is made anew, a newer one left alone."""
+        if old is None:
+            return None
+        try:
+            document = _decoded(old, self._books.shown(name))
+            _restore(Known(), document, 1)
+            return document
+        except _Newer:
+            raise
+        except Unreadable as error:
+            log.warning("%s; it is written anew", error)
+            return None
 
 
-class _Unreadable(Exception):
-    """A file that this Tenter cannot use; the message says which and why."""
+class _Newer(Unreadable):
+    """A document of a newer Tenter, which must not be overwritten."""
 
 
-class _Newer(_Unreadable):
-    """A file of a newer Tenter, which must not be overwritten."""
-
-
-def _read(path: Path) -> _Document | None:
-    """The document in `path`, or None if there is none."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _Unreadable(f"{path}: {error.strerror or error}") from None
-    if len(data) > MAX_BYTES:
-        raise _Unreadable(f"{path} is larger than {MAX_BYTES:,} bytes")
+def _decoded(data: bytes, shown: str) -> _Document:
     try:
         version = msgspec.json.decode(data, type=_Version).version
         if version > VERSION:
             raise _Newer(
-                f"{path} is of a newer Tenter (version {version}; this one reads {VERSION})"
+                f"{shown} is of a newer Tenter (version {version}; this one reads {VERSION})"
             )
         return msgspec.json.decode(data, type=_Document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _Unreadable(f"{path} is damaged ({error})") from None
-
-
-def _for_update(path: Path) -> _Document | None:
-    """The document in `path` to add to; a damaged one is made anew, a newer one left alone."""
-    try:
-        document = _read(path)
-        if document is not None:
-            _restore(Known(), document, 1)
-        return document
-    except _Newer:
-        raise
-    except _Unreadable as error:
-        log.warning("%s; it is written anew", error)
-        return None
+        raise Unreadable(f"{shown} is damaged ({error})") from None
 
 
 def _restore(known: Known, document: _Document, last: int) -> None:
@@ -240,21 +221,21 @@ def _predictor(amounts: _Amounts, last: int) -> Predictor:
     try:
         return Predictor.restore(msgspec.to_builtins(_cut(amounts, last)))
     except ValueError as error:
-        raise _Unreadable(f"what was learned is damaged ({error})") from None
+        raise Unreadable(f"what was learned is damaged ({error})") from None
 
 
 def _ranker(data: Mapping[str, Any]) -> Any:
     try:
         return restored(data)
     except ValueError as error:
-        raise _Unreadable(f"what was learned is damaged ({error})") from None
+        raise Unreadable(f"what was learned is damaged ({error})") from None
 
 
 def _shadows(document: _Document) -> Shadows:
     try:
         return Shadows({name: restored_shadow(one) for name, one in document.shadows.items()})
     except ValueError as error:
-        raise _Unreadable(f"what was learned is damaged ({error})") from None
+        raise Unreadable(f"what was learned is damaged ({error})") from None
 
 
 def _add(document: _Document, kind: Kind, fresh: Fresh, last: int) -> None:
@@ -284,40 +265,3 @@ def _newest(level: dict[str, list[float]], last: int) -> dict[str, list[float]]:
 
 def _last(amounts: list[float], last: int) -> list[float]:
     return [float(f"{amount:.6g}") for amount in amounts[-last:]]
-
-
-def _write(path: Path, document: _Document) -> None:
-    """Whole or not at all."""
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        draft.write_bytes(msgspec.json.encode(document))
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    """The files of `folder` by the time of their last save."""
-    try:
-        found = [(path.stat().st_mtime_ns, path.name, path) for path in folder.glob("*.json")]
-    except OSError as error:
-        raise _Unreadable(f"{folder}: {error.strerror or error}") from None
-    return [path for _, _, path in sorted(found, reverse=True)]
-
-
-@contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    """One process at a time adds to what is kept; half a second is waited for another."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        for _ in range(LOCK_LOOKS):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(LOOK_S)
-        else:
-            raise _Unreadable(f"{folder} is being saved to by another run")
-        yield
-    finally:
-        os.close(descriptor)

@@ -12,7 +12,7 @@ from operator import itemgetter
 
 from ..scheduler import events
 from ..trace import Record
-from .tally import MAX_STEPS, OTHER, StepTally, Tally, TallySnapshot
+from .tally import MAX_STEPS, OTHER, ReasonTally, StepTally, Tally, TallySnapshot
 
 MOST_SPANS = 10_000  # of a program; the path of a bigger one is not looked for
 Span = tuple[float, float, str]
@@ -35,6 +35,7 @@ class StepAnalysis:
     promised_tokens: int
     path_share: float
     expected: events.StepPlanned | None
+    reasoning: ReasonTally | None = None
 
     @property
     def queued_s(self) -> float:
@@ -46,12 +47,14 @@ class StepAnalysis:
 class Analysis:
     """A run, or what there is of it. Steps are in the plan's order; others come behind.
 
-    `between_share` of the critical paths lies between steps.
+    `between_share` of the critical paths lies between steps. `cascades`: what was learned last of a
+    step that asks a smaller model first.
     """
 
     tally: TallySnapshot
     steps: tuple[StepAnalysis, ...]
     between_share: float
+    cascades: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(slots=True)
@@ -61,6 +64,7 @@ class _Step:
     waited_s: float = 0.0
     promised_tokens: int = 0
     path_s: float = 0.0
+    reasoning: ReasonTally | None = None
 
 
 @dataclass(slots=True)
@@ -82,6 +86,7 @@ class Analyst(Tally):
     _programs: dict[str, _Live] = field(default_factory=dict[str, _Live])
     _ready: dict[str, float] = field(default_factory=dict[str, float])  # calls: since when
     _in_line: dict[str, str] = field(default_factory=dict[str, str])  # calls not sent yet: step
+    _cascades: dict[str, str] = field(default_factory=dict[str, str])
     _path_s: float = 0.0  # of all programs that have ended
 
     def write(self, at_s: float, record: Record) -> None:
@@ -107,10 +112,16 @@ class Analyst(Tally):
             case events.ToolEnded():
                 self._come(record.program, record.step)
                 self._span(record.program, at_s - record.seconds, at_s, record.step)
+            case events.Reasoned():
+                self._thinking(record.step).add(record)
+            case events.Drifted():
+                self._thinking(record.step).drift(record)
             case events.StartProgram():
                 self._programs[record.program] = _Live(at_s)
             case events.ProgramEnded():
                 self._over(at_s, record)
+            case events.CascadeLearned():
+                self._cascades[record.step] = record.message
             case events.StepPlanned():
                 self._planned[record.step] = record
             case events.RunStarted():
@@ -127,7 +138,7 @@ class Analyst(Tally):
         whole_s = self._path_s or 1.0
         steps = tuple(self._analysed(name, tally, whole_s) for name in names)
         between = 1.0 - sum(step.path_share for step in steps) if self._path_s else 0.0
-        return Analysis(tally, steps, max(0.0, between))
+        return Analysis(tally, steps, max(0.0, between), dict(self._cascades))
 
     def _analysed(self, name: str, tally: TallySnapshot, whole_s: float) -> StepAnalysis:
         seen = self._closer.get(name) or _Step()
@@ -140,6 +151,7 @@ class Analyst(Tally):
             seen.promised_tokens,
             seen.path_s / whole_s,
             self._planned.get(name),
+            seen.reasoning and seen.reasoning.copy(),
         )
 
     # ---- records --------------------------------------------------------------------------------
@@ -148,6 +160,11 @@ class Analyst(Tally):
         if step not in self._closer and len(self._closer) >= MAX_STEPS:
             step = OTHER
         return self._closer.setdefault(step, _Step())
+
+    def _thinking(self, step: str) -> ReasonTally:
+        seen = self._look(step)
+        seen.reasoning = seen.reasoning or ReasonTally()
+        return seen.reasoning
 
     def _come(self, program: str, step: str) -> None:
         """A program has come to a step."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from ...planner.cost import CallSeconds
-from ...planner.graph import LLM, Each, Select, Step, ToolCall, reads
+from ...planner.graph import LLM, Each, Repeat, Select, Step, ToolCall, reads
 from ...planner.plan import Plan, PlanStep
 from ..scheduler.events import StepPlanned
 
@@ -43,6 +43,8 @@ def kind_of(step: Step) -> str:
             return "agent"
         case LLM(reasoning=reasoning) if reasoning is not None:
             return "reason"
+        case LLM(reduce=reduce) if reduce is not None:
+            return "reduce"
         case LLM(choices=choices):
             return "choice" if choices else "llm"
         case ToolCall():
@@ -51,6 +53,8 @@ def kind_of(step: Step) -> str:
             return "select"
         case Each():
             return "each"
+        case Repeat():
+            return "repeat"
         case _:
             return "value"
 
@@ -121,6 +125,9 @@ def _longest(steps: Sequence[PlanStep], seconds: Seconds) -> tuple[float, dict[s
         start_s, parts = max(before, key=itemgetter(0), default=NOTHING)
         if step.body:
             own_s, own = _longest(step.body, seconds)
+            if isinstance(step.step, Repeat):
+                times = step.estimate.iterations
+                own_s, own = own_s * times, {name: s * times for name, s in own.items()}
         else:
             own_s = _alone_s(step, seconds)
             own = {step.id: own_s}

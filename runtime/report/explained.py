@@ -5,6 +5,7 @@ from typing import Any
 
 from .analysis import Analysis, StepAnalysis
 from .expected import Expectation, over
+from .summary import reasoning_lines, reasoning_record
 
 HEAD = (
     *("step", "rows", "calls", "away", "prompt", "cached", "output"),
@@ -77,8 +78,10 @@ def analysis_text(found: Analysis) -> str:
             rows.append(("  ~ expected", "", *_expected_cells(expected, "")[2:]))
     if found.between_share:
         rows.append(("between steps", *("",) * (len(HEAD) - 2), f"{found.between_share:.0%}"))
+    learned = (f"cascade {step}: {text}" for step, text in found.cascades.items())
+    thought = (line for step in found.steps for line in _thought(step))
     told = (f"warning: {text}" for text in warnings(found))
-    return "\n".join((head, "", _table(rows), *told))
+    return "\n".join((head, "", _table(rows), *learned, *thought, *told))
 
 
 def analysis_record(found: Analysis) -> dict[str, Any]:
@@ -95,6 +98,7 @@ def analysis_record(found: Analysis) -> dict[str, Any]:
         },
         "elapsed_s": tally.elapsed_s,
         "between_share": found.between_share,
+        "cascades": dict(found.cascades),
         "steps": [_record(step, tally.rows_finished) for step in found.steps],
         "warnings": list(warnings(found)),
     }
@@ -156,7 +160,15 @@ def _record(step: StepAnalysis, rows: int) -> dict[str, Any]:
         },
         "path_share": step.path_share,
         "expected": None if expected is None else expectation_record(expected),
+        "reasoning": None if step.reasoning is None else reasoning_record(step.reasoning),
     }
+
+
+def _thought(step: StepAnalysis) -> Iterator[str]:
+    """What a reasoning step took, and by which rule."""
+    if step.reasoning is not None:
+        for name, text in reasoning_lines(step.reasoning):
+            yield f"{name} {text}" if name != "reasoning" else f"{name} {step.step}: {text}"
 
 
 # ---- tables ------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ def summary(snapshot: TallySnapshot) -> dict[str, Any]:
             "made": total.tool_calls,
             "saved": sum(snapshot.tools_shared.values()),
             "saved_by": dict(snapshot.tools_shared),
+            "early": snapshot.early,
+            "wasted": snapshot.wasted,
         },
         "tokens": {
             "prompt": total.prompt_tokens,
@@ -46,9 +48,10 @@ def summary(snapshot: TallySnapshot) -> dict[str, Any]:
             "output_tokens_per_s": _ratio(total.output_tokens, snapshot.elapsed_s),
             "prompt_tokens_per_s": _ratio(total.prompt_tokens, snapshot.elapsed_s),
         },
-        "reasoning": asdict(snapshot.reasoning),
+        "reasoning": reasoning_record(snapshot.reasoning),
         "refused_tool_calls": snapshot.refused,
         "approvals_wanted": snapshot.approvals,
+        "unknown_effects": snapshot.unknown,
         "slowest_step": slowest_step(snapshot),
         "steps": {name: _step(step) for name, step in snapshot.steps.items()},
         "errors": {
@@ -114,18 +117,21 @@ def render(snapshot: TallySnapshot) -> str:
         ("time in", seconds),
         ("speed", speed),
     ]
-    if snapshot.tools_shared:
+    if snapshot.tools_shared or snapshot.early:
         tools = f"{total.tool_calls:,} calls made, {_saved(snapshot.tools_shared)}"
+        if snapshot.early:
+            tools += f"; {snapshot.early:,} started early, {snapshot.wasted:,} of them for nothing"
         lines.insert(2, ("tools", tools))
     if snapshot.reasoning.steps:
-        lines.append(("reasoning", _reasoning(snapshot.reasoning)))
-        lines += [("stop rule", f"{s}: {rule}") for s, rule in snapshot.reasoning.rules.items()]
-        lines += [("drift", text) for text in snapshot.reasoning.drifts]
+        lines += reasoning_lines(snapshot.reasoning)
     if snapshot.refused:
         lines.append(("refused", f"{snapshot.refused:,} tool calls, after untrusted text"))
     if snapshot.approvals:
         asked = f"{snapshot.approvals:,} calls of tools wait: see `tenter approve {snapshot.run}`"
         lines.append(("approvals", asked))
+    if snapshot.unknown:
+        cut = f"{snapshot.unknown:,} calls of tools were cut off: see whether they had their effect"
+        lines.append(("unknown", cut))
     slowest = slowest_step(snapshot)
     if slowest is not None:
         lines.append(("slowest step", f"{slowest} ({_time(snapshot.steps[slowest].seconds)})"))
@@ -165,14 +171,28 @@ def _time(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min"
 
 
+def reasoning_record(found: ReasonTally) -> dict[str, Any]:
+    """The same as JSON."""
+    return asdict(found) | {"saved_tokens": found.full_tokens - found.spent_tokens}
+
+
+def reasoning_lines(found: ReasonTally) -> list[tuple[str, str]]:
+    """What thoughts took, the rules in force, and what shadow runs say of them."""
+    rules = [("stop rule", f"{step}: {rule}") for step, rule in found.rules.items()]
+    return [("reasoning", _reasoning(found)), *rules, *(("drift", text) for text in found.drifts)]
+
+
 def _reasoning(found: ReasonTally) -> str:
-    spent = found.thought_tokens + found.probe_tokens
     text = (
         f"{found.steps:,} steps, {found.settled:,} settled early: {found.thought_tokens:,} tokens of "
-        f"thought, {found.probe_tokens:,} of probes, about {found.full_tokens:,} to the end"
+        f"thought, {found.probe_tokens:,} of probes"
     )
+    if found.again_tokens:
+        text += f", {found.again_tokens:,} computed again behind them"
+    text += f", about {found.full_tokens:,} to the end"
     if found.full_tokens:
-        text += f" ({spent / found.full_tokens - 1:+.0%})"
+        saved = found.full_tokens - found.spent_tokens
+        text += f": {saved:,} saved ({-saved / found.full_tokens:+.0%})"
     if found.kept + found.lost:
         text += f"; {found.kept:,} of {found.kept + found.lost:,} shadow runs keep the answer"
     if found.scores:

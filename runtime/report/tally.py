@@ -68,6 +68,7 @@ class ReasonTally:
     unscored: int = 0
     score_tokens: int = 0
     lent_tokens: int = 0
+    again_tokens: int = 0
     rules: dict[str, str] = field(default_factory=dict[str, str])
     drifts: list[str] = field(default_factory=list[str])
 
@@ -77,13 +78,14 @@ class ReasonTally:
         self.unscored += record.unscored
         self.score_tokens += record.score_tokens
         self.lent_tokens += record.lent_tokens
+        self.again_tokens += record.again_tokens
         if record.rule and (record.step in self.rules or len(self.rules) < MAX_RULES):
             left = f" (for {record.left_rule})" if record.left_rule else ""
             self.rules[record.step] = f"{record.rule}{left}"
         self.steps += 1
         self.settled += record.stopped == "settled"
         self.thought_tokens += record.thought_tokens
-        self.probe_tokens += record.probe_tokens
+        self.probe_tokens += record.probe_tokens + record.probe_again_tokens
         self.full_tokens += record.full_tokens
         self.kept += record.shadow is True
         self.lost += record.shadow is False
@@ -95,6 +97,11 @@ class ReasonTally:
                 f"{record.step}: {record.left} loses {record.loss:.1%} of {record.runs} shadow "
                 f"runs, more than {record.allowed:.1%}: now {record.rule}"
             )
+
+    @property
+    def spent_tokens(self) -> int:
+        """On thoughts and probes, what was computed again for them included."""
+        return self.thought_tokens + self.probe_tokens + self.again_tokens
 
     def copy(self) -> "ReasonTally":
         """As it is now."""
@@ -127,6 +134,9 @@ class TallySnapshot:
     refused: int = 0  # tool calls that a model may not choose after what it had read
     tools_shared: Mapping[str, int] = field(default_factory=dict[str, int])  # calls of tools alone
     approvals: int = 0  # calls that somebody was asked to approve, since the last start
+    early: int = 0  # tool calls that were started before their turn had ended
+    wasted: int = 0  # of them, those that the turn did not end with
+    unknown: int = 0  # calls that may have had their effect or not, since the last start
 
     @property
     def rows_finished(self) -> int:
@@ -195,6 +205,9 @@ class Tally:
     _refused: int = 0
     _tools_shared: dict[str, int] = field(default_factory=dict[str, int])
     _approvals: int = 0
+    _early: int = 0
+    _wasted: int = 0
+    _unknown: int = 0
 
     def write(self, at_s: float, record: Record) -> None:
         self.add(at_s, record)
@@ -231,6 +244,11 @@ class Tally:
                 self._refused += 1
             case events.ApprovalAsked():
                 self._approvals += 1
+            case events.EffectUnknown():
+                self._unknown += 1
+            case events.Speculated():
+                self._early += 1
+                self._wasted += not record.used
             case _:
                 pass
 
@@ -240,7 +258,7 @@ class Tally:
         self._first_s = None
         self._run, self._workflow = record.run, record.workflow
         self._rows_total, self._rows_resumed = record.rows, record.resumed_rows
-        self._rows_done = self._rows_failed = self._approvals = 0
+        self._rows_done = self._rows_failed = self._approvals = self._unknown = 0
         for names in (self._waiting, self._live, self._running):
             names.clear()
 
@@ -308,6 +326,9 @@ class Tally:
             refused=self._refused,
             tools_shared=dict(self._tools_shared),
             approvals=self._approvals,
+            early=self._early,
+            wasted=self._wasted,
+            unknown=self._unknown,
         )
 
 

@@ -12,10 +12,11 @@ import msgspec
 from ...planner.graph import Sampling
 from ...tools import Tool
 from ..calls import Message
-from ..errors import OutputInvalid, StepFailed, ToolFailed
+from ..errors import OutcomeUnknown, OutputInvalid, StepFailed, ToolFailed
 from ..scheduler.events import ToolRefused
 from .answers import parse_json
 from .codec import decode, encode
+from .effects import QUESTION
 from .trust import ASKS, Approval
 from .turns import malformed
 
@@ -152,7 +153,25 @@ async def _call(session: "ChatSession", tools: list[Tool], name: str, arguments:
         return await session.use(tool, given)
     except ToolFailed as error:
         session.check_stopped()  # by an agent that it was handed over to
+        if isinstance(error, OutcomeUnknown) and session.trust.approve == "pause":
+            await _ask_author(session, tool, given, error)
         return f"error: {error}"
+
+
+async def _ask_author(
+    session: "ChatSession", tool: Tool, values: Mapping[str, Any], error: OutcomeUnknown
+) -> None:
+    """Stop until the author of the tool has said what came of a call; he may not know either.
+
+    Raises ApprovalWanted.
+    """
+    path = f"{error.path}{QUESTION}"
+    known = session.recorded(path)
+    if known is not None and decode(known) is False:
+        return
+    approval = Approval(tool.name, dict(values), ())
+    await session.record(path, encode(approval.question()))
+    raise session.stop(path, approval)
 
 
 async def _approved(session: "ChatSession", tool: Tool, values: Mapping[str, Any]) -> bool:

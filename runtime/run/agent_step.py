@@ -66,6 +66,7 @@ class AgentWork(LongStep):
                 loop.max_tokens,
                 step.schema,
                 INPUTS if _reads(step) else None,
+                loop.speculate,
             )
         finally:
             session.end()

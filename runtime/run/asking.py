@@ -188,5 +188,15 @@ def _digest_of_kind(step: LLM, model: Model) -> "blake2b":
 
 
 def _thinking(step: LLM) -> list[Any]:
-    """What of a reasoning step determines its answer, as plain data."""
-    return [] if step.reasoning is None else [msgspec.to_builtins(step.reasoning)]
+    """What else of a step determines its answer, as plain data."""
+    found = [] if step.reasoning is None else [msgspec.to_builtins(step.reasoning)]
+    if step.reduce is not None:
+        merge = step.reduce.merge.source if step.reduce.merge is not None else None
+        found.append(
+            ["reduce", step.reduce.over, merge, step.reduce.batch_tokens, step.reduce.tree]
+        )
+    if step.pack is not None:
+        found.append(["pack", step.pack.rows, step.pack.votes])
+    if step.cascade is not None:
+        found.append(["cascade", msgspec.to_builtins(step.cascade)])
+    return found

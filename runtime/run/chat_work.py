@@ -1,13 +1,13 @@
 """The parts of a chat: what was said in a turn, the tokens so far, a turn on its way."""
 
 import asyncio
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from ..calls import Chunk, Message, Request, ToolSpec
 from ..scheduler.loop import Answer
-from .draft import Draft
 
 
 class Said(msgspec.Struct):
@@ -36,6 +36,18 @@ class ChatContext(NamedTuple):
         return (*self.token_ids, *rest)
 
 
+class Hearer(Protocol):
+    """Follows an answer while it is written."""
+
+    def heard(self, chunk: Chunk) -> None:
+        """Take its next piece, all but the last."""
+        ...
+
+    def restart(self) -> None:
+        """It begins anew."""
+        ...
+
+
 class TurnWork:
     """One turn on its way through the scheduler (a `Submission`): never shared with others."""
 
@@ -43,24 +55,24 @@ class TurnWork:
     gang = 0
 
     def __init__(
-        self, request: Request, program: str, step: str, model: str, draft: Draft | None
+        self, request: Request, program: str, step: str, model: str, hearers: Sequence[Hearer]
     ) -> None:
         self.request = request
         self.step = step
         self.program = program
         self.model = model
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._draft = draft
+        self._hearers = hearers
 
     def heard(self, chunk: Chunk) -> None:
-        """Write down a growing answer."""
-        if self._draft is not None:
-            self._draft.heard(chunk)
+        """The answer grows."""
+        for hearer in self._hearers:
+            hearer.heard(chunk)
 
     def lost(self) -> None:
         """The answer begins anew."""
-        if self._draft is not None:
-            self._draft.restart()
+        for hearer in self._hearers:
+            hearer.restart()
 
     def done(self, answer: Answer) -> None:
         """Hand the answer to the program, if it still waits."""

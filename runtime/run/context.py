@@ -59,6 +59,7 @@ class Session(Protocol):
         max_tokens: int | None = None,
         schema: str | None = None,
         untrusted: str | None = None,
+        speculate: bool = False,
     ) -> Any:
         """Ask, call the tools that the model wants, hand it their results, until it answers.
 
@@ -66,6 +67,8 @@ class Session(Protocol):
         fails, does not exist, is refused or called wrongly is told to the model as its result, and
         a call that cannot be read gets one turn to be said again. Raises StepFailed after
         `max_turns` turns, or once the model has written `max_tokens` tokens, without an answer.
+        With `speculate` calls of pure tools start while the turn that asks for them is still being
+        written.
         """
         ...
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from functools import partial
 from math import inf
 from secrets import token_hex
 from typing import Any
@@ -14,6 +15,7 @@ from ...tools import Tool
 from ..calls import Usage
 from ..clock import now
 from ..errors import InvalidWorkflow, JournalError, Problem, StepFailed
+from ..fleet.flights import Flights
 from ..journal.base import Journal, StepRecord
 from ..journal.results import Kept, Results
 from ..predict.learned import Learned
@@ -21,14 +23,17 @@ from ..reasoning.nouns import Outcome
 from ..reasoning.pool import Thinking
 from ..reasoning.shadow import Shadows
 from ..reasoning.strategy import Step
-from ..scheduler.events import CallShared, Continue, Drain, Pause, ToolStarted
+from ..scheduler.events import CallShared, Change, Continue, Drain, Pause, ToolStarted
 from ..scheduler.loop import NO_USAGE, Scheduler
 from ..trace import Record, Trace
 from .asking import Asking, Model
+from .cascades import Cascades
 from .codec import decode, encode, is_json
 from .draft import WORTH_TOKENS, Draft, is_draft
+from .early import EarlyCall
 from .gate import Gate
 from .owner import Owner
+from .packs import Member, Packs
 from .planned import Planned
 from .sharing import Settled, Sharing
 from .tool_steps import ToolSteps
@@ -60,12 +65,14 @@ class Host:
         tenant: str | None = None,
         learned: Learned | None = None,
         results: Results | None = None,
+        flights: Flights | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.models = models
         self.journal = journal
         self.sharing = sharing
         self.results = results
+        self._flights = flights
         self._trace = trace
         self._tasks = tasks
         self.seed = seed
@@ -75,8 +82,11 @@ class Host:
         self._learned = learned
         self._tool_steps = ToolSteps(self, run or token_hex(8))
         self.draining = False
+        self.closing = False  # the whole run ends: nobody can take over
         self.gate = Gate()
         self.planned: Planned | None = None  # of a run over rows
+        self.cascades: Cascades | None = None  # of a run over rows
+        self.packs: Packs | None = Packs(self)  # None: each row has prompts of its own
         self.call_timeout_s = call_timeout_s
         self.thinking = Thinking()  # what settled reasoning steps leave to others
         self.shadows = learned.known.shadows if learned is not None else Shadows()
@@ -94,6 +104,7 @@ class Host:
     ) -> None:
         """Announce a program; `start` is called when it may run."""
         tenant = "" if self._tenant is None else str(inputs.get(self._tenant))
+        owner.tenant = tenant
         expected = self._learned.expected_work_tokens(workflow) if self._learned else None
         self.scheduler.arrive(owner.name, owner.row, workflow, start, tenant, expected)
 
@@ -138,8 +149,19 @@ class Host:
 
             work = ReasonWork(self, owner, path, asking, chat, signature, done, toolbox)
             signature, start = work.signature, work.start
+        elif asking.step.reduce is not None:
+            from .reduce_step import ReduceWork  # which asks a host in turn
+
+            work = ReduceWork(self, owner, path, asking, chat, values, signature, done)
+            start = work.start
         elif asking.step.loop is None:
             start = LLMWork(self, owner, path, asking, chat, signature, done, values).start
+            if asking.step.pack is not None and self.packs is not None:
+                member = Member(owner, path, asking, chat, values, signature, done, start)
+                start = partial(self.packs.add, member)
+            elif self.cascades is not None:
+                args = (owner, path, asking, chat, values, signature, done)
+                start = self.cascades.start_of(*args) or start
         else:
             from .agent_step import AgentWork  # which runs steps of its own, on this host
 
@@ -167,11 +189,12 @@ class Host:
         start: Callable[[], None],
         done: Settled,
         started: ToolStarted | None = None,
+        local: bool = False,
     ) -> None:
         """Answer from equal work if there is any; otherwise `start`.
 
         `started` is what the scheduler hears where it is a tool's: the KV of a session that waits
-        for the call of another is kept too.
+        for the call of another is kept too. `local`: its result answers this run alone.
         """
         sharing, tool = self.sharing, started.tool if started is not None else ""
         if sharing is None or signature is None:
@@ -187,15 +210,16 @@ class Host:
 
             def retry() -> None:
                 if not owner.ended:
-                    self.share(owner, path, step, signature, start, done, started)
+                    self.share(owner, path, step, signature, start, done, started, local)
 
             sharing.join(signature, settled, retry)
             self.note(CallShared(program=owner.name, step=step, how="joined", tool=tool))
             if started is not None and started.session is not None:
                 self.scheduler.send(replace(started, joined=True))
-        elif self._resumed or self.results is not None:
+        elif self._resumed or (self.results is not None and not local):
             sharing.begin(signature)
-            self._tasks.create_task(self._look_up(owner, path, step, signature, start, done, tool))
+            looking = self._look_up(owner, path, step, signature, start, done, tool, local)
+            self._tasks.create_task(looking)
         else:
             sharing.begin(signature)
             start()
@@ -209,6 +233,7 @@ class Host:
         start: Callable[[], None],
         done: Settled,
         tool: str,
+        local: bool,
     ) -> None:
         """Equal work of this run before it was stopped, or of another one, has perhaps an answer."""
         found: Mapping[bytes, bytes] = {}
@@ -221,16 +246,26 @@ class Host:
             self.sharing.finish(signature, value)
             done(value, None)
             return
-        kept = None if owner.ended else await self.find_result(owner, step, signature, tool)
+        kept = None
+        if not owner.ended and not local:
+            kept = await self.find_result(owner, step, signature, tool, wait=True)
         if kept is None:
             start()
         else:
             value = decode(kept.value)
             self.record(owner, path, value, signature, done, keep_s=kept.left_s, known=True)
 
-    async def find_result(self, owner: Owner, step: str, key: bytes, tool: str = "") -> Kept | None:
-        """What the result cache has under `key`; a find is noted."""
+    async def find_result(
+        self, owner: Owner, step: str, key: bytes, tool: str = "", wait: bool = False
+    ) -> Kept | None:
+        """What the result cache has under `key`; a find is noted.
+
+        With `wait`, equal work that another process does is waited for. What is not found is then
+        this process's to do, until `record`, `failed` or `abandon`.
+        """
         kept = None if self.results is None else await self.results.find(key)
+        if kept is None and wait and self._flights is not None:
+            kept = await self._flights.enter(key, lambda: owner.ended or self.draining)
         if kept is None or not is_json(kept.value):
             return None
         self.note(
@@ -244,6 +279,14 @@ class Host:
             )
         )
         return kept
+
+    async def has_result(self, signature: bytes) -> bool:
+        """Whether this run before it was stopped, or another one, has left a result of equal work."""
+        if self._resumed:
+            with suppress(JournalError):
+                if signature in await self.journal.results([signature]):
+                    return True
+        return self.results is not None and await self.results.find(signature) is not None
 
     def record(
         self,
@@ -281,18 +324,27 @@ class Host:
 
     def _keep_result(self, key: bytes, value: bytes, usage: Usage, keep_s: float | None) -> None:
         """Let later runs find a result; one that was given no end by what was read is not theirs."""
-        if self.results is not None and (keep_s is None or 0 < keep_s < inf):
+        lasting = keep_s is None or 0 < keep_s < inf
+        if self.results is not None and lasting:
             self.results.keep(key, Kept(value, usage.prompt_tokens, usage.output_tokens, keep_s))
+        self._leave(key, lasting)
+
+    def _leave(self, key: bytes, kept: bool) -> None:
+        """Work that other processes may wait for is over; `kept`: they will find its result."""
+        if self._flights is not None:
+            self._flights.leave(key, kept)
 
     def failed(self, signature: bytes | None, error: Exception, done: Settled) -> None:
-        """A step has failed, and so has equal work."""
+        """A step has failed, and so has equal work of this process."""
         if signature is not None and self.sharing is not None:
             self.sharing.fail(signature, error)
+            self._leave(signature, kept=False)
         done(None, error)
 
     def abandon(self, signature: bytes | None) -> None:
         """A step's program has ended before it: somebody else who waits must do the work."""
-        if signature is not None and self.sharing is not None:
+        if signature is not None and self.sharing is not None and not self.closing:
+            self._leave(signature, kept=False)
             self.sharing.give_up(signature)
 
     def draft(
@@ -315,17 +367,27 @@ class Host:
         tool: Tool,
         values: Mapping[str, Any],
         done: Settled,
+        early: EarlyCall | None = None,
     ) -> None:
-        """Run a tool step; `done(value, error)` is called once, perhaps before this returns."""
+        """Run a tool step; `done(value, error)` is called once, perhaps before this returns.
+
+        `early` is the same call, if it was started before its turn had ended.
+        """
 
         def start() -> None:
             if not owner.ended:
-                self._tool_steps.use(owner, path, step, tool, values, done)
+                self._tool_steps.use(owner, path, step, tool, values, done, early)
 
         if self.gate.shut:
             self.gate.wait(start)
         else:
             start()
+
+    def use_early(
+        self, owner: Owner, turn: str, session: str, tool: Tool, values: Mapping[str, Any]
+    ) -> EarlyCall | None:
+        """Start a call of a turn that has not ended; None where that is of no use."""
+        return self._tool_steps.start_early(owner, turn, session, tool, values)
 
     def changed(self, written: frozenset[str]) -> None:
         """A tool writes, or has written, to these: what was read of them answers nobody any more."""
@@ -351,11 +413,29 @@ class Host:
         """Let what runs end, and hold back what would start, until `go_on`."""
         self.gate.close()
         self.scheduler.send(Pause())
+        if self._flights is not None:
+            self._flights.paused = True
 
     def go_on(self) -> None:
         """Start what `pause` has held back."""
         self.scheduler.send(Continue())
+        if self._flights is not None:
+            self._flights.paused = False
         self.gate.open()
+
+    @property
+    def paused(self) -> bool:
+        """Whether what would start is held back."""
+        return self.gate.shut
+
+    @property
+    def spent(self) -> bool:
+        """Whether the token budget is used up."""
+        return self.scheduler.core.spent
+
+    def change(self, change: Change) -> None:
+        """Go on with other settings."""
+        self.scheduler.send(change)
 
     # ---- the rest ---------------------------------------------------------------------------------------
 
@@ -363,7 +443,9 @@ class Host:
         """Run a coroutine as a child of the run."""
         return self._tasks.create_task(work)
 
-    def run_for(self, owner: Owner, work: Coroutine[Any, Any, None], effect: bool = False) -> None:
+    def run_for(
+        self, owner: Owner, work: Coroutine[Any, Any, None], effect: bool = False
+    ) -> asyncio.Task[None]:
         """Run a part of a program, which is cancelled with it.
 
         One that has an `effect` comes to its end where the program only stops, to be resumed.
@@ -374,6 +456,7 @@ class Host:
             task.add_done_callback(self._effects.discard)
         self._side_tasks.setdefault(owner.name, set()).add(task)
         task.add_done_callback(lambda task: self._part_over(owner.name, task))
+        return task
 
     def _part_over(self, program: str, task: asyncio.Task[None]) -> None:
         mine = self._side_tasks.get(program)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -11,16 +12,19 @@ from typing import Any
 from anyio import CancelScope
 
 from ...kvpolicy import DEFAULT_POLICY, named
-from ...planner.graph import LLM, Each, Step
+from ...planner.graph import LLM, Each, Repeat, Step
 from ...tools.lifetime import close_all
 from ..backends.base import Backend
 from ..backends.registry import open_replicas
 from ..errors import InvalidConfig, InvalidInput
+from ..fleet.peers import Peers, open_peers, together
+from ..fleet.prefixes import Seen
+from ..journal.address import is_redis
 from ..journal.base import Journal
 from ..journal.memory import NoJournal
 from ..journal.results import Results
-from ..journal.results_thread import ThreadedResults
-from ..journal.store import Store
+from ..journal.results_thread import STORE_AFTER_S, ThreadedResults
+from ..journal.store import Store, default_home
 from ..predict.learned import Learned
 from ..scheduler.core import Core
 from ..scheduler.limits import Limits
@@ -36,17 +40,20 @@ from .sharing import Sharing
 
 log = logging.getLogger(__name__)
 Replicas = Sequence[Backend]
+SHARED_AFTER_S = 0.05  # until a result is stored that other processes may wait for
 
 
 def llm_steps(steps: Iterable[Step]) -> list[LLM]:
-    """All LLM steps, those inside `each` and the judges of reasoning steps too."""
+    """All LLM steps, those inside loops the judges of reasoning steps and small models too."""
     found: list[LLM] = []
     for step in steps:
         if isinstance(step, LLM):
             found.append(step)
             if step.reasoning is not None and step.reasoning.judge is not None:
                 found.append(step.reasoning.judge)
-        elif isinstance(step, Each):
+            if step.cascade is not None:
+                found.append(replace(step, model=step.cascade.model, cascade=None))
+        elif isinstance(step, Each | Repeat):
             found.extend(llm_steps(step.body))
     return found
 
@@ -102,6 +109,12 @@ class _Fleet:
                     self.workers[f"{name}/{index}"] = backend
                     self.serves[f"{name}/{index}"] = name
 
+    @property
+    def places(self) -> dict[str, str]:
+        """Workers that other processes may use too, by the name that these know them by."""
+        able = {name: backend.capabilities for name, backend in self.workers.items()}
+        return {name: each.place for name, each in able.items() if each.place}
+
 
 @asynccontextmanager
 async def open_results(wanted: bool, home: str | None = None) -> AsyncGenerator[Results | None]:
@@ -109,7 +122,9 @@ async def open_results(wanted: bool, home: str | None = None) -> AsyncGenerator[
     if not wanted:
         yield None
         return
-    results = ThreadedResults(Store(home).results())
+    shared = is_redis(default_home() if home is None else home)
+    delay_s = SHARED_AFTER_S if shared else STORE_AFTER_S
+    results = ThreadedResults(Store(home).results(), delay_s)
     try:
         yield results
     finally:
@@ -126,6 +141,7 @@ async def open_host(
     scheduling: Scheduling = NO_WISH,
     learned: Learned | None = None,
     results: Results | None = None,
+    peers: Peers | None = None,
     max_programs: int = 1024,
     share: bool = True,
     seed: int = 0,
@@ -137,7 +153,9 @@ async def open_host(
     """What programs run on: a scheduler over `backends` (model name -> its replicas, entered).
 
     With `learned`, what earlier runs have taught is what this one begins with, and it goes on
-    learning; with `results`, what they have answered is not computed again. Raises InvalidConfig for a policy or a limit that does not exist.
+    learning; with `results`, what they have answered is not computed again, and with `peers` servers
+    and equal work are shared with the processes that have the same. Raises InvalidConfig for a policy
+    or a limit that does not exist.
     """
     trace = trace or NoTrace()
     core = _core(scheduling, max_programs, Random(seed))
@@ -147,12 +165,17 @@ async def open_host(
         core.kept.durations.merge(learned.durations().snapshot())
         foretell = partial(_foretell, learned)
     fleet = _Fleet(backends)
+    places = fleet.places
+    seen = Seen() if peers is not None and len(places) > 1 else None
+    if seen is not None:
+        trace = Fanout(trace, seen)
     failure: BaseException | None = None
     try:
         async with (
             Scheduler(
                 core, fleet.workers, fleet.serves, trace, attempt_timeout_s, foretell
             ) as scheduler,
+            together(peers, scheduler, places, results if share else None, seen) as flights,
             asyncio.TaskGroup() as tasks,
         ):
             host = Host(
@@ -170,11 +193,14 @@ async def open_host(
                 tenant=scheduling.tenant,
                 learned=learned,
                 results=results if share else None,
+                flights=flights,
             )
+            if "pack" in scheduling.without:
+                host.packs = None
             try:
                 yield host
             except BaseException as error:
-                failure = error
+                failure, host.closing = error, True
                 raise _BodyFailed from None  # has the groups cancel their tasks
     except* _BodyFailed:
         pass  # raised below: within `except*` it would come out in a group
@@ -284,6 +310,8 @@ async def run_workflow(
         if "results" not in options:
             opened = open_results(workflow.cache if cache is None else cache, home)
             options["results"] = await stack.enter_async_context(opened)
+        if "peers" not in options:
+            options["peers"] = await stack.enter_async_context(open_peers(home))
         if backends is None:
             backends = await stack.enter_async_context(open_backends(model_specs(workflow)))
         options.setdefault("scheduling", workflow.scheduling)

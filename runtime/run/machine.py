@@ -4,7 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...planner.graph import LLM, Compute, Each, Graph, Select, Step, ToolCall, Value, reads
+from ...planner.graph import (
+    LLM,
+    Compute,
+    Each,
+    Graph,
+    Repeat,
+    Select,
+    Step,
+    ToolCall,
+    Value,
+    reads,
+)
 from ...planner.values import compile_args, compile_value
 
 Evaluate = Callable[[Mapping[str, Any]], Any]
@@ -17,7 +28,8 @@ class Node:
     step: Step
     readers: list[int] = field(default_factory=list[int])
     guard: Evaluate | None = None
-    value: Evaluate | None = None  # Compute: its value; Each: its items; Tool: its arguments
+    value: Evaluate | None = None  # Compute: its value; a loop: its begin; Tool: its arguments
+    until: Evaluate | None = None  # Repeat
     body: "Body | None" = None
     item: str = ""
     id: str = ""
@@ -25,7 +37,7 @@ class Node:
 
 @dataclass(slots=True)
 class Body:
-    """The steps of a graph, or of an `each`. `waits` counts what each node reads within the body."""
+    """The steps of a graph, or of a loop. `waits` counts what each node reads within the body."""
 
     nodes: list[Node]
     waits: list[int]
@@ -67,6 +79,11 @@ def _node(step: Step) -> Node:
             node.value = compile_value(items)
             node.body = compile_body(body, result)
             node.item = item
+        case Repeat(start=start, body=body, result=result, item=item, until=until):
+            node.value = compile_value(start)
+            node.body = compile_body(body, result)
+            node.item = item
+            node.until = compile_value(until)
         case LLM():
             pass  # its arguments are compiled with its prompt, for a model (Asking)
     return node

@@ -16,10 +16,14 @@ class Owner:
     name: str
     row: int
     recorded: Mapping[str, StepRecord]
+    tenant: str = ""  # for whom it runs
     ended: bool = False
     stopped: Drained | BackendUnavailable | None = None  # why a step of it was not done
     session: str | None = None  # the KV context that waits while a tool runs
     task: asyncio.Task[None] | None = None  # of an `async def` program
+    # Calls with an effect of which nobody knows whether they had it: by tool and arguments, where
+    # each was made.
+    unknown: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     thinking: Thinking = field(default_factory=Thinking)
 
     def note(self, error: Exception | None) -> None:

@@ -9,6 +9,7 @@ kind are on their way.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_plan
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from ...planner.window import PAGE_CHARS, Group, Lead, lead_of, leads, plan_wind
 from ..calls import Message
 from ..scheduler.loop import Answer, PlanHint, Scheduler
 from .asking import Asking, Model
+from .cascades import Cascades
 from .freed import FreedStep
 
 PINNED_PROMPTS = 16  # a group with fewer prompts is over before anything could evict its prefix
@@ -59,7 +61,8 @@ class Planned:
     `order`: rows go in the order of their prefixes, not as they come. `group`: calls that begin
     alike go together, and what many of them share is pinned as long as calls of it may come. With
     `models`, each row has the free fields of its prompts in an order of its own. The workers of
-    each of `pools` share a window's rows out, so that each prefix is computed on one of them.
+    each of `pools` share a window's rows out, so that each prefix is computed on one of them. The
+    samples of `cascades` run first.
     """
 
     def __init__(
@@ -71,13 +74,19 @@ class Planned:
         group: bool = True,
         models: Mapping[str, Model] = NO_MODELS,
         pools: Iterable[str] = (),
+        cascades: Cascades | None = None,
     ) -> None:
         self._scheduler = scheduler
+        self._cascades = cascades
         self._columns = plan.row_order.columns
         self._order = order
         self._leads = leads(plan.graph)
         steps = [step for step in walk(plan.graph.steps) if isinstance(step, LLM)]
-        alone = {step.id for step in steps if step.loop is None and step.reasoning is None}
+        alone = {
+            step.id
+            for step in steps
+            if step.loop is None and step.reasoning is None and step.reduce is None
+        }
         self._grouped = alone if group else set[str]()
         whole = {lead.step for lead in self._leads if lead.whole}
         self._made = {
@@ -137,6 +146,8 @@ class Planned:
         if self._order and most > 1:
             found, shares = share_out(found, most)
             self._shares.update(zip(rows, shares, strict=True))
+        if self._cascades is not None:
+            found = replace_plan(found, order=tuple(self._cascades.window(rows, found.order)))
         for place, index in enumerate(found.order):
             self._places[rows[index]] = self._started + place
         for group in found.groups:
@@ -167,6 +178,8 @@ class Planned:
 
     def ended(self, row: int) -> None:
         """A row's program has ended: no more calls of it will come."""
+        if self._cascades is not None:
+            self._cascades.ended(row)
         self._places.pop(row, None)
         self._shares.pop(row, None)
         self._variants.pop(row, None)

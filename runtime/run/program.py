@@ -14,6 +14,7 @@ from ..scheduler.events import ProgramEnded
 from ..workflow import Workflow
 from .codec import decode, encode, identity
 from .context import current_program
+from .early import EarlyCall
 from .host import Host
 from .machine import Body, compile_graph
 from .owner import Owner
@@ -27,6 +28,8 @@ NOTHING: Mapping[str, StepRecord] = {}
 
 class Programs:
     """Starts programs of one workflow; graphs are compiled once."""
+
+    takes_all = False
 
     def __init__(self, host: Host, workflow: Workflow) -> None:
         self._host = host
@@ -150,7 +153,7 @@ class AsyncProgram:
 
     async def llm(self, step: LLM, values: Mapping[str, Any], toolbox: Toolbox = EMPTY) -> Any:
         """Run one LLM step on values by field name; its JSON value."""
-        waiter = _Waiter()
+        waiter = Waiter()
         asking = self.host.asking(step)
         path = self.path(step.id, [asking.identity, values])
         self.host.answer(self.owner, path, asking, values, waiter.settle, toolbox)
@@ -164,12 +167,18 @@ class AsyncProgram:
             raise StepFailed(f"there is no tool {step.tool!r}; known: {known}", step.id)
         return await self.use(tool, values, step.id)
 
-    async def use(self, tool: Tool, values: Mapping[str, Any], step: str | None = None) -> Any:
-        """Call `tool` as a step of this program."""
-        waiter = _Waiter()
+    async def use(
+        self,
+        tool: Tool,
+        values: Mapping[str, Any],
+        step: str | None = None,
+        early: EarlyCall | None = None,
+    ) -> Any:
+        """Call `tool` as a step of this program; `early` is that call, if it was started before."""
+        waiter = Waiter()
         name = step or tool.name
         path = self.path(name, None if tool.effect == "once" else values)
-        self.host.use(self.owner, path, name, tool, values, waiter.settle)
+        self.host.use(self.owner, path, name, tool, values, waiter.settle, early)
         return _own(await waiter.future)
 
     async def workflow(self, workflow: Workflow, values: Mapping[str, Any]) -> Any:
@@ -181,7 +190,7 @@ class AsyncProgram:
         if id(workflow) not in self._bodies:
             self._bodies[id(workflow)] = workflow, compile_graph(workflow.graph)
         _, body = self._bodies[id(workflow)]
-        waiter = _Waiter()
+        waiter = Waiter()
         Walk(self.host, self.owner, body, workflow.tools, waiter.settle, prefix).start(values)
         return _own(await waiter.future)
 
@@ -197,7 +206,7 @@ def _own(value: Any) -> Any:
     return decode(encode(value)) if isinstance(value, list | dict) else value
 
 
-class _Waiter:
+class Waiter:
     """Turns a callback into something to await."""
 
     def __init__(self) -> None:

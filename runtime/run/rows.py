@@ -6,7 +6,7 @@ and run with bounded concurrency. Nothing here grows with the number of rows.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -14,10 +14,9 @@ from ..errors import BackendUnavailable, Drained, JournalError, TenterError
 from ..journal.base import Journal, RowRecord, StepRecord
 from .codec import decode, encode
 from .control import Control, Wish
-from .planned import Planned
-from .program import NOTHING, Programs
+from .program import NOTHING, Ended
 
-WINDOW_ROWS = 16_384
+WINDOW_ROWS = 8_192
 WINDOW_CHARS = 16_000_000
 
 Status = Literal["done", "paused", "failed"]
@@ -49,6 +48,53 @@ class Sink(Protocol):
         ...
 
 
+class RowPrograms(Protocol):
+    """Starts the programs of rows, here (`Programs`) or elsewhere."""
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether it takes every row at once, and bounds by itself how many run."""
+        ...
+
+    def arrive(
+        self,
+        row: int,
+        inputs: Mapping[str, Any],
+        ended: Ended,
+        recorded: Mapping[str, StepRecord] = NOTHING,
+    ) -> None:
+        """Announce a program for one row; `ended(value, error)` is called once."""
+        ...
+
+    def refuse(self, row: int, problem: str) -> None:
+        """Note a row that no program can be run for."""
+        ...
+
+    def drain(self) -> None:
+        """Let what runs end, and start nothing any more."""
+        ...
+
+    def cancel(self, name: str) -> None:
+        """Stop a program."""
+        ...
+
+
+class RowOrder(Protocol):
+    """In which order rows run, a window at a time (`Planned`)."""
+
+    def arrange(self, rows: Sequence[int], inputs: Sequence[Mapping[str, Any]]) -> None:
+        """Hear of all rows of the next window, whichever will be run."""
+        ...
+
+    def window(self, rows: Sequence[int], inputs: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+        """The order of the next window's rows, given by number with their inputs: indices."""
+        ...
+
+    def ended(self, row: int) -> None:
+        """A row's program has ended."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What bounds a run over rows."""
@@ -69,14 +115,14 @@ class RowRun:
 
     def __init__(
         self,
-        programs: Programs,
+        programs: RowPrograms,
         journal: Journal,
         sink: Sink,
         control: Control,
         order: tuple[str, ...] = (),
         limits: Limits | None = None,
         resumed: bool = False,
-        planned: Planned | None = None,
+        planned: RowOrder | None = None,
         retry: bool = False,
     ) -> None:
         self._programs = programs
@@ -205,6 +251,8 @@ class RowRun:
             await asyncio.sleep(0)
 
     def _has_room(self) -> bool:
+        if self._programs.takes_all:
+            return True
         return len(self._live) + self._unrecorded < self._limits.concurrency
 
     def _start(self, row: Row, recorded: Mapping[str, StepRecord]) -> None:

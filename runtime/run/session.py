@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from .asking import check_answer, seed_for
 from .chat_work import ChatContext, Said, TurnWork
 from .context import HasTool
 from .draft import CHUNK_TOKENS, GROWTH, is_draft
+from .early import EarlyCalls, may_be_early
 from .trust import Approval, Trust, approval_id
 from .turns import read_turn
 
@@ -63,6 +65,8 @@ class ChatSession:
         self.cut = False  # whether its last answer ended at the limit of its turn
         self._context: ChatContext | None = None
         self._tools: list[Tool] = []  # of its last turn
+        self._speculates = False
+        self._early: EarlyCalls | None = None  # of its last turn
 
     async def ask(
         self,
@@ -103,15 +107,22 @@ class ChatSession:
         max_tokens: int | None = None,
         schema: str | None = None,
         untrusted: str | None = None,
+        speculate: bool = False,
     ) -> Any:
         """Ask, call the tools that the model wants, hand it their results, until it answers.
 
-        See `agent.agent_loop`. The answer is text, or a JSON value of `schema`.
+        See `agent.agent_loop`. The answer is text, or a JSON value of `schema`. With `speculate`
+        calls of pure tools start while the turn that asks for them is still being written.
         """
         if untrusted is not None:
             self.trust.taint(untrusted)
         limits = AgentLimits(max_turns, max_tokens)
-        return await agent_loop(self, content, _tools(tools), sampling, limits, schema)
+        self._speculates = speculate
+        try:
+            return await agent_loop(self, content, _tools(tools), sampling, limits, schema)
+        finally:
+            self._speculates = False
+            self._drop_early()
 
     async def compact(
         self, keep_last: int = 0, summary: str | None = None, sampling: Sampling | None = None
@@ -158,7 +169,8 @@ class ChatSession:
     async def use(self, tool: Tool, values: Mapping[str, Any]) -> Any:
         """Call `tool`, while this session's KV waits for it."""
         self._program.owner.session = self._name
-        return await self._program.use(tool, values)
+        early = self._early.find(tool, values) if self._early is not None else None
+        return await self._program.use(tool, values, early=early)
 
     def note(self, record: Record) -> None:
         """Write down what is no event of the scheduler."""
@@ -201,6 +213,7 @@ class ChatSession:
         specs = tuple(ToolSpec(t.name, t.description, t.parameters) for t in tools)
         what = [self._model.name, sampling, self.messages, specs, *([schema] if schema else ())]
         path = program.path("turn", what)
+        self._drop_early()
         record = owner.recorded.get(path)
         prompt = self._prompt(specs)
         if record is not None and not is_draft(record):
@@ -208,9 +221,13 @@ class ChatSession:
             found = msgspec.json.decode(record.value, type=Said | str)
             said = Said(found) if isinstance(found, str) else found  # 0.1.0 kept the text alone
         else:
+            if self._speculates:
+                self._early = self._early_calls(path, tools)
             said = await self._say(path, prompt, specs, sampling, schema)
             await self._keep(StepRecord(owner.row, path, msgspec.json.encode(said)))
         message = read_turn(said.text, [tool.name for tool in tools])
+        if self._early is not None:
+            self._early.keep(message.tool_calls)
         written = said.token_ids or tuple(self._model.tokenizer.encode(said.text))
         self.output_tokens += len(written)
         closed = written[-1:] and written[-1] in self._model.tokenizer.eos_ids
@@ -288,6 +305,7 @@ class ChatSession:
         if sampling.temperature > 0 and sampling.seed is None:
             sampling = replace(sampling, seed=seed_for(host.seed, owner.row, path))
         draft = host.draft(owner, path, model, sampling.max_tokens, schema)
+        hearers = [hearer for hearer in (draft, self._early) if hearer is not None]
         request = Request(
             call=CallId(f"{owner.name}/{path}"),
             token_ids=prompt,
@@ -295,7 +313,7 @@ class ChatSession:
             schema=schema,
             session=self._name,
             deadline_s=now() + host.call_timeout_s if host.call_timeout_s else None,
-            stream=draft is not None,
+            stream=bool(hearers),
             chunk_tokens=CHUNK_TOKENS,
             chunk_growth=GROWTH,
             drawn=draft.drawn if draft is not None else (),
@@ -303,7 +321,7 @@ class ChatSession:
             tools=specs,
         )
         owner.session = self._name
-        turn = TurnWork(request, owner.name, self._step, model.pool, draft)
+        turn = TurnWork(request, owner.name, self._step, model.pool, hearers)
         host.scheduler.submit(turn)
         answer = await turn.answer
         try:
@@ -312,6 +330,18 @@ class ChatSession:
             owner.note(error)
             raise
         return answer
+
+    def _early_calls(self, turn: str, tools: list[Tool]) -> EarlyCalls | None:
+        """What starts the calls of the turn at that path before it ends, if any may."""
+        early = [tool for tool in tools if may_be_early(tool)]
+        start = partial(self._program.host.use_early, self._program.owner, turn, self._name)
+        return EarlyCalls(early, start) if early else None
+
+    def _drop_early(self) -> None:
+        """Nobody has asked for what is left of the last turn's early calls."""
+        if self._early is not None:
+            self._early.drop()
+            self._early = None
 
     async def _keep(self, record: StepRecord) -> None:
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -31,6 +31,13 @@ class Progress:
             with suppress(RuntimeError):  # the run is over, and the tool was left behind
                 self._loop.call_soon_threadsafe(self._tell, seconds)
 
+    def tell(self, send: Callable[[ToolProgress], None]) -> None:
+        """From now on `send` hears of it, and of what was told before."""
+        self._send = send
+        if self._end_s is not None:
+            left_s, self._end_s = max(0.0, self._end_s - now()), None
+            self._tell(left_s)
+
     def _tell(self, seconds: float) -> None:
         end_s = now() + seconds
         known_s = self._end_s

@@ -2,35 +2,31 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from ...tools import Tool
 from ...tools.call import call as call_tool
 from ...tools.context import ToolContext, enter
-from ...tools.registry import Touched
+from ...tools.registry import ToolTimeout, Touched
 from ...tools.secrets import named, redact, redact_data, used
 from ..clock import now
-from ..errors import Drained, JournalError, StepFailed, ToolFailed
-from ..journal.base import StepRecord
+from ..errors import Drained, ToolFailed
 from ..scheduler.core import DRAINED
 from ..scheduler.events import ToolEnded, ToolStarted
 from .codec import decode, encode, identity
+from .early import EarlyCall, outside
+from .effects import Effects, differs
 from .owner import Owner
 from .sharing import Settled
+from .tool_call import Call, first_word, touched_by
 from .tool_progress import Progress
 
 if TYPE_CHECKING:
     from .host import Host
 
-UNKNOWN = (
-    "tool {!r} had been started when the run stopped, and may have had its effect; it is not "
-    "repeated. Declare it idempotent if it may be, or give it an outcome= that can tell"
-)
-WITHDRAWN = b"false"  # the intent of a tool with an effect that was not started after all
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -41,6 +37,7 @@ class ToolSteps:
         self._host = host
         self._run = run
         self._secrets = named()
+        self._effects = Effects(host, self._outcome)
 
     def use(
         self,
@@ -50,45 +47,92 @@ class ToolSteps:
         tool: Tool,
         values: Mapping[str, Any],
         done: Settled,
+        early: EarlyCall | None = None,
     ) -> None:
-        """Run one; `done(value, error)` is called once, perhaps before this returns."""
+        """Run one; `done(value, error)` is called once, perhaps before this returns.
+
+        `early` is the same call, if it was started before.
+        """
         host = self._host
         if host.draining:
             owner.stopped = Drained(DRAINED, step)
             done(None, owner.stopped)
             return
-        if tool.effect == "once" and _differs(owner, path, values):
-            message = (
-                f"tool {tool.name!r} had been started with other arguments when the run stopped; "
-                "the program does not take the same way again"
-            )
-            done(None, StepFailed(message, step))
+        other = differs(owner, path, step, tool, values)
+        if other is not None:
+            done(None, other)
             return
         if owner.recorded and host.answered_before(owner, path, step, done, tool.name):
             return
-        touched = _touched(tool, values)
+        # The chat that spoke last: others may, before this starts.
+        call = self._call(owner, path, step, tool, values, owner.session)
+
+        def start() -> None:
+            if owner.ended:
+                host.abandon(call.signature)
+            else:
+                host.run_for(owner, self._perform(call, done), effect=tool.effect == "once")
+
+        if tool.effect == "once":
+            self._effects.declare(call, start, done)
+        elif early is not None and early.take(call.signature):
+            call = replace(call, early=early, started=early.since(call.started))
+            start()
+        else:
+            # What other runs wrote is not known: reads of tables answer this run alone.
+            local = call.touched is not None
+            host.share(owner, path, step, call.signature, start, done, call.started, local)
+
+    def _call(
+        self,
+        owner: Owner,
+        path: str,
+        step: str,
+        tool: Tool,
+        values: Mapping[str, Any],
+        session: str | None,
+    ) -> Call:
+        touched = touched_by(tool, values)
         signature, keep_s = self._shared(tool, values, touched)
         started = ToolStarted(
             program=owner.name,
             step=step,
             tool=tool.name,
-            session=owner.session,  # that spoke last: others may, before this starts
+            session=session,
             eta_s=tool.eta_s,
-            word=_first_word(values),
+            word=first_word(values),
         )
+        return Call(owner, path, tool, values, started, touched, signature, keep_s)
 
-        call = _Call(owner, path, tool, values, started, touched, signature, keep_s)
+    # ---- before its turn has ended ----------------------------------------------------------------
 
-        def start() -> None:
-            if owner.ended:
-                host.abandon(signature)
-            else:
-                host.run_for(owner, self._perform(call, done), effect=tool.effect == "once")
+    def start_early(
+        self, owner: Owner, turn: str, session: str, tool: Tool, values: Mapping[str, Any]
+    ) -> EarlyCall | None:
+        """Start a call of the turn at the path `turn`, which has not ended.
 
-        if tool.effect == "once":
-            self._declare(call, start, done)
-        else:
-            host.share(owner, path, step, signature, start, done, started)
+        None where equal work has been done or is under way, or where nothing may start.
+        """
+        host, same = self._host, identity(values)
+        call = self._call(owner, f"{turn}.{tool.name}@{same}", tool.name, tool, values, session)
+        signature, sharing = call.signature, host.sharing
+        if owner.ended or host.draining or host.gate.shut:
+            return None
+        if sharing is not None and signature is not None:
+            if sharing.known(signature) or sharing.in_flight(signature):
+                return None
+            sharing.begin(signature)
+        early = EarlyCall(host, call.started, same, signature)
+        early.task = host.run_for(owner, self._run_early(call, early))
+        return early
+
+    async def _run_early(self, call: Call, early: EarlyCall) -> None:
+        if call.signature is not None and await self._host.has_result(call.signature):
+            early.undo()
+            return
+        outside(early)
+        context = ToolContext(self._key(call), early.progress.report)
+        early.end(await self._value(call, call.tool, context))
 
     # ---- equal calls ------------------------------------------------------------------------------
 
@@ -105,61 +149,21 @@ class ToolSteps:
             tool.effect == "pure" or (tool.effect == "idempotent" and reads)
         ):
             return None, None
-        try:
-            same = tool.identity(values) if tool.identity else dict(values)
-        except ValueError:  # arguments that the tool itself will refuse, and say why
-            return None, None
-        kind = ["tool", tool.name, tool.source_hash, same]
-        keep_s = tool.memo_s
+        keep_s, versions = tool.memo_s, list[int]()
         if touched is not None:
-            kind.append(sharing.versions(touched.reads))
+            versions = sharing.versions(touched.reads)
             lasting = math.inf if tool.effect == "pure" else 0.0
             keep_s = lasting if keep_s is None else keep_s
-        return blake2b(encode(kind, order="sorted"), digest_size=16).digest(), keep_s
-
-    # ---- effects ----------------------------------------------------------------------------------
-
-    def _declare(self, call: "_Call", start: Callable[[], None], done: Settled) -> None:
-        """Write down that a tool with an effect starts, so that it is never silently repeated."""
-        owner, journal, intent = call.owner, self._host.journal, f"{call.path}?"
-        record = owner.recorded.get(intent)
-        if record is not None and record.value != WITHDRAWN:
-            if call.tool.outcome is not None:
-                self._host.run_for(owner, self._ask_outcome(call, start, done))
-            else:
-                done(None, ToolFailed(UNKNOWN.format(call.tool.name), call.started.step))
-            return
-
-        def declared() -> None:
-            if owner.ended:
-                with suppress(JournalError):
-                    journal.record(StepRecord(owner.row, intent, WITHDRAWN))
-            else:
-                start()
-
         try:
-            value = encode(identity(call.values))
-            journal.record(StepRecord(owner.row, intent, value), declared, sync=True)
-        except JournalError as error:
-            done(None, error)
-
-    async def _ask_outcome(self, call: "_Call", start: Callable[[], None], done: Settled) -> None:
-        """A crash interrupted the call: its author knows what it came to, or that it is to be made."""
-        assert call.tool.outcome is not None
-        asked = replace(call.tool, function=call.tool.outcome, effect="idempotent", outcome=None)
-        value, error = await self._value(call, asked, ToolContext(self._key(call)))
-        if call.owner.ended:
-            return
-        if error is not None:
-            done(None, error)
-        elif value is None:
-            start()
-        else:
-            self._host.record(call.owner, call.path, value, None, done, sync=True)
+            same = tool.identity(values) if tool.identity else dict(values)
+            kind = ["tool", tool.name, tool.source_hash, same, *([versions] if touched else [])]
+            return blake2b(encode(kind, order="sorted"), digest_size=16).digest(), keep_s
+        except ValueError:  # arguments that the tool itself will refuse, and say why
+            return None, None
 
     # ---- running ----------------------------------------------------------------------------------
 
-    async def _perform(self, call: "_Call", done: Settled) -> None:
+    async def _perform(self, call: Call, done: Settled) -> None:
         """Run the tool, record what it gave, and hand it on."""
         host, owner, signature = self._host, call.owner, call.signature
         try:
@@ -176,22 +180,27 @@ class ToolSteps:
         elif error is not None:
             host.failed(signature, error, done)
         else:
-            # What other runs wrote is not known: reads of tables are not in the result cache.
             local = call.touched is not None
             keep_s = call.keep_s
             host.record(owner, call.path, value, signature, done, once, keep_s, known=local)
 
-    async def _run_tool(self, call: "_Call") -> tuple[Any, Exception | None]:
+    async def _run_tool(self, call: Call) -> tuple[Any, Exception | None]:
         """The tool's result, or why there is none; the scheduler hears of its start and its end."""
         host, send, started = self._host, self._host.scheduler.send, call.started
-        started_s = now()
+        early = call.early
+        started_s = now() if early is None else early.began_s
         send(started)
-        progress = Progress(started, send)
+        progress = Progress(started, send) if early is None else early.progress
+        progress.tell(send)
         written = call.touched.writes if call.touched is not None else NOTHING
         host.changed(written)
         try:
-            context = ToolContext(self._key(call), progress.report)
-            value, error = await self._value(call, call.tool, context)
+            found = await early.outcome if early is not None else None
+            if found is None:
+                context = ToolContext(self._key(call), progress.report)
+                found = await self._value(call, call.tool, context)
+            value, error = found
+            ended_s = now() if early is None or early.ended_s is None else early.ended_s
         finally:
             progress.over = True
             host.changed(written)
@@ -200,7 +209,7 @@ class ToolSteps:
                 program=started.program,
                 step=started.step,
                 tool=started.tool,
-                seconds=now() - started_s,
+                seconds=ended_s - started_s,
                 ok=error is None,
                 session=started.session,
                 error=str(error) if error else None,
@@ -210,7 +219,7 @@ class ToolSteps:
         return value, error
 
     async def _value(
-        self, call: "_Call", tool: Tool, context: ToolContext
+        self, call: Call, tool: Tool, context: ToolContext
     ) -> tuple[Any, Exception | None]:
         """What `tool` returns, or why it does not, without the secrets in it."""
         enter(context)
@@ -218,53 +227,23 @@ class ToolSteps:
             data = encode(await call_tool(tool, call.values))
             return redact_data(decode(data), data, self._secrets | used()), None
         except Exception as failure:
+            late = isinstance(failure, ToolTimeout) or isinstance(
+                getattr(failure, "cause", None), ToolTimeout
+            )
+            if late and tool.effect == "once":
+                return None, self._effects.unknown(call, "did not end in its time")
             said = redact(f"{failure}", self._secrets | used())
             return None, ToolFailed(said, call.started.step)
 
-    def _key(self, call: "_Call") -> str:
+    async def _outcome(self, call: Call, asked: Tool) -> tuple[Any, Exception | None]:
+        """What `asked` says of an earlier start of the call, under the same key."""
+        return await self._value(call, asked, ToolContext(self._key(call)))
+
+    def _key(self, call: Call) -> str:
         """What a service may know a call again by, after a retry or a resume."""
         place = f"{self._run}/{call.owner.row}/{call.path}".encode("utf-8", "surrogatepass")
         return blake2b(place, digest_size=16).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One call of a tool that is to be run. A result answers equal calls for `keep_s` seconds."""
-
-    owner: Owner
-    path: str
-    tool: Tool
-    values: Mapping[str, Any]
-    started: ToolStarted
-    touched: Touched | None
-    signature: bytes | None
-    keep_s: float | None
-
-
 def _to_nobody(value: Any, error: Exception | None) -> None:
     """The program has ended."""
-
-
-def _touched(tool: Tool, values: Mapping[str, Any]) -> Touched | None:
-    """What a call reads and writes, where its tool can tell."""
-    if tool.touches is None:
-        return None
-    with suppress(ValueError):  # arguments that the tool itself will refuse, and say why
-        return tool.touches(values)
-    return None
-
-
-def _differs(owner: Owner, path: str, values: Mapping[str, Any]) -> bool:
-    """Whether a tool was started at this place with other arguments, by an earlier attempt."""
-    record = owner.recorded.get(f"{path}?")
-    if record is None:
-        return False
-    given = decode(record.value)
-    return isinstance(given, str) and given != identity(values)
-
-
-def _first_word(values: Mapping[str, Any]) -> str:
-    """A hash of the first word of a tool's first argument: traces hold no text of arguments."""
-    first = next(iter(values.values()), None)
-    words = first.split(maxsplit=1) if isinstance(first, str) else ()
-    return blake2b(words[0].encode("utf-8", "replace"), digest_size=4).hexdigest() if words else ""

@@ -8,9 +8,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from ...planner.graph import LLM, ToolCall
+from ...planner.graph import LLM, Repeat, ToolCall
+from ...planner.values import spell
 from ...tools import Tool
 from ..errors import StepFailed, TenterError
+from ..scheduler.events import Repeated
 from .host import Host
 from .machine import Body
 from .owner import Owner
@@ -25,23 +27,23 @@ OPEN_ITEMS = 1024  # of one `each`: later items are opened as earlier ones end
 class _Frame:
     """A body being run: the names it sees, and how many inputs each node still waits for.
 
-    `place` is its index among the items of `each`; the outermost frame has no `each`.
+    `place` is its index among the items or iterations of `loop`; the outermost frame has no `loop`.
     """
 
-    __slots__ = ("body", "each", "left", "place", "prefix", "values", "waits")
+    __slots__ = ("body", "left", "loop", "place", "prefix", "values", "waits")
 
     def __init__(
         self,
         body: Body,
         values: dict[str, Any],
         prefix: str,
-        each: "_EachRun | None" = None,
+        loop: "_EachRun | _RepeatRun | None" = None,
         place: int = 0,
     ) -> None:
         self.body = body
         self.values = values
         self.prefix = prefix
-        self.each = each
+        self.loop = loop
         self.place = place
         self.waits = list(body.waits)
         self.left = len(body.nodes)
@@ -59,6 +61,16 @@ class _EachRun:
         self.left = len(items)
         self.next = 0
         self.results: list[Any] = [None] * len(items)
+
+
+class _RepeatRun:
+    """A `repeat` being run, an iteration at a time."""
+
+    __slots__ = ("frame", "index")
+
+    def __init__(self, frame: _Frame, index: int) -> None:
+        self.frame = frame
+        self.index = index
 
 
 class _Wait:
@@ -155,6 +167,8 @@ class Walk:
         if isinstance(step, ToolCall):
             tool, path = self._tools[step.tool], frame.prefix + node.id
             self._host.use(self._owner, path, node.id, tool, value, _Wait(self, frame, index))
+        elif isinstance(step, Repeat):
+            self._iterate(_RepeatRun(frame, index), value, 0)
         elif node.body is not None:
             self._start_each(frame, index, value)
         else:
@@ -178,13 +192,43 @@ class Walk:
             self._open_item(each)
 
     def _open_item(self, each: _EachRun) -> None:
-        outer, place = each.frame, each.next
+        place = each.next
         each.next += 1
-        node = outer.body.nodes[each.index]
-        assert node.body is not None
-        values = {**outer.values, node.item: each.items[place]}
-        prefix = f"{outer.prefix}{node.id}[{place}]."
-        self._open(_Frame(node.body, values, prefix, each, place))
+        self._open(_inside(each, each.items[place], place))
+
+    def _iterate(self, loop: _RepeatRun, value: Any, place: int) -> None:
+        """Run the body on `value`; one that waits for nothing runs on and on in here."""
+        frame = _inside(loop, value, place)
+        while not frame.left:
+            value = frame.body.result(frame.values)
+            if self._is_last(frame, loop):
+                self._leave(loop, frame, value)
+                return
+            frame = _inside(loop, value, frame.place + 1)
+        self._open(frame)
+
+    def _leave(self, loop: _RepeatRun, frame: _Frame, value: Any) -> None:
+        """A `repeat` ends with this iteration."""
+        program, count = self._owner.name, frame.place + 1
+        self._host.note(Repeated(program=program, step=_id(loop), iterations=count))
+        self._settle(loop.frame, loop.index, value)
+
+    def _is_last(self, frame: _Frame, loop: _RepeatRun) -> bool:
+        """Whether a `repeat` ends with this iteration; raises StepFailed where it may not."""
+        node = loop.frame.body.nodes[loop.index]
+        step = node.step
+        assert isinstance(step, Repeat) and node.until is not None
+        if node.until(frame.values):
+            return True
+        if frame.place + 1 < step.max_iterations:
+            return False
+        if step.on_limit == "last":
+            return True
+        raise StepFailed(
+            f"after {step.max_iterations} iterations `{spell(step.until)}` does not hold: raise "
+            "max_iterations, or take what the last one gave with on_limit: last",
+            node.id,
+        )
 
     def _settle(self, frame: _Frame, index: int, value: Any) -> None:
         node = frame.body.nodes[index]
@@ -199,15 +243,23 @@ class Walk:
             self._close(frame)
 
     def _close(self, frame: _Frame) -> None:
-        """All steps of a body have ended: its result goes to the `each` around it, or is the end."""
+        """All steps of a body have ended: its result goes to the loop around it, or is the end."""
+        each, last = frame.loop, True
         try:
             value = frame.body.result(frame.values)
+            if isinstance(each, _RepeatRun):
+                last = self._is_last(frame, each)
         except Exception as error:
-            self._end(None, _place(error, "result"))
+            self._end(None, _place(error, "result" if each is None else _id(each)))
             return
-        each = frame.each
         if each is None:
             self._end(value, None)
+            return
+        if isinstance(each, _RepeatRun):
+            if last:
+                self._leave(each, frame, value)
+            else:
+                self._iterate(each, value, frame.place + 1)
             return
         each.results[frame.place] = value
         each.left -= 1
@@ -222,6 +274,19 @@ class Walk:
             self._ready.clear()
         if ended is not None:
             ended(value, error)
+
+
+def _id(loop: _EachRun | _RepeatRun) -> str:
+    return loop.frame.body.nodes[loop.index].id
+
+
+def _inside(loop: _EachRun | _RepeatRun, value: Any, place: int) -> _Frame:
+    """The body of a loop about to be run on a value."""
+    outer = loop.frame
+    node = outer.body.nodes[loop.index]
+    assert node.body is not None
+    values = {**outer.values, node.item: value}
+    return _Frame(node.body, values, f"{outer.prefix}{node.id}[{place}].", loop, place)
 
 
 def _place(error: Exception, step: str) -> Exception:

@@ -81,13 +81,17 @@ class LLMWork:
         if owner.ended:
             host.abandon(self._signature)
             return
-        call = CallId(f"{owner.name}/{self._path}")
-        timeout_s = host.call_timeout_s
         if not self._asking.step.choices:
             step = self._asking.step
             max_tokens = step.sampling.max_tokens
             model = self._asking.model
             self._draft = host.draft(owner, self._path, model, max_tokens, step.schema)
+        self._submit()
+
+    def _submit(self) -> None:
+        owner, host = self._owner, self._host
+        call = CallId(f"{owner.name}/{self._path}")
+        timeout_s = host.call_timeout_s
         self.request = self._asking.request(
             call,
             self._chat,

@@ -24,6 +24,7 @@ from ...kvpolicy import Hold, Policy, named
 from .attempts import DRAINED, NO_LIMITS, PATIENCE_S
 from .events import (
     BlocksGone,
+    BlocksHeld,
     CallBegan,
     CallBroke,
     CallEnded,
@@ -50,6 +51,7 @@ from .events import (
     WorkerDown,
     WorkerFine,
     WorkerLoad,
+    WorkerShare,
     WorkerUp,
 )
 from .limits import Limits
@@ -105,6 +107,8 @@ class Core(Upkeep):
             WorkerDown: self._worker_down,
             WorkerFine: self._worker_fine,
             WorkerLoad: self._worker_load,
+            WorkerShare: self._worker_share,
+            BlocksHeld: self._blocks_held,
             BlocksGone: self._blocks_gone,
             TimerFired: self._timer_fired,
         }
@@ -136,6 +140,11 @@ class Core(Upkeep):
     def chooses(self, model: str) -> bool:
         """Whether calls of `model` may go to more than one worker, so that their blocks matter."""
         return self._fleet.chooses(model)
+
+    def kv_tokens(self, worker: str) -> int:
+        """The KV capacity of a worker; 0 while it is not up."""
+        found = self.workers.get(worker)
+        return 0 if found is None else found.kv_tokens
 
     def leads(self, call: str) -> bool:
         """Whether others wait for what this call computes."""

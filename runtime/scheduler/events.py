@@ -103,12 +103,13 @@ class CallBroke(Record, frozen=True):
 class CallShared(Record, frozen=True):
     """A call needed no generation: its equal had been, or is being, answered.
 
-    `result-cache`: by an earlier run of this home, perhaps of another workflow.
+    `result-cache`: by an earlier run of this home, perhaps of another workflow. `packed`: by the call
+    of another row, whose prompt it shared. `small-model`: by the smaller one of a cascade.
     """
 
     program: str
     step: str
-    how: Literal["joined", "cached", "journal", "once", "result-cache"]
+    how: Literal["joined", "cached", "journal", "once", "result-cache", "packed", "small-model"]
     tool: str = ""  # where it is a call of a tool
     prompt_tokens: int = 0  # what was saved, where known
     output_tokens: int = 0
@@ -119,7 +120,8 @@ class ToolStarted(Record, frozen=True):
 
     `word` is a hash of the first word of its first argument: calls that begin alike take alike.
     `eta_s` is the author's hint of how long it takes. One that `joined` an equal call in flight
-    waits for that, and has no ToolEnded of its own.
+    waits for that, and has no ToolEnded of its own. One that was started before its turn had ended
+    has run for `ran_s` seconds.
     """
 
     program: str
@@ -129,6 +131,7 @@ class ToolStarted(Record, frozen=True):
     eta_s: float | None = None
     word: str = ""
     joined: bool = False
+    ran_s: float = 0.0
 
 
 class ToolProgress(Record, frozen=True):
@@ -162,6 +165,19 @@ class SessionEnded(Record, frozen=True):
     session: str
 
 
+class Speculated(Record, frozen=True):
+    """A tool was started before its turn had ended, and ran for `seconds` until then.
+
+    `used`: the turn ended with that call; otherwise it was dropped.
+    """
+
+    program: str
+    step: str
+    tool: str
+    seconds: float
+    used: bool
+
+
 class ToolRefused(Record, frozen=True):
     """A model asked for a tool that it may not choose after what its chat has read.
 
@@ -171,6 +187,14 @@ class ToolRefused(Record, frozen=True):
     program: str
     tool: str
     sources: tuple[str, ...]
+
+
+class EffectUnknown(Record, frozen=True):
+    """A call of a tool with effect `once` was cut off: nobody knows whether it had its effect."""
+
+    program: str
+    step: str
+    tool: str
 
 
 class ApprovalAsked(Record, frozen=True):
@@ -190,6 +214,8 @@ class Reasoned(Record, frozen=True):
     its end on purpose, and whether the rule would have kept its answer. `rule` was in force,
     `left_rule` given up for it before. `unscored` of its `scores` came to nothing; `score_tokens`
     is what a model computed for them, `lent_tokens` what others' budgets had left for it.
+    `probe_tokens` are decoded, and the suffixes. Beside the budget, of thoughts that had been
+    computed, `probe_again_tokens` were prefilled again for probes, `again_tokens` to think on.
     """
 
     program: str
@@ -208,6 +234,8 @@ class Reasoned(Record, frozen=True):
     unscored: int = 0
     score_tokens: int = 0
     lent_tokens: int = 0
+    again_tokens: int = 0
+    probe_again_tokens: int = 0
 
 
 class Drifted(Record, frozen=True):
@@ -311,6 +339,21 @@ class WorkerLoad(Record, frozen=True):
     waiting: int
 
 
+class WorkerShare(Record, frozen=True):
+    """So much of a worker is this process's: others lease the rest of it. A restart keeps it."""
+
+    worker: str
+    kv_tokens: int
+    max_running: int
+
+
+class BlocksHeld(Record, frozen=True):
+    """Other processes have had these blocks computed on a worker, each of so many tokens."""
+
+    worker: str
+    blocks: tuple[tuple[int, int], ...]
+
+
 class BlocksGone(Record, frozen=True):
     """A worker has evicted these blocks; none named: all of them."""
 
@@ -345,6 +388,8 @@ Event = (
     | WorkerDown
     | WorkerFine
     | WorkerLoad
+    | WorkerShare
+    | BlocksHeld
     | BlocksGone
     | TimerFired
 )
@@ -498,6 +543,28 @@ class StepPlanned(Record, frozen=True):
     decode_s: float | None = None
     tool_s: float | None = None
     path_share: float | None = None
+
+
+class CascadeLearned(Record, frozen=True):
+    """What a sample of rows, which both models of a cascade answered, has told of a step.
+
+    The smaller model's choice stands from the confidence `threshold` on, None: nowhere; that was
+    the share `routed` of the sample.
+    """
+
+    step: str
+    threshold: float | None
+    sampled: int
+    routed: float
+    message: str
+
+
+class Repeated(Record, frozen=True):
+    """A `repeat` has ended, after so many iterations."""
+
+    program: str
+    step: str
+    iterations: int
 
 
 class RunEnded(Record, frozen=True):

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from ...kvpolicy.state import PREFILL_TOKENS_PER_S
 from ..blocks import FINE_TOKENS
 from .admission import Forecast, lacks, may_enter
-from .events import CallEnded, CallReady, Command, WorkerDown, WorkerLoad, WorkerUp
+from .events import (
+    CallEnded,
+    CallReady,
+    Command,
+    WorkerDown,
+    WorkerLoad,
+    WorkerShare,
+    WorkerUp,
+)
 from .line import Line
 from .placement import OUTPUT_WEIGHT
 from .sessions import Sessions
@@ -31,6 +39,7 @@ class Fleet:
         self._forecast = forecast
         self.away: dict[str, tuple[str, int]] = {}  # may come back: their model, their KV tokens
         self._by_model: dict[str, list[WorkerState]] = {}
+        self._shares: dict[str, WorkerShare] = {}
         self._rooms: dict[str, int | None] = {}  # model -> what its largest worker holds
         self.weigh_again_s: float | None = None
         self.outputs: dict[str, float] = {}  # model -> mean length of its late answers
@@ -45,11 +54,26 @@ class Fleet:
             event.worker, event.model, event.max_running, event.kv_tokens, event.page_tokens
         )
         worker.joins, worker.tiered = event.joins, event.tiered
+        worker.share_tokens, worker.share_slots = self._share(worker)
         self._workers[worker.name] = worker
         self._by_model.setdefault(worker.model, []).append(worker)
         self.away.pop(worker.name, None)
         self._measure(worker.model)
         return worker
+
+    def share(self, event: WorkerShare) -> WorkerState | None:
+        """So much of a worker is ours from now on, also after a restart."""
+        self._shares[event.worker] = event
+        worker = self._workers.get(event.worker)
+        if worker is not None:
+            worker.share_tokens, worker.share_slots = self._share(worker)
+        return worker
+
+    def _share(self, worker: WorkerState) -> tuple[int, int]:
+        event = self._shares.get(worker.name)
+        if event is None:
+            return worker.kv_tokens, worker.max_running
+        return min(event.kv_tokens, worker.kv_tokens), min(event.max_running, worker.max_running)
 
     def remove(self, event: WorkerDown) -> tuple[str, WorkerState | None] | None:
         """A worker is gone: its model, and its state if it was up; None: nobody knew it."""
@@ -93,8 +117,8 @@ class Fleet:
         )
 
     def kv_tokens(self, model: str) -> int:
-        """The KV capacity of all workers of `model` together."""
-        return sum(worker.kv_tokens for worker in self.of(model))
+        """The KV capacity of all workers of `model` together, as far as it is ours."""
+        return sum(worker.share_tokens for worker in self.of(model))
 
     def tiered(self, model: str) -> bool:
         """Whether evicted KV of `model` comes back from a tier below."""
@@ -272,8 +296,11 @@ class Fleet:
         return lacks(running, worker.kv_reserved, room, _demands(calls, worker))
 
     def _room(self, call: CallState, worker: WorkerState) -> int:
-        """KV tokens of `worker` that no pin holds, the pin of the call's own session aside."""
-        room = worker.kv_tokens - worker.kv_pinned
+        """KV tokens for us that no pin holds, the pin of the call's own session aside.
+
+        A worker that runs nothing of ours takes any call that it can hold, however small our share.
+        """
+        room = (worker.share_tokens if worker.running else worker.kv_tokens) - worker.kv_pinned
         if call.ready.session is None:
             return room
         state = self._kept.of(call)

@@ -8,7 +8,7 @@ prefix alone). An output token counts as OUTPUT_WEIGHT prompt tokens (JITServe, 
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..blocks import block_end
 
@@ -39,14 +39,21 @@ class Residency:
     def add(self, blocks: Sequence[int]) -> None:
         """These blocks of one prompt are held now; the least recently used make room."""
         start = 0
+        sized: list[tuple[int, int]] = []
         for index, block in enumerate(blocks):
             end = block_end(index)
+            sized.append((block, end - start))
+            start = end
+        self.learn(sized)
+
+    def learn(self, sized: Iterable[tuple[int, int]]) -> None:
+        """Blocks are held now, each of so many tokens."""
+        for block, tokens in sized:
             if block in self._held:
                 self._held.move_to_end(block)
             else:
-                self._held[block] = end - start
-                self._tokens += end - start
-            start = end
+                self._held[block] = tokens
+                self._tokens += tokens
         while self._tokens > self._capacity:
             self._tokens -= self._held.popitem(last=False)[1]
 

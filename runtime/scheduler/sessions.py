@@ -128,7 +128,7 @@ class Sessions(Pins):
         if state is None or self._policy is None or event.session is None:
             return None
         if not state.tool:  # of several tools at once, the first one's durations count
-            state.tool, state.paused_s = tool_key(event), now_s
+            state.tool, state.paused_s = tool_key(event), now_s - event.ran_s
             state.eta_s = None
             state.ends_s.clear()
         if event.eta_s is not None:
@@ -155,7 +155,7 @@ class Sessions(Pins):
     ) -> float | None:
         """Pin the session, renew its pin, or give it up, as the policy says now."""
         worker = self._workers[state.worker]
-        full = worker.kv_pinned + state.tokens > PIN_SHARE * worker.kv_tokens
+        full = worker.kv_pinned + state.tokens > PIN_SHARE * worker.share_tokens
         if not state.retained and (full or state.released):
             return None
         assert self._policy is not None
@@ -220,7 +220,7 @@ class Sessions(Pins):
     def pin_prefix(self, prefix: PrefixKnown, worker: WorkerState, out: list[Command]) -> None:
         """Compute a shared prefix on `worker`, and keep it, if pins may take so much."""
         held = sum(self.prefixes[name].tokens for name in worker.prefixes)
-        if held + prefix.tokens > PREFIX_SHARE * worker.kv_tokens:
+        if held + prefix.tokens > PREFIX_SHARE * worker.share_tokens:
             return
         worker.kv_pinned += prefix.tokens
         worker.prefixes.add(prefix.session)
@@ -281,6 +281,16 @@ class Sessions(Pins):
             self._unpin_prefix(prefix, worker, out)
         return lack_tokens <= 0
 
+    def fit(self, worker: WorkerState, line: Line, now_s: float, out: list[Command]) -> None:
+        """Give up the pins worth the least that our share of `worker` has no room for any more."""
+        over_tokens = worker.kv_reserved + worker.kv_pinned - worker.share_tokens
+        if over_tokens <= 0 or not worker.pins:
+            return
+        price = memory_price(_memory(worker, line))
+        pins = [self._weigh(name, worker, line, price, now_s) for name in sorted(worker.pins)]
+        for pin in to_release(pins, over_tokens):
+            self.release(pin.session, out)
+
     def _weigh(
         self, session: str, worker: WorkerState, line: Line, price: Price, now_s: float
     ) -> Pin:
@@ -318,7 +328,7 @@ def _memory(worker: WorkerState, line: Line) -> Memory:
     """What waits for the memory of `worker`; calls that wait for its slots do not."""
     starved = len(worker.running) < worker.slots
     return Memory(
-        capacity_tokens=worker.kv_tokens,
+        capacity_tokens=worker.share_tokens,
         running_tokens=worker.kv_reserved,
         pinned_tokens=worker.kv_pinned,
         waiting_tokens=line.tokens + line.outside_tokens if starved else 0,

@@ -104,13 +104,19 @@ class WorkerState:
     rest_until_s: float = 0.0  # it asked to be left alone until then
     weighed_s: float = -1.0  # when its pins were last weighed against what waits
 
+    share_tokens: int = field(init=False)  # of its KV tokens, what this process may fill
+    share_slots: int = field(init=False)  # and how many calls of ours it may run
+
     def __post_init__(self) -> None:
         self.holds = Residency(self.kv_tokens)
+        self.share_tokens, self.share_slots = self.kv_tokens, self.max_running
 
     @property
     def slots(self) -> int:
         """How many calls of ours it may run beside those of others."""
-        return max(1, self.max_running - self.foreign) if self.running else self.max_running
+        if not self.running:
+            return self.max_running
+        return max(1, min(self.share_slots, self.max_running - self.foreign))
 
     @property
     def suspect(self) -> bool:

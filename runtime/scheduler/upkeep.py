@@ -3,12 +3,14 @@
 from .attempts import DRAINED, LATE, Attempts
 from .events import (
     BlocksGone,
+    BlocksHeld,
     Command,
     Quit,
     TimerFired,
     WorkerDown,
     WorkerFine,
     WorkerLoad,
+    WorkerShare,
     WorkerUp,
 )
 from .retry import MAX_LOSSES
@@ -77,6 +79,25 @@ class Upkeep(Attempts):
         worker = self._fleet.report(event)
         if worker is not None:
             self._changed.append(worker.model)
+
+    def _worker_share(self, event: WorkerShare, now_s: float, out: list[Command]) -> None:
+        """A smaller share drops the pins that it has no room for, a larger one lets more in."""
+        worker = self._fleet.share(event)
+        if worker is None:
+            return
+        line = self._waiting.line(worker.model)
+        self.kept.fit(worker, line, now_s, out)
+        for prefix in self.kept.prefixes.values():
+            missing = prefix.session not in worker.prefixes
+            if missing and prefix.model == worker.model and prefix.worker in (None, worker.name):
+                self.kept.pin_prefix(prefix, worker, out)
+        self._pause_programs(worker.model, out)
+        self._waiting.lift_set(worker.model)
+
+    def _blocks_held(self, event: BlocksHeld, now_s: float, out: list[Command]) -> None:
+        worker = self.workers.get(event.worker)
+        if worker is not None:
+            worker.holds.learn(event.blocks)
 
     def _blocks_gone(self, event: BlocksGone, now_s: float, out: list[Command]) -> None:
         worker = self.workers.get(event.worker)

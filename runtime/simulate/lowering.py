@@ -11,9 +11,9 @@ from hashlib import blake2b
 from random import Random
 from typing import Any, cast
 
-from ...planner.cost import DEFAULT_ITEMS
+from ...planner.cost import DEFAULT_ITEMS, iterations
 from ...planner.errors import PlannerError
-from ...planner.graph import LLM, ToolCall, reads, tools_of
+from ...planner.graph import LLM, Repeat, ToolCall, reads, tools_of
 from ...planner.plan import repeatable
 from ...planner.prompt import Prompt, Static
 from ...planner.values import Evaluate, compile_value
@@ -113,6 +113,8 @@ class Lowering:
                 return self._ask(step, frame, at, made)
             case ToolCall() as step:
                 return self._use(step, node, frame, at, made)
+            case Repeat() as step if node.body is not None:
+                return self._repeat(step, node, node.body, frame, at, made)
             case _ if node.body is not None:
                 return self._each(node, node.body, frame, at, made)
             case _:
@@ -222,6 +224,18 @@ class Lowering:
             end = max(end, self._walk(body, inner, made))
             results.append(self._guess(body.result, inner, None))
         return results, end
+
+    def _repeat(
+        self, step: Repeat, node: Node, body: Body, frame: _Frame, at: Moment, made: _Row
+    ) -> tuple[Any, Moment]:
+        """As often as it is expected to: what stands in for an answer says nothing of its end."""
+        assert node.value is not None
+        value = self._guess(node.value, frame, None)
+        for _ in range(round(iterations(step))):
+            inner = _Frame({**frame.values, node.item: value}, dict(frame.when), at)
+            at = self._walk(body, inner, made)
+            value = self._guess(body.result, inner, None)
+        return value, at
 
     # ---- equal work -----------------------------------------------------------------------------
 

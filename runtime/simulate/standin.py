@@ -10,8 +10,9 @@ from random import Random
 from typing import Any, cast
 
 from ...kvpolicy import key
-from ...planner.cost import CHARS_PER_TOKEN, DEFAULT_CHARS, DEFAULT_ITEMS
+from ...planner.cost import CHARS_PER_TOKEN, DEFAULT_ITEMS
 from ...planner.graph import LLM
+from ...planner.several import DEFAULT_CHARS
 from ..calls import Tokenizer
 from ..predict import Learned
 

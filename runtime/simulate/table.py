@@ -92,7 +92,7 @@ def lowered(asked: Asked, on_row: Told = lambda rows: None) -> Generator[Lowered
             "reached. Run it once, and simulate what was recorded: tenter simulate .tenter/runs/RUN"
         )
     tokenizer = _tokenizer(asked.tokenizer)
-    learned = Learned.load(Store(asked.home).home, name, "")
+    learned = Learned.load(Store(asked.home).place, name, "")
     stand_ins = StandIns(name, tokenizer, learned, asked.tool_s)
     workflow = replace(job.workflow, graph=plan.graph)
     lowering = Lowering(workflow, tokenizer, stand_ins, asked.seed)

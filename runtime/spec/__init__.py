@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...planner.errors import PlannerError
-from ...planner.graph import Each, Graph, Step, acts, sort, tools_of, walk
+from ...planner.graph import Each, Graph, Repeat, Step, acts, sort, tools_of, walk
 from ...planner.validate import validate
 from ..api.checks import type_problems
 from ..api.identity import graph_identity
@@ -226,4 +226,4 @@ class _File:
 
 def _acts(step: Step) -> bool:
     """Whether a step may do something although nothing reads its result."""
-    return isinstance(step, Each) or acts(step)
+    return isinstance(step, Each | Repeat) or acts(step)

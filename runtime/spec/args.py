@@ -12,16 +12,17 @@ from .reader import Item
 from .values import Scope, line_of_field
 
 Pairs = Mapping[str, Item]
+_PROMPTS = ("system", "llm", "agent", "reason", "reduce", "merge")
 
 
 def args_of_prompts(scope: Scope, pairs: Pairs, prompts: Mapping[str, Prompt]) -> Args:
     """A value for each field of an LLM step's prompts; those that do not parse are not there."""
     where: dict[str, Item] = {}
-    for what in ("system", "llm", "agent", "reason"):
+    for what in _PROMPTS:
         if what in prompts:
             where.update((f, pairs[what]) for f in prompts[what].fields if f not in where)
     given = _given(pairs)
-    if all(what in prompts for what in ("llm", "agent", "reason", "system") if what in pairs):
+    if all(what in prompts for what in _PROMPTS if what in pairs):
         _check_spare(scope, pairs, where, "the prompt reads no")
     args: list[tuple[str, Value]] = []
     for name, at in where.items():

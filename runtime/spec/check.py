@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, cast
 
+from ...planner.step_checks import ON_LIMIT
 from ...tools.registry import EFFECTS
 from ..api.places import did_you_mean
 from ..api.source import usable
@@ -87,6 +88,9 @@ class Notes:
                 return pairs is not None and all(each)
             case "effect":
                 return self._effect(item)
+            case "on_limit":
+                wrong = item.scalar not in ON_LIMIT
+                return not self._wrong(wrong, f"{name} is one of {', '.join(ON_LIMIT)}", item)
             case "approve":
                 return not self._wrong(item.scalar != "pause", f"{name} is pause", item)
             case "expression" | "condition":
@@ -94,6 +98,8 @@ class Notes:
             case "steps" | "inputs" | "models" | "tools" | "values" | "scheduling":
                 wrong = item.kind != "map" and not (item.kind == "scalar" and item.scalar is None)
                 return not self._wrong(wrong, f"{name} is a mapping of names", item)
+            case "cascade":
+                return not self._wrong(item.kind != "map", f"{name} is a mapping of names", item)
             case "scorer":
                 return item.kind == "map" or self._text(item, name)
             case "value" | "branch" | "type" | "data":

@@ -17,7 +17,9 @@ from ...planner.graph import (
     Expr,
     ListOf,
     Loop,
+    Reduce,
     Ref,
+    Repeat,
     Sampling,
     Select,
     Step,
@@ -162,6 +164,16 @@ def _step(step: Step) -> dict[str, Any]:
                 "steps": {inside.id: _step(inside) for inside in step.body},
                 "result": _value(step.result),
             }
+        case Repeat():
+            made = {
+                "repeat": _value(step.start),
+                "as": step.item,
+                "steps": {inside.id: _step(inside) for inside in step.body},
+                "result": _value(step.result),
+                "until": _expression(step.until),
+                "max_iterations": step.max_iterations,
+                "on_limit": step.on_limit,
+            }
     if step.when is not None:
         made["when"] = _expression(step.when)
     return made
@@ -170,9 +182,12 @@ def _step(step: Step) -> dict[str, Any]:
 def _llm(step: LLM) -> dict[str, Any]:
     loop, reasoning = step.loop, step.reasoning
     kind = "agent" if loop is not None else "llm" if reasoning is None else "reason"
+    kind = "reduce" if step.reduce is not None else kind
     made: dict[str, Any] = {kind: step.prompt.source}
     if loop is not None:
         made |= _loop(loop)
+    if step.reduce is not None:
+        made |= _reduce(step.reduce)
     if reasoning is not None:
         made["strategy"] = reasoning.strategy
         made |= {"settings": json.loads(reasoning.settings)} if reasoning.settings != "{}" else {}
@@ -187,6 +202,10 @@ def _llm(step: LLM) -> dict[str, Any]:
         made["choices"] = list(step.choices)
     if step.free_fields:
         made["free_fields"] = list(step.free_fields)
+    if step.cascade is not None:
+        made["cascade"] = asdict(step.cascade)
+    if step.pack is not None:
+        made |= {"pack": step.pack.rows, "votes": step.pack.votes}
     if step.schema is not None:
         made["output"] = _type(json.loads(step.schema), f"step {step.id!r}")
     if step.model != "default":
@@ -207,8 +226,19 @@ def _loop(loop: Loop) -> dict[str, Any]:
         "max_tokens": loop.max_tokens,
         "allow": list(loop.allow),
         "approve": loop.approve,
+        "speculate": loop.speculate,
     }
     return {key: value for key, value in made.items() if value}
+
+
+def _reduce(reduce: Reduce) -> dict[str, Any]:
+    """What makes a step a reduce, as far as it is not the default."""
+    made: dict[str, Any] = {"over": reduce.over}
+    if reduce.merge is not None:
+        made["merge"] = reduce.merge.source
+    if reduce.batch_tokens is not None:
+        made["batch_tokens"] = reduce.batch_tokens
+    return made if reduce.tree else {**made, "tree": False}
 
 
 def _with(args: Args, *, implicit: bool) -> Mapping[str, Any]:

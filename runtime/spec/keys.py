@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ...planner.step_checks import MAX_ITERATIONS, MAX_PACK, MAX_VOTES
+
 KeyKind = Literal[
     "version",  # 1
     "text",
@@ -26,8 +28,10 @@ KeyKind = Literal[
     "tools",
     "steps",
     "scheduling",
+    "cascade",  # another call's model, and what it must hold to
     "scorer",  # a tool's name, or a call of a model
     "approve",  # pause
+    "on_limit",  # fail or last
     "data",  # any data, checked by what reads it
 ]
 
@@ -71,12 +75,24 @@ SCHEDULING: Table = {
 _WHEN = Key("condition", "The step is skipped unless this holds.")
 _WITH = Key("values", "Values by name; a name that is missing here is looked up by itself.")
 
+_DRAW: Table = {
+    "temperature": Key("number", "0 takes the likeliest token each time.", least=0),
+    "top_k": Key("integer", "How many tokens to draw from; 0 for all.", least=0),
+    "top_p": Key("number", "Draw from tokens of this total share.", least=0, most=1, above=True),
+    "seed": Key("integer", "Makes a draw repeatable."),
+}
+
 LLM_STEP: Table = {
     "llm": Key("prompt", "The prompt: a Jinja template.", required=True),
     "system": Key("prompt", "The system prompt: a Jinja template."),
     "with": _WITH,
     "choices": Key("choices", "The result is one of these texts."),
     "free_fields": Key("texts", "Fields of the prompt whose order is open: a plan may change it."),
+    "cascade": Key("cascade", "A smaller model that answers what it is sure of."),
+    "pack": Key("integer", "How many rows may share a prompt.", least=2, most=MAX_PACK),
+    "votes": Key(
+        "integer", "In how many orders rows of a pack are asked.", least=1, most=MAX_VOTES
+    ),
     "output": Key("type", "The result is JSON of this type."),
     "model": Key("text", "Which of the models; `default` if not given."),
     "max_tokens": Key("integer", "The longest answer.", least=1),
@@ -87,6 +103,12 @@ LLM_STEP: Table = {
     "seed": Key("integer", "Makes a draw repeatable."),
     "ignore_eos": Key("boolean", "Run to max_tokens; for benchmarks."),
     "when": _WHEN,
+}
+CASCADE: Table = {
+    "model": Key("text", "The smaller of the models.", required=True),
+    "target": Key("number", "The share of answers that agrees; .95 if not given.", least=0, most=1),
+    "confidence": Key("number", "How sure that is to be; .9 if not given.", least=0, most=1),
+    "sample": Key("integer", "How many rows both models answer; 200 if not given.", least=1),
 }
 AGENT_STEP: Table = {
     "agent": Key("prompt", "What the agent is asked: a Jinja template.", required=True),
@@ -100,10 +122,8 @@ AGENT_STEP: Table = {
     "turn_tokens": Key("integer", "How much it may write in one turn; 256 if not given.", least=1),
     "allow": Key("texts", "Tools that may run although it has read what strangers wrote."),
     "approve": Key("approve", "`pause`: stop for approval where another tool would need a rule."),
-    "temperature": Key("number", "0 takes the likeliest token each time.", least=0),
-    "top_k": Key("integer", "How many tokens to draw from; 0 for all.", least=0),
-    "top_p": Key("number", "Draw from tokens of this total share.", least=0, most=1, above=True),
-    "seed": Key("integer", "Makes a draw repeatable."),
+    "speculate": Key("boolean", "Start calls of pure tools while their turn is being written."),
+    **_DRAW,
     "when": _WHEN,
 }
 REASON_STEP: Table = {
@@ -118,10 +138,21 @@ REASON_STEP: Table = {
     "with": _WITH,
     "model": Key("text", "Which of the models; `default` if not given."),
     "max_tokens": Key("integer", "The longest sample.", least=1),
-    "temperature": Key("number", "0 takes the likeliest token each time.", least=0),
-    "top_k": Key("integer", "How many tokens to draw from; 0 for all.", least=0),
-    "top_p": Key("number", "Draw from tokens of this total share.", least=0, most=1, above=True),
-    "seed": Key("integer", "Makes a draw repeatable."),
+    **_DRAW,
+    "when": _WHEN,
+}
+REDUCE_STEP: Table = {
+    "reduce": Key("prompt", "The prompt: a Jinja template.", required=True),
+    "over": Key("text", "The field of the prompt that has the list.", required=True),
+    "merge": Key("prompt", "The prompt that folds answers; `reduce` if not given."),
+    "batch_tokens": Key("integer", "The longest prompt; what the model takes if not.", least=1),
+    "tree": Key("boolean", "false: one call, even where the list is too long for it."),
+    "system": Key("prompt", "The system prompt: a Jinja template."),
+    "with": _WITH,
+    "output": Key("type", "The result is JSON of this type."),
+    "model": Key("text", "Which of the models; `default` if not given."),
+    "max_tokens": Key("integer", "The longest answer of a call.", least=1),
+    **_DRAW,
     "when": _WHEN,
 }
 SCORER: Table = {
@@ -142,6 +173,18 @@ EACH_STEP: Table = {
     "as": Key("text", "What the item is called inside; `item` if not given."),
     "steps": Key("steps", "The steps for one item."),
     "result": Key("value", "What one item gives; the last step's result if not given."),
+    "when": _WHEN,
+}
+REPEAT_STEP: Table = {
+    "repeat": Key("value", "What the first iteration begins with.", required=True),
+    "as": Key("text", "What that is called inside; `state` if not given."),
+    "steps": Key("steps", "The steps of one iteration."),
+    "result": Key("value", "What the next iteration begins with; the last step's if not given."),
+    "until": Key("condition", "It ends after an iteration where this holds.", required=True),
+    "max_iterations": Key(
+        "integer", "How often it runs at most.", required=True, least=1, most=MAX_ITERATIONS
+    ),
+    "on_limit": Key("on_limit", "Where `until` never holds: `fail` (the default) or `last`."),
     "when": _WHEN,
 }
 SELECT_STEP: Table = {
@@ -172,6 +215,8 @@ STEP_KINDS: Mapping[str, Table] = {
     "reason": REASON_STEP,
     "tool": TOOL_STEP,
     "each": EACH_STEP,
+    "reduce": REDUCE_STEP,
+    "repeat": REPEAT_STEP,
     "select": SELECT_STEP,
     "value": VALUE_STEP,
     "workflow": WORKFLOW_STEP,

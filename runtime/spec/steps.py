@@ -6,13 +6,17 @@ from typing import Any, cast
 
 from ...planner.graph import (
     LLM,
+    Cascade,
     Compute,
     Const,
     Each,
     Loop,
+    Pack,
     Place,
     Reasoning,
+    Reduce,
     Ref,
+    Repeat,
     Sampling,
     Select,
     Step,
@@ -31,13 +35,21 @@ from ..workflow import ModelSpec, Workflow
 from .args import args_of_prompts, bound_args, parameters
 from .check import Notes, scalars
 from .judges import read_judge
-from .keys import BLOCK, BRANCH_STEP, STEP_KINDS
+from .keys import BLOCK, BRANCH_STEP, CASCADE, STEP_KINDS
 from .reader import Item
 from .types import read_type
 from .values import Scope
 
 _SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "seed", "ignore_eos")
-_MEANT = {"prompt": "llm", "call": "tool", "for": "each", "foreach": "each", "set": "value"}
+_MEANT = {
+    "prompt": "llm",
+    "call": "tool",
+    "for": "each",
+    "foreach": "each",
+    "set": "value",
+    "loop": "repeat",
+    "while": "repeat",
+}
 _NULL = Const("null")
 
 Guards = tuple[Value, ...]
@@ -76,7 +88,7 @@ class Steps:
     """Compiles the steps of one level into `made`."""
 
     def __init__(self, scope: Scope, known: Known) -> None:
-        self._scope = scope
+        self.scope = self._scope = scope
         self._known = known
         self._notes: Notes = scope.notes
         self.made: list[Step] = []
@@ -125,8 +137,10 @@ class Steps:
             "llm": self._llm,
             "agent": self._agent,
             "reason": self._reason,
+            "reduce": self._reduce,
             "tool": self._tool,
             "each": self._each,
+            "repeat": self._repeat,
             "select": self._select,
             "value": self._value,
             "workflow": self._workflow,
@@ -157,11 +171,28 @@ class Steps:
         if step is not None:
             free = tuple(pairs["free_fields"].texts) if "free_fields" in pairs else ()
             sampling = self._sampling(pairs)
-            self.made.append(replace(step, choices=choices, sampling=sampling, free_fields=free))
+            step = replace(step, choices=choices, sampling=sampling, free_fields=free)
+            cascade = self._cascade(pairs["cascade"]) if "cascade" in pairs else None
+            self.made.append(replace(step, pack=self._pack(pairs), cascade=cascade))
+
+    def _cascade(self, item: Item) -> Cascade | None:
+        pairs = self._notes.table(item, CASCADE, "a cascade")
+        if "model" not in pairs:
+            return None
+        model = str(pairs["model"].scalar)
+        self._check_model(model, pairs["model"])
+        return Cascade(model, **scalars(pairs, "target", "confidence", "sample"))
+
+    def _pack(self, pairs: dict[str, Item]) -> Pack | None:
+        if "pack" in pairs:
+            return Pack(pairs["pack"].data, pairs["votes"].data if "votes" in pairs else 1)
+        if "votes" in pairs:
+            self._notes.add("votes are those of a pack: give the step `pack` too", pairs["votes"])
+        return None
 
     def _agent(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
         step = self._asking("agent", name, pairs, place, guards)
-        limits = scalars(pairs, "max_turns", "max_tokens")
+        limits = scalars(pairs, "max_turns", "max_tokens", "speculate")
         loop = Loop(
             tools=self._tools_of_agent(name, pairs),
             allow=tuple(pairs["allow"].texts) if "allow" in pairs else (),
@@ -193,6 +224,11 @@ class Steps:
             thinking = Reasoning(strategy, settings, tool, judge)
             sampling = self._sampling(pairs, SAMPLING)
             self.made.append(replace(step, reasoning=thinking, sampling=sampling))
+
+    def _reduce(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
+        step = self._asking("reduce", name, pairs, place, guards)
+        if step is not None:
+            self.made.append(replace(step, sampling=self._sampling(pairs)))
 
     def _scorer(self, name: str, item: Item) -> tuple[str | None, LLM | None]:
         """What a scorer is: the name of a tool, or a call of a model."""
@@ -235,15 +271,19 @@ class Steps:
         """What steps that ask a model have in common; None where a prompt does not parse."""
         prompts = {
             what: prompt
-            for what in (kind, "system")
+            for what in (kind, "system", "merge")
             if what in pairs and (prompt := self._scope.prompt(pairs[what])) is not None
         }
         model = str(pairs["model"].scalar) if "model" in pairs else "default"
         self._check_model(model, pairs.get("model"))
         schema = read_type(pairs["output"], self._notes) if "output" in pairs else None
         args = args_of_prompts(self._scope, pairs, prompts)
-        if not all(what in prompts for what in (kind, "system") if what in pairs):
+        if not all(what in prompts for what in (kind, "system", "merge") if what in pairs):
             return None
+        reduce = None
+        if kind == "reduce" and "over" in pairs:
+            settings = scalars(pairs, "batch_tokens", "tree")
+            reduce = Reduce(str(pairs["over"].scalar), prompts.get("merge"), **settings)
         return LLM(
             id=name,
             prompt=prompts[kind],
@@ -251,6 +291,7 @@ class Steps:
             args=args,
             model=model,
             schema=None if schema is None or schema == {"type": "string"} else schema_text(schema),
+            reduce=reduce,
             when=all_of(guards),
             place=place,
         )
@@ -298,20 +339,8 @@ class Steps:
 
     def _each(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
         items = self._scope.expression(pairs["each"])
-        item = str(pairs["as"].scalar) if "as" in pairs else "item"
-        if "as" in pairs:
-            self._notes.name(pairs["as"], "item")
-        body = pairs.get("steps")
-        inside = [step for step, _ in declared(body)]
-        scope = self._scope.inside(item, *inside)
-        steps = Steps(scope, self._known)
-        steps.add_all(body)
-        if "result" in pairs:
-            result = scope.value(pairs["result"])
-        elif inside:
-            result = Ref(inside[-1])
-            scope.used.add(inside[-1])
-        else:
+        item, steps, result = self._body(pairs, "item")
+        if result is None:
             self._notes.add(f"the step {name!r} has neither steps nor a result", pairs["each"])
             return
         self.made.append(
@@ -325,6 +354,43 @@ class Steps:
                 place=place,
             )
         )
+
+    def _repeat(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
+        start = self._scope.value(pairs["repeat"])
+        item, steps, result = self._body(pairs, "state")
+        if result is None:
+            self._notes.add(f"the step {name!r} has neither steps nor a result", pairs["repeat"])
+        until = guard(steps.scope.expression(pairs["until"])) if "until" in pairs else None
+        if result is None or until is None or "max_iterations" not in pairs:
+            return
+        limits = scalars(pairs, "max_iterations", "on_limit")
+        self.made.append(
+            Repeat(
+                id=name,
+                start=start,
+                item=item,
+                body=tuple(steps.made),
+                result=result,
+                until=until,
+                when=all_of(guards),
+                place=place,
+                **limits,
+            )
+        )
+
+    def _body(self, pairs: dict[str, Item], otherwise: str) -> "tuple[str, Steps, Value | None]":
+        """What a loop calls its item, its compiled steps, and what one run of them gives."""
+        item = str(pairs["as"].scalar) if "as" in pairs else otherwise
+        if "as" in pairs:
+            self._notes.name(pairs["as"], "item")
+        inside = [step for step, _ in declared(pairs.get("steps"))]
+        scope = self._scope.inside(item, *inside)
+        steps = Steps(scope, self._known)
+        steps.add_all(pairs.get("steps"))
+        if "result" in pairs:
+            return item, steps, scope.value(pairs["result"])
+        scope.used.update(inside[-1:])
+        return item, steps, Ref(inside[-1]) if inside else None
 
     def _select(self, name: str, pairs: dict[str, Item], place: Place, guards: Guards) -> None:
         condition = guard(self._scope.expression(pairs["select"]))

@@ -112,7 +112,7 @@ class ParquetTable:
             values: list[Any] = column.to_pylist()
         except (ValueError, OverflowError):
             values = [_one(value, name) for value in column]
-        return [_plain(value) for value in values] if self.kinds[name] == "json" else values
+        return [plain(value) for value in values] if self.kinds[name] == "json" else values
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def _one(value: Any, name: str) -> Any:
         return _Unreadable(f"column {name!r} cannot be read ({_line(error)})")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON can hold it."""
     match value:
         case datetime.date() | datetime.time():
@@ -139,10 +139,10 @@ def _plain(value: Any) -> Any:
         case bytes():
             return value.decode("utf-8", "backslashreplace")
         case list() | tuple():
-            return [_plain(item) for item in cast("list[Any]", value)]
+            return [plain(item) for item in cast("list[Any]", value)]
         case dict():
             items = cast("dict[Any, Any]", value).items()
-            return {str(key): _plain(item) for key, item in items}
+            return {str(key): plain(item) for key, item in items}
         case _:
             return value
 
@@ -151,21 +151,25 @@ def _line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0][:200]
 
 
+def arrow_types(pa: Any) -> dict[Kind, Any]:
+    """The types of pyarrow (`pa`) that columns of each kind have."""
+    return {
+        "string": pa.string(),
+        "integer": pa.int64(),
+        "number": pa.float64(),
+        "boolean": pa.bool_(),
+        "json": pa.string(),
+    }
+
+
 class ParquetWriter:
     """Writes rows in groups of GROUP_ROWS; columns have the types of their kinds."""
 
     def __init__(self, path: Path, file: IO[bytes], kinds: Mapping[str, Kind]) -> None:
         self._pa, pq = _arrow(path)
-        pa = self._pa
-        types = {
-            "string": pa.string(),
-            "integer": pa.int64(),
-            "number": pa.float64(),
-            "boolean": pa.bool_(),
-            "json": pa.string(),
-        }
         self._kinds = kinds
-        self._schema = pa.schema([(name, types[kind]) for name, kind in kinds.items()])
+        types = arrow_types(self._pa)
+        self._schema = self._pa.schema([(name, types[kind]) for name, kind in kinds.items()])
         self._writer = pq.ParquetWriter(file, self._schema)
         self._clear()
 

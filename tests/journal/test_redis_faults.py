@@ -5,14 +5,13 @@ import gc
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from journals import made_manifest
-from redis_server import RedisServer, free_port
+from redis_server import RedisServer, free_port, until
 
 from tenter.runtime.errors import InvalidInput, JournalError
 from tenter.runtime.journal import Journal, RowRecord, StepRecord, Store, redis, redis_sender
@@ -330,10 +329,10 @@ async def test_sync_waits_for_the_fsync_of_everysec(
 async def test_a_failover_by_sentinel(start_redis: Start, tmp_path: Path):
     primary = start_redis(*AOF)
     replica = start_redis(*AOF, "--replicaof", f"127.0.0.1 {primary.port}")
-    sentinel = _sentinel(tmp_path / "sentinel", primary.port)
+    watcher = sentinel(tmp_path / "sentinel", primary.port)
     try:
-        _until(lambda: replica.ask("INFO", "replication")["master_link_status"] == "up")
-        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main/0?folder={tmp_path}&timeout_s=0.5"
+        until(lambda: replica.ask("INFO", "replication")["master_link_status"] == "up")
+        url = f"redis+sentinel://127.0.0.1:{watcher.port}/main/0?folder={tmp_path}&timeout_s=0.5"
         journal = Store(url).create(made_manifest())
         writer = Writer(journal)
         await writer.more(100)
@@ -343,18 +342,10 @@ async def test_a_failover_by_sentinel(start_redis: Start, tmp_path: Path):
         await _whole(journal, await writer.stop())
         assert Store(url).find("last") == "run_1"
     finally:
-        sentinel.kill()
+        watcher.kill()
 
 
-def _until(ready: Callable[[], bool]) -> None:
-    for _ in range(400):
-        if ready():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it does not become ready")
-
-
-def _sentinel(folder: Path, primary_port: int) -> RedisServer:
+def sentinel(folder: Path, primary_port: int) -> RedisServer:
     folder.mkdir()
     file = folder / "sentinel.conf"
     file.write_text(
@@ -371,7 +362,7 @@ def _sentinel(folder: Path, primary_port: int) -> RedisServer:
 async def test_a_cluster(start_redis: Start, tmp_path: Path):
     server = start_redis("--cluster-enabled", "yes", "--cluster-port", str(free_port()), *AOF)
     server.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-    _until(lambda: b"cluster_state:ok" in server.ask("CLUSTER", "INFO"))
+    until(lambda: b"cluster_state:ok" in server.ask("CLUSTER", "INFO"))
     url = f"redis+cluster://127.0.0.1:{server.port}?folder={tmp_path}&timeout_s=2"
     journal = Store(url).create(made_manifest())
     writer = Writer(journal)

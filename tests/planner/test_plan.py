@@ -79,6 +79,14 @@ def by_no_column(plan: Plan, context: Context) -> Plan:
     return replace(plan, row_order=RowOrder(("kind",)))
 
 
+def shared_prompts(plan: Plan, context: Context) -> Plan:
+    return replace(plan, steps=(replace(plan.steps[0], packed=8), *plan.steps[1:]))
+
+
+def another_model(plan: Plan, context: Context) -> Plan:
+    return replace(plan, steps=(replace(plan.steps[0], cascaded=True), *plan.steps[1:]))
+
+
 def drawn_once(plan: Plan, context: Context) -> Plan:
     policy = plan.steps[1]
     acting = replace(policy, scope="once", step=replace(policy.step, effect="once"))
@@ -94,6 +102,8 @@ def drawn_once(plan: Plan, context: Context) -> Plan:
         (without_result, "the result reads 'nothing', which no step makes"),
         (all_once, "step 'kind' runs once but reads 'product' of each row"),
         (by_no_column, "rows are ordered by 'kind', which is no input"),
+        (another_model, "step 'kind' asks a model that its author did not allow"),
+        (shared_prompts, "step 'kind' shares prompts, which its author did not allow"),
         (drawn_once, "step 'policy' runs once though its results may differ"),
     ],
 )
@@ -125,6 +135,8 @@ def test_observe_hears_of_every_rule() -> None:
         ("consolidate", True),
         ("reorder", False),
         ("group", True),
+        ("cascade", False),
+        ("pack", False),
         ("order", True),
     ]
     assert [step.scope for step in plan.steps] == ["row", "once", "row"]
@@ -346,6 +358,10 @@ def test_explain_shows_the_plan_after_each_rule() -> None:
         "== reorder",
         "unchanged",
         "== group",
+        "== cascade",
+        "unchanged",
+        "== pack",
+        "unchanged",
         "== order",
     ]
     assert text.endswith(

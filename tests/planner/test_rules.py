@@ -16,6 +16,7 @@ import yaml
 from tenter.planner.explain import explain
 from tenter.planner.graph import (
     LLM,
+    Cascade,
     Compute,
     Const,
     DictOf,
@@ -23,6 +24,7 @@ from tenter.planner.graph import (
     Expr,
     Graph,
     ListOf,
+    Pack,
     Ref,
     Sampling,
     Select,
@@ -111,6 +113,8 @@ def read_step(name: str, data: dict[str, Any]) -> Step:
         sampling=Sampling(**data.get("sampling", {})),
         choices=tuple(data.get("choices", ())),
         free_fields=tuple(data.get("free_fields", ())),
+        pack=Pack(*data["pack"]) if "pack" in data else None,
+        cascade=Cascade(*data["cascade"]) if "cascade" in data else None,
         when=when,
     )
 

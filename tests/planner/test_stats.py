@@ -84,3 +84,8 @@ def test_statistics_are_kept_as_text_under_a_hash_of_the_content() -> None:
 def test_other_text_is_refused(text: str) -> None:
     with pytest.raises(PlannerError, match="no statistics"):
         TableStats.from_json(text)
+
+
+def test_lists_are_counted_by_their_items() -> None:
+    stats = collect([{"a": ["x"] * (n % 3), "b": "text"} for n in range(30)], ["a", "b"])
+    assert (stats.columns["a"].mean_items, stats.columns["b"].mean_items) == (1.0, 0.0)

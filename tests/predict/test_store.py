@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tenter.runtime.predict import Asked, Learned, Row, store
+from tenter.runtime.predict import Asked, Learned, Row, books, store
+from tenter.runtime.predict.books import FolderBooks
 from tenter.runtime.scheduler.events import (
     CallEnded,
     CallReady,
@@ -56,7 +57,8 @@ def expected(learned: Learned) -> float | None:
 
 
 def file_of(home: Path, fingerprint: str = "f1") -> Path:
-    return store.Shelf(home, "flow", fingerprint).path
+    place = FolderBooks(home / "learned")
+    return place.folder / store.Shelf(place, "flow", fingerprint).name
 
 
 def changed(path: Path, **fields: Any) -> None:
@@ -185,7 +187,7 @@ def test_a_file_that_is_too_large_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ran(tmp_path, 40)
-    monkeypatch.setattr(store, "MAX_BYTES", 100)
+    monkeypatch.setattr(books, "MAX_BYTES", 100)
 
     assert expected(Learned.load(tmp_path, "flow", "f1")) is None
     assert "larger than 100 bytes" in caplog.text
@@ -206,7 +208,7 @@ def test_a_home_that_cannot_be_written_is_a_warning(
 def test_a_lock_that_is_held_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(store, "LOOK_S", 0.0)
+    monkeypatch.setattr(books, "LOOK_S", 0.0)
     learned = ran(tmp_path, 40)
     for event in heard("p", 5):
         learned.observe(event)

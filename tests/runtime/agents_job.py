@@ -89,7 +89,13 @@ def lines() -> Log:
     return sys.modules["__main__"].LOG[0]
 
 
-clerk = agent("Settle order {{ order }}", tools=[look, pay], allow=["pay"], system="Pay all.")
+clerk = agent(
+    "Settle order {{ order }}",
+    tools=[look, pay],
+    allow=["pay"],
+    system="Pay all.",
+    speculate=True,
+)
 
 
 @workflow
@@ -106,7 +112,7 @@ def says(messages: tuple[Message, ...]) -> str:
     call: dict[str, Any] = {"name": "look", "arguments": {"order": order}}
     if len(results) % 2:
         call = {"name": "pay", "arguments": {"order": order, "part": len(results) // 2}}
-    return f"<tool_call>{json.dumps(call)}</tool_call>"
+    return f"<tool_call>{json.dumps(call)}</tool_call> That is next."
 
 
 class Scripted(FakeBackend):
@@ -115,7 +121,12 @@ class Scripted(FakeBackend):
         await anyio.sleep(pause_s(request.call))
         text = says(request.messages)
         usage = Usage(prompt_tokens=len(request.token_ids), output_tokens=len(text))
-        yield Chunk(text, (*text.encode(), 256), finish="stop", usage=usage)
+        written, mark, rest = text.partition("</tool_call>")
+        if mark:
+            yield Chunk(written, tuple(written.encode()))
+            await anyio.sleep(pause_s("rest", request.call))
+        rest = f"{mark}{rest}" if mark else written
+        yield Chunk(rest, (*rest.encode(), 256), finish="stop", usage=usage)
         LOG[0].write("turn ended")
 
 

@@ -18,7 +18,9 @@ from tenter.runtime.scheduler.events import (
     CallReady,
     CallShared,
     Dispatch,
+    Drifted,
     ProgramEnded,
+    Reasoned,
     RunStarted,
     StartProgram,
     StepPlanned,
@@ -183,3 +185,33 @@ def test_items_of_a_list_are_calls() -> None:
 
     found = over(step, 100)
     assert (found.calls, found.away) == (300, None)
+
+
+def test_a_reasoning_step_tells_what_thinking_took_and_by_which_rule() -> None:
+    analyst = Analyst()
+    spent = {"thought_tokens": 500, "probe_tokens": 60, "probe_again_tokens": 30}
+    told = Reasoned(
+        program="r0",
+        step="solve",
+        strategy="thought",
+        stopped="settled",
+        samples=1,
+        full_tokens=1_000,
+        again_tokens=10,
+        rule="stands-6",
+        shadow=True,
+        **spent,
+    )
+    analyst.write(1.0, told)
+    drift = {"left": "stands-6", "rule": "stands-7", "runs": 9, "loss": 0.2, "allowed": 0.05}
+    analyst.write(2.0, Drifted(step="solve", **drift))
+
+    text = analysis_text(analyst.analysis())
+    (record,) = analysis_record(analyst.analysis())["steps"]
+
+    assert "reasoning solve: 1 steps, 1 settled early: 500 tokens of thought, 90 of probes" in text
+    assert "about 1,000 to the end: 400 saved (-40%); 1 of 1 shadow runs keep the answer" in text
+    assert "stop rule solve: stands-6" in text
+    assert "drift solve: stands-6 loses 20.0%" in text
+    assert record["reasoning"]["saved_tokens"] == 400
+    assert record["reasoning"]["rules"] == {"solve": "stands-6"}

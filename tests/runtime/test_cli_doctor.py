@@ -30,6 +30,7 @@ def test_without_the_engine_the_rest_is_still_checked(monkeypatch: pytest.Monkey
         "sql",
         "mcp",
         "redis",
+        "ray",
         "home",
         "disk",
     ]

@@ -11,7 +11,7 @@ from tenter.runtime import llm, workflow
 from tenter.runtime.errors import InvalidInput, InvalidWorkflow
 from tenter.runtime.jobs import Control, Job, MapSpec, map_table
 from tenter.runtime.report.tally import Tally
-from tenter.runtime.scheduler.events import CallReady
+from tenter.runtime.scheduler.events import CallReady, CallShared
 from tenter.runtime.spec import dump, loads
 from tenter.runtime.trace import read
 
@@ -122,3 +122,34 @@ async def test_a_workflow_says_what_is_left_out_of_its_runs(tmp_path: Path) -> N
     (trace,) = (tmp_path / "home" / "runs" / outcome.run).glob("trace*")
     calls = [record for _, record in read(trace) if isinstance(record, CallReady)]
     assert calls and not any(call.leader or call.order_key is not None for call in calls)
+
+
+ALONE = """\
+version: 1
+name: judge
+inputs: {id: string}
+models: {default: fake, small: fake}
+steps:
+  answer: {llm: "Judge {{ id }}", choices: [good, bad], EXTRA}
+output: "{{ answer }}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("extra", "rule", "how", "calls", "left_out"),
+    [
+        ("pack: 8", "pack", "", 45, 40),  # five packs; a fake answers none of them
+        ("cascade: {model: small, target: 0.5}", "cascade", "small-model", 60, 40),
+    ],
+)
+async def test_what_may_change_answers_is_carried_out_unless_it_is_left_out(
+    tmp_path: Path, extra: str, rule: str, how: str, calls: int, left_out: int
+) -> None:
+    for without, made in (((), calls), ((rule,), left_out)):
+        spec = spec_of(tmp_path, ALONE.replace("EXTRA", extra), without=without, columns=("id",))
+        outcome = await map_table(spec, Control(), Tally())
+        (trace,) = (tmp_path / "home" / "runs" / outcome.run).glob("trace*")
+        records = [record for _, record in read(trace)]
+        assert sum(isinstance(record, CallReady) for record in records) == made
+        shared = [record.how for record in records if isinstance(record, CallShared)]
+        assert shared == ([how] * 20 if how and not without else [])

@@ -20,6 +20,7 @@ from tenter.runtime.scheduler.core import Core
 from tenter.runtime.scheduler.events import (
     Abort,
     BlocksGone,
+    BlocksHeld,
     CallBegan,
     CallBroke,
     CallEnded,
@@ -50,6 +51,7 @@ from tenter.runtime.scheduler.events import (
     WorkerDown,
     WorkerFine,
     WorkerLoad,
+    WorkerShare,
     WorkerUp,
 )
 from tenter.runtime.scheduler.limits import Limit, Limits
@@ -339,6 +341,19 @@ class CoreMachine(RuleBasedStateMachine):
         self.tell(WorkerLoad(worker=name, running=running, waiting=waiting))
 
     @precondition(lambda self: bool(self.workers))
+    @rule(data=st.data(), slots=st.integers(1, 4), kv=st.integers(0, 900))
+    def share(self, data: st.DataObject, slots: int, kv: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.workers)))
+        self.tell(WorkerShare(worker=name, kv_tokens=kv, max_running=slots))
+
+    @precondition(lambda self: bool(self.workers))
+    @rule(data=st.data())
+    def others_computed(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.workers)))
+        blocks = tuple((block, 64) for block in blocks_of([1] * 64))
+        self.tell(BlocksHeld(worker=name, blocks=blocks))
+
+    @precondition(lambda self: bool(self.workers))
     @rule(data=st.data(), some=st.booleans())
     def evict(self, data: st.DataObject, some: bool) -> None:
         name = data.draw(st.sampled_from(sorted(self.workers)))
@@ -356,8 +371,8 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule()
     def pause(self) -> None:
+        self.tell(Pause())  # and before it, perhaps, a timer
         self.paused = True
-        self.tell(Pause())
 
     @precondition(lambda self: self.paused)
     @rule()

@@ -161,6 +161,8 @@ class TestJoined:
             "made": 1,
             "saved": 3,
             "saved_by": {"joined": 2, "cached": 1},
+            "early": 0,
+            "wasted": 0,
         }
         assert figures["calls"]["saved"] == 0
         assert "tools" in render(tally.snapshot())

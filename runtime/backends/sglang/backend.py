@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import count
 from random import Random
@@ -276,7 +277,9 @@ class SGLangBackend:
         self.info = info
         calls = self._client.connections - SPARE
         max_running = calls if max_running is None else min(max_running, calls)
-        self.capabilities = info.capabilities(name, retention, max_running, kv_tokens)
+        place = self.url if self._rank is None else f"{self.url} rank {self._rank}"
+        able = info.capabilities(name, retention, max_running, kv_tokens)
+        self.capabilities = replace(able, place=place)
         if not hasattr(self, "contexts"):
             self.contexts = Contexts(REMEMBERED * self.capabilities.kv_tokens)
         self.retention = make_retention(retention, info, self)

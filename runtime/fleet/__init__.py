@@ -1,0 +1,1 @@
+"""What processes of one Redis share: workers, equal work, and who holds which prefix."""

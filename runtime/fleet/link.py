@@ -1,0 +1,44 @@
+"""The connection to the Redis that processes share, for scripts; it asks nothing twice by itself."""
+
+from typing import Any
+
+from ..journal.address import RedisAddress
+from ..journal.redis_link import RedisAway, answering, close_async, connect_async, need_redis
+from ..journal.redis_scripts import Script
+
+
+class Link:
+    """Runs scripts. Raises RedisAway for what may pass, JournalError for what will not."""
+
+    def __init__(self, address: RedisAddress) -> None:
+        need_redis()
+        self.address = address
+        self.prefix = address.options.prefix
+        self._client: Any = connect_async(address)
+
+    async def run(self, script: Script, key: str, *arguments: bytes | str | int) -> Any:
+        """What `script` answers; it may touch `key` alone."""
+        from redis.exceptions import NoScriptError
+
+        client = self._client
+        try:
+            with answering(self.address):
+                rest = (1, key, *arguments)
+                try:
+                    return await client.execute_command("EVALSHA", script.sha, *rest)
+                except NoScriptError:  # Redis was restarted, or is another one
+                    return await client.execute_command("EVAL", script.text, *rest)
+        except RedisAway:
+            await self._reconnect(client)
+            raise
+
+    async def _reconnect(self, client: Any) -> None:
+        """Leave idle connections: the name may lead to another server by now."""
+        if self.address.kind != "cluster":
+            await client.connection_pool.disconnect(inuse_connections=False)
+        elif self._client is client:  # it may not find back by itself
+            self._client = connect_async(self.address)
+            await close_async(self.address, client)
+
+    async def close(self) -> None:
+        await close_async(self.address, self._client)

@@ -1,0 +1,44 @@
+"""One call of a tool that is to be run: what of it others need to know."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from ...tools import Tool
+from ...tools.registry import Touched
+from ..scheduler.events import ToolStarted
+from .early import EarlyCall
+from .owner import Owner
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call. A result answers equal calls for `keep_s` seconds."""
+
+    owner: Owner
+    path: str
+    tool: Tool
+    values: Mapping[str, Any]
+    started: ToolStarted
+    touched: Touched | None
+    signature: bytes | None
+    keep_s: float | None
+    early: EarlyCall | None = None  # the same call, if it was started before
+
+
+def touched_by(tool: Tool, values: Mapping[str, Any]) -> Touched | None:
+    """What a call reads and writes, where its tool can tell."""
+    if tool.touches is None:
+        return None
+    with suppress(ValueError):  # arguments that the tool itself will refuse, and say why
+        return tool.touches(values)
+    return None
+
+
+def first_word(values: Mapping[str, Any]) -> str:
+    """A hash of the first word of a tool's first argument: traces hold no text of arguments."""
+    first = next(iter(values.values()), None)
+    words = first.split(maxsplit=1) if isinstance(first, str) else ()
+    return blake2b(words[0].encode("utf-8", "replace"), digest_size=4).hexdigest() if words else ""
