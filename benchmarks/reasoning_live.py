@@ -1,12 +1,12 @@
 """Reasoning that stops early, live: the tiny model thinks about sums on the embedded engine.
 
     python benchmarks/reasoning_live.py [--quick] [--problems N] [--only thoughts|votes]
-                                        [--seconds S]
+                                        [--seconds S] [--skip N]
 
-1,000 held-out sums that the model was trained to think over several times (`Think hard.`), asked
-through `reason(...)`. The samples of a step, its probes and its aborts are what the engine really
-does: float32 on a CPU, one thread, an engine of its own for each method, and the methods take turns
-on pieces of CHUNK problems. The baseline of single thoughts is `full`, that of votes `vote-8`.
+1,000 held-out sums that the model was trained to think over several times (`Think hard.`), behind
+--skip N others, asked through `reason(...)`. The samples of a step, its probes and its aborts are
+what the engine really does: float32 on a CPU, one thread, an engine of its own for each method, and
+the methods take turns on pieces of CHUNK problems. The baseline of single thoughts is `full`, that of votes `vote-8`.
 
 - full: to its end. forced-N: cut at N tokens and asked, the fair control.
 - dynasor-*: the published efforts that could ever stop thoughts as short as these, and, in the same
@@ -15,9 +15,10 @@ on pieces of CHUNK problems. The baseline of single thoughts is `full`, that of 
   `tenter calibrate` finds on CALIBRATION problems that are not judged.
 - vote-8; certaindex (.7 from 5 answers); first-finish; ours-consistency (`self-consistency`).
 
-`tokens`: what the engine computed for a problem, decoded and prefilled, aborted samples included;
-`thought_tokens` and `probe_tokens`: the runtime's own account. Intervals are 95 % bootstrap
-percentiles over problems, paired. `cpu_s` and `wall_s`, and the engine's counters, are sums.
+`tokens`: what the engine computed for a problem, decoded and prefilled, aborted samples included.
+`thought_tokens`, `probe_tokens` (their prefill included), `again_tokens` (of thoughts, prefilled
+again behind a piece): the runtime's own account. Intervals are 95 % bootstrap percentiles over
+problems, paired. `cpu_s` and `wall_s`, and the engine's counters, are sums.
 """
 
 import argparse
@@ -65,6 +66,7 @@ QUICK_S = 25.0  # after so long no further piece is begun
 LIMIT = 384  # tokens of one thought
 KV_TOKENS, MAX_RUNNING = 65_536, 128
 SUFFIX = "\n</think>\n"
+COLUMNS = ("accuracy", "tokens", "thought_tokens", "probe_tokens", "again_tokens")
 COUNTERS = ("prefill_tokens", "cached_tokens", "decode_tokens", "calls", "aborted", "steps")
 ENGINE = {
     "device": "cpu",
@@ -264,7 +266,7 @@ class Contender:
         self.wall_s += time.perf_counter() - wall_s
 
     def values(self) -> np.ndarray:
-        """A row per problem: right, tokens computed, of thought, of probes."""
+        """A row per problem: right, and the tokens of `COLUMNS`."""
         told = self.account.told
         return np.array(
             [
@@ -272,7 +274,8 @@ class Contender:
                     self.right[row],
                     self.account.computed[f"r{row}"],
                     told[f"r{row}"].thought_tokens,
-                    told[f"r{row}"].probe_tokens,
+                    told[f"r{row}"].probe_tokens + told[f"r{row}"].probe_again_tokens,
+                    told[f"r{row}"].again_tokens,
                 )
                 for row in sorted(self.right)
             ],
@@ -325,7 +328,7 @@ def report(field: Sequence[Contender], note: str) -> None:
         about: dict[str, Any] = {"method": name, "problems": count}
         if name == "ours":
             about["rule"] = note
-        for column, metric in enumerate(("accuracy", "tokens", "thought_tokens", "probe_tokens")):
+        for column, metric in enumerate(COLUMNS):
             ci = interval(means[:, column])
             FIGURES.add(metric, means[0, column], whole[0, column], **about, interval=ci)
         loss = whole[:, 0] - means[:, 0]
@@ -338,17 +341,17 @@ def report(field: Sequence[Contender], note: str) -> None:
         FIGURES.add("settled", settled / count, unit="share", **about)
 
 
-async def bench(count: int, only: str, quick: bool, seconds: float) -> None:
+async def bench(count: int, only: str, quick: bool, seconds: float, skip: int) -> None:
     """Calibrate on some problems, judge on others."""
     began_s = time.monotonic()
     seen = QUICK_CALIBRATION if quick else CALIBRATION
-    drawn = problems(seen + count)
+    drawn = problems(seen + skip + count)
     chosen, note = [] if only == "thoughts" else several(quick), ""
     if only != "votes":
         rule, note = await calibrated(drawn[:seen], QUICK_BUDGET if quick else None)
         chosen = [*thoughts(rule, quick), *chosen]
     chunk = QUICK_CHUNK if quick else CHUNK
-    report(await race(chosen, drawn[seen:], chunk, began_s + seconds), note)
+    report(await race(chosen, drawn[seen + skip :], chunk, began_s + seconds), note)
 
 
 def main() -> None:
@@ -358,10 +361,11 @@ def main() -> None:
     parser.add_argument("--problems", type=int, help=f"how many are judged ({PROBLEMS})")
     parser.add_argument("--only", choices=("thoughts", "votes"), default="", help="one part")
     parser.add_argument("--seconds", type=float, help="begin no further piece after so long")
+    parser.add_argument("--skip", type=int, default=0, help="problems that are not judged")
     options = parser.parse_args()
     count = options.problems or (QUICK_PROBLEMS if options.quick else PROBLEMS)
     seconds = options.seconds or (QUICK_S if options.quick else math.inf)
-    asyncio.run(bench(count, options.only, options.quick, seconds))
+    asyncio.run(bench(count, options.only, options.quick, seconds, options.skip))
     FIGURES.table(f"Thinking live{' (quick)' if options.quick else ''}")
 
 

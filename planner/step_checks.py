@@ -36,6 +36,7 @@ from .values import check_expression, compile_value
 MAX_ITERATIONS = 10_000  # of a `repeat`
 MAX_PACK = 64  # rows in a prompt
 MAX_VOTES = 15
+MAX_SHARE = 0.999  # that a cascade promises: more would take more rows than a window has
 ON_LIMIT = ("fail", "last")
 
 
@@ -242,6 +243,8 @@ def _pack(step: LLM, pack: Pack) -> Iterator[str]:
         yield f"votes is {pack.votes}; it must be from 1 to {MAX_VOTES}"
     if pack.votes > 1 and not step.choices and step.schema is None:
         yield "votes are counted over equal answers: give it choices or an output"
+    if step.sampling.stop:
+        yield "it has a pack and stop texts, which would cut all answers; keep one of them"
 
 
 def _cascade(step: LLM, cascade: Cascade) -> Iterator[str]:
@@ -252,8 +255,9 @@ def _cascade(step: LLM, cascade: Cascade) -> Iterator[str]:
     if cascade.model == step.model:
         yield f"its cascade names its own model {step.model!r}; name a smaller one"
     for name, share in (("target", cascade.target), ("confidence", cascade.confidence)):
-        if not 0 < share < 1:
-            yield f"{name} of its cascade is {share:g}; it must be above 0 and below 1"
+        if not 0 < share <= MAX_SHARE:
+            told = f"it must be above 0 and at most {MAX_SHARE:g}"
+            yield f"{name} of its cascade is {share:g}; {told}"
     if cascade.sample < 1:
         yield f"sample of its cascade is {cascade.sample}; it must be 1 or more"
 

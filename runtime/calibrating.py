@@ -3,17 +3,18 @@ boldest stop rule that they vouch for (`reasoning.calibrate`)."""
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..planner.graph import LLM, Each, Graph, Reasoning, Step
+from ..planner.graph import LLM, Each, Graph, Reasoning, Repeat, Step
 from .errors import InvalidInput
 from .jobs import Job, MapSpec
-from .reasoning.calibrate import LEVEL, Calibration, calibrate, costs, ladder_for
+from .reasoning.calibrate import LEVEL, Calibration, calibrate, costs
+from .reasoning.families import families_for
 from .reasoning.named import build
 from .reasoning.nouns import Outcome
-from .reasoning.recorded import Recorded, RecordedTrial
+from .reasoning.recorded import Recorded, recorded
 from .reasoning.rules import StopRule
 from .reasoning.strategy import Step as Strategy
 from .reasoning.thought import ChainOfThought
@@ -66,31 +67,21 @@ async def calibrate_step(
     limit_tokens = chosen.sampling.max_tokens
     every = max(8, limit_tokens // PROBES)
     dense = StopRule("record", every, every, 1.0, MOST_PROBES, cap=1.0, lazy=False)
-    recording = {
+    probed = {
         **settings,
         "rule": json.loads(dense.to_json()),
         "shadow": 1.0,
         "drift": 1.0,  # nothing that is recorded is a drift
         "budget_tokens": limit_tokens * 4 + PROBES * 256,
     }
-    thinking = Reasoning("thought", json.dumps(recording))
+    thinking = Reasoning("thought", json.dumps(probed))
     measured = replace(chosen, reasoning=thinking)
     workflow = replace(job.workflow, graph=_with(graph, measured))
-    records: list[Recorded] = []
+    recording = _Recording()
     labels: dict[int, str] = {}
-
-    def observe(row: int, strategy: Strategy, outcome: Outcome) -> None:
-        if isinstance(strategy, ChainOfThought) and outcome.answer is not None:
-            trials = tuple(
-                RecordedTrial(trial.at_tokens, trial.answer + "}", len(trial.answer) // 3 + 1)
-                for trial in strategy.trials
-            )
-            ended = bool(outcome.finished)
-            records.append(Recorded(row, outcome.thought_tokens, outcome.answer, ended, trials))
-
     failed = 0
     async with open_backends(job.models) as backends, open_host(backends, share=False) as host:
-        host.observe_thought = observe
+        host.observe_thought = recording.observe
         programs = Programs(host, workflow)
         room = asyncio.Semaphore(IN_FLIGHT)
         ends = asyncio.Event()
@@ -101,7 +92,7 @@ async def calibrate_step(
             failed += error is not None
             live -= 1
             room.release()
-            progress(len(records))
+            progress(len(recording.records))
             if live == 0:
                 ends.set()
 
@@ -117,13 +108,36 @@ async def calibrate_step(
             programs.arrive(row.row, row.inputs, ended)
         if live:
             await ends.wait()
-    found = _choose(records, labels, settings, limit_tokens, budget, level, seed)
+    found = _choose(recording, labels, settings, limit_tokens, budget, level, seed)
     rule = json.loads(found.rule.to_json())
-    return Calibrated(chosen.id, found, {**settings, "rule": rule}, len(records), failed)
+    return Calibrated(chosen.id, found, {**settings, "rule": rule}, len(recording.records), failed)
+
+
+@dataclass(slots=True)
+class _Recording:
+    """The thoughts that came to their end, and what their probes and pieces had to prefill."""
+
+    records: list[Recorded] = field(default_factory=list[Recorded])
+    probes: int = 0
+    probe_tokens: int = 0
+    pieces: int = 0
+    piece_tokens: int = 0
+
+    def observe(self, row: int, strategy: Strategy, outcome: Outcome) -> None:
+        """Note a thought."""
+        if not isinstance(strategy, ChainOfThought) or outcome.answer is None:
+            return
+        trials = tuple(map(recorded, strategy.trials))
+        ended = bool(outcome.finished)
+        self.records.append(Recorded(row, outcome.thought_tokens, outcome.answer, ended, trials))
+        self.probes += len(trials)
+        self.probe_tokens += sum(trial.prefill_tokens for trial in strategy.trials)
+        self.pieces += strategy.pieces
+        self.piece_tokens += strategy.thought_again_tokens
 
 
 def _choose(
-    records: Sequence[Recorded],
+    recording: _Recording,
     labels: Mapping[int, str],
     settings: Mapping[str, Any],
     limit_tokens: int,
@@ -132,6 +146,9 @@ def _choose(
     seed: int,
 ) -> Calibration:
     same = build("thought", settings, limit_tokens, 0, 0).equivalence
+    records = recording.records
+    probe_tokens = round(recording.probe_tokens / max(1, recording.probes))
+    piece_tokens = round(recording.piece_tokens / max(1, recording.pieces))
 
     def correct(record: Recorded, answer: str | None) -> float:
         key = None if answer is None else same(answer)
@@ -145,12 +162,15 @@ def _choose(
             correct if labels else None,
             limit_tokens=limit_tokens,
             equivalence=same,
+            probe_tokens=probe_tokens,
+            piece_tokens=piece_tokens,
         )
 
-    ladder = ladder_for([record.tokens for record in records])
-    return calibrate(
-        cost_of, budget=budget, level=level, ladder=ladder, labelled=bool(labels), seed=seed
+    families, left_out = families_for(records)
+    found = calibrate(
+        cost_of, budget=budget, level=level, families=families, labelled=bool(labels), seed=seed
     )
+    return replace(found, message="; ".join((found.message, *left_out)))
 
 
 def _step(graph: Graph | None, name: str | None) -> LLM:
@@ -165,8 +185,8 @@ def _step(graph: Graph | None, name: str | None) -> LLM:
         if isinstance(each, LLM) and each.reasoning is not None
     }
     if not thinking:
-        inside = any(isinstance(each, Each) for each in graph.steps)
-        more = " outside of `each`" if inside else ""
+        inside = any(isinstance(each, Each | Repeat) for each in graph.steps)
+        more = " outside of loops" if inside else ""
         raise InvalidInput(f"{graph.name} has no reasoning step{more}")
     if name is None and len(thinking) > 1:
         raise InvalidInput(f"--step: say which of {', '.join(thinking)}")

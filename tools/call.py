@@ -1,5 +1,6 @@
 """Calling a tool safely: arguments checked, time and concurrency limited, retried where allowed."""
 
+import asyncio
 import inspect
 import json
 import math
@@ -83,12 +84,18 @@ def backoff_s(attempt: int, random: Random) -> float:
 
 async def _run(tool: Tool, arguments: dict[str, Any]) -> Any:
     """One attempt."""
-    if _is_async(tool.function):
-        return await tool.function(**arguments)
-    result = await anyio.to_thread.run_sync(
-        partial(tool.function, **arguments), abandon_on_cancel=True, limiter=_thread_limiter()
-    )
-    return await result if inspect.isawaitable(result) else result
+    try:
+        if _is_async(tool.function):
+            return await tool.function(**arguments)
+        result = await anyio.to_thread.run_sync(
+            partial(tool.function, **arguments), abandon_on_cancel=True, limiter=_thread_limiter()
+        )
+        return await result if inspect.isawaitable(result) else result
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ToolError(tool.name, "what it waited for was cancelled", error) from error
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

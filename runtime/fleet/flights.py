@@ -90,14 +90,21 @@ class Flights:
                 async with asyncio.timeout_at(self._beat_s):
                     await self._stirred.wait()
             self._stirred.clear()
-            over, self._over = self._over, {}
-            for key, kept in over.items():
-                if self._able:
-                    await self._guarded(self._claims.end(key, kept))
+            await self._tell()
             if now() >= self._beat_s:
                 self._beat_s = now() + BEAT_S
                 work = self._claims.rest() if self.paused else self._claims.beat()
                 await self._guarded(work)
+
+    async def _tell(self) -> None:
+        """Let others hear what is over, until the next beat; what they cannot hear, later."""
+        while self._over and self._able and now() < self._beat_s:
+            key, kept = self._over.popitem()
+            await self._guarded(self._claims.end(key, kept))
+            if not self._able:
+                self._over.setdefault(key, kept)
+        if self._over and self._able:
+            self._stirred.set()
 
     def stop(self) -> None:
         """Nothing more is to be claimed, nor kept."""

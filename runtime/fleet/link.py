@@ -1,10 +1,20 @@
 """The connection to the Redis that processes share, for scripts; it asks nothing twice by itself."""
 
+import asyncio
 from typing import Any
 
 from ..journal.address import RedisAddress
-from ..journal.redis_link import RedisAway, answering, close_async, connect_async, need_redis
+from ..journal.redis_link import (
+    RedisAway,
+    answering,
+    close_async,
+    connect_async,
+    leave_idle,
+    need_redis,
+)
 from ..journal.redis_scripts import Script
+
+AT_ONCE = 16  # connections; a pool of redis-py refuses more than 100
 
 
 class Link:
@@ -15,9 +25,18 @@ class Link:
         self.address = address
         self.prefix = address.options.prefix
         self._client: Any = connect_async(address)
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._failures = 0
 
     async def run(self, script: Script, key: str, *arguments: bytes | str | int) -> Any:
         """What `script` answers; it may touch `key` alone."""
+        failures = self._failures
+        async with self._room:
+            if self._failures != failures:  # or each would wait for it in turn
+                raise RedisAway("it has not answered what was asked before")
+            return await self._run(script, key, *arguments)
+
+    async def _run(self, script: Script, key: str, *arguments: bytes | str | int) -> Any:
         from redis.exceptions import NoScriptError
 
         client = self._client
@@ -29,13 +48,14 @@ class Link:
                 except NoScriptError:  # Redis was restarted, or is another one
                     return await client.execute_command("EVAL", script.text, *rest)
         except RedisAway:
+            self._failures += 1
             await self._reconnect(client)
             raise
 
     async def _reconnect(self, client: Any) -> None:
         """Leave idle connections: the name may lead to another server by now."""
         if self.address.kind != "cluster":
-            await client.connection_pool.disconnect(inuse_connections=False)
+            await leave_idle(self.address, client)
         elif self._client is client:  # it may not find back by itself
             self._client = connect_async(self.address)
             await close_async(self.address, client)

@@ -111,6 +111,12 @@ async def close_async(address: RedisAddress, client: Any) -> None:
             await each.aclose()
 
 
+async def leave_idle(address: RedisAddress, client: Any) -> None:
+    """Leave connections that nobody uses: the name may lead to another server by now."""
+    with suppress(RedisAway), answering(address):  # over TLS, one that hangs does not close
+        await client.connection_pool.disconnect(inuse_connections=False)
+
+
 def _of_sentinel(options: dict[str, Any]) -> dict[str, Any]:
     """Sentinels have no databases; their passwords are rarely set, and then not the server's."""
     return {k: v for k, v in options.items() if k not in ("db", "username", "password")}

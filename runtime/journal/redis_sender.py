@@ -18,7 +18,14 @@ from .address import RedisAddress
 from .base import Superseded
 from .owner import read_owner
 from .redis_format import Argument, Keys
-from .redis_link import RedisAway, Server, answering, close_async, connect_async
+from .redis_link import (
+    RedisAway,
+    Server,
+    answering,
+    close_async,
+    connect_async,
+    leave_idle,
+)
 from .redis_scripts import BEAT, COMMIT, RELEASE, Script
 
 LEASE_S = 30.0
@@ -219,7 +226,7 @@ class Sender:
             await close_async(self.address, self._client)
             self._client = connect_async(self.address)
         else:
-            await self._client.connection_pool.disconnect(inuse_connections=False)
+            await leave_idle(self.address, self._client)
 
     def _remember(self, packet: _Packet) -> None:
         now_s = time.monotonic()

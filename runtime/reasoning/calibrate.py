@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 
 from .answers import Equivalence, math_value
 from .bounds import problems_needed, upper_bound
+from .families import Family
 from .recorded import Recorded, replay
 from .rules import LADDER, NEVER, StopRule, Vouch
+from .strategy import SUFFIX_TOKENS
 
 # What "no measurable loss" means: not above zero by the interval, and less than this by its bound.
 UNMEASURABLE = 0.02
 LEVEL = 0.9
-TYPICAL_TOKENS = 3_000  # of the thoughts that the ladder was made for
-MIN_STEP_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +61,6 @@ class Calibration:
         return self.problems >= self.needed
 
 
-def ladder_for(lengths: Sequence[int], ladder: Sequence[StopRule] = LADDER) -> list[StopRule]:
-    """`ladder` for thoughts of these lengths in tokens: it is made for those of some thousand.
-
-    Where thoughts are shorter, its starts and its probes come as much earlier.
-    """
-    middle = sorted(lengths)[len(lengths) // 2] if lengths else TYPICAL_TOKENS
-    scale = min(1.0, middle / TYPICAL_TOKENS)
-    if scale == 1.0:
-        return list(ladder)
-    step = max(MIN_STEP_TOKENS, round(64 * scale))
-    return [
-        replace(rule, start_tokens=max(step, round(rule.start_tokens * scale)), step_tokens=step)
-        for rule in ladder
-    ]
-
-
 def costs(
     rule: StopRule,
     records: Sequence[Recorded],
@@ -84,11 +68,23 @@ def costs(
     *,
     limit_tokens: int,
     equivalence: Equivalence = math_value,
+    probe_tokens: int = SUFFIX_TOKENS,
+    piece_tokens: int = 0,
 ) -> list[Cost]:
-    """What `rule` costs on each problem; without `correct`, disagreement with full length counts."""
+    """What `rule` costs on each problem; without `correct`, disagreement with full length counts.
+
+    A probe prefills `probe_tokens`, and a thought that goes on behind one `piece_tokens`.
+    """
     by_problem: dict[Hashable, list[tuple[float, int, int]]] = {}
     for record in records:
-        done = replay(rule, record, limit_tokens=limit_tokens, equivalence=equivalence)
+        done = replay(
+            rule,
+            record,
+            limit_tokens=limit_tokens,
+            equivalence=equivalence,
+            suffix_tokens=probe_tokens,
+            piece_tokens=piece_tokens,
+        )
         if correct is not None:
             loss = correct(record, record.answer) - correct(record, done.answer)
         else:
@@ -106,33 +102,40 @@ def calibrate(
     *,
     budget: float | None = None,
     level: float = LEVEL,
-    ladder: Sequence[StopRule] = LADDER,
+    families: Sequence[Family] = (Family("standing", LADDER),),
     method: str = "ltt",
     labelled: bool = True,
     seed: int = 0,
 ) -> Calibration:
-    """The rule of `ladder` that saves most and that the costs vouch for.
+    """The rule of `families` that saves most and that the costs vouch for.
 
     `budget` is the share of answers that may be lost, None for none that is measurable. `method`
-    is "ltt" (with probability `level` over the draw of the problems) or "crc" (in expectation).
+    is "ltt" (with probability `level` over the draw of the problems) or "crc" (in expectation). A
+    rule that gains accuracy over full length sets the measure: none is chosen that is worse than it
+    by more than the budget.
     """
     if method not in ("ltt", "crc"):
         raise ValueError(f'method is {method!r}; it must be "ltt" or "crc"')
+    if method == "crc" and len(families) > 1:
+        raise ValueError("risk control in expectation holds for one family of rules")
     allowed = UNMEASURABLE if budget is None else budget
     low = -1.0 if labelled else 0.0
     delta = 1 - level
-    needed = _needed(allowed, delta, low, method)
+    weights = sum(family.weight for family in families)
+    shares = [delta * family.weight / weights for family in families]
+    needed = min(_needed(allowed, share, low, method) for share in shares)
     tried, problems = list[Trialled](), 0
-    for rule in ladder:
-        found = _shuffled(cost_of(rule), seed)
-        problems = len(found)
-        losses = [cost.loss for cost in found]
-        bound = _bound(losses, delta, low, method)
-        clear = budget is not None or _not_above_zero(losses, delta, low)
-        passed = bool(losses) and bound <= allowed and clear
-        tried.append(Trialled(rule, _mean(losses), bound, _saved(found), passed))
-        if not passed:
-            break
+    for family, share in zip(families, shares, strict=True):
+        for rule in family.rules:
+            found = _shuffled(cost_of(rule), seed)
+            problems = len(found)
+            losses = [cost.loss for cost in found]
+            bound = _bound(losses, share, low, method)
+            clear = budget is not None or _not_above_zero(losses, delta, low)
+            passed = bool(losses) and bound <= allowed and clear
+            tried.append(Trialled(rule, _mean(losses), bound, _saved(found), passed))
+            if not passed:
+                break
     return _choose(tried, allowed, level, method, labelled, problems, needed)
 
 
@@ -155,7 +158,8 @@ def _choose(
             else "no rule that saves tokens keeps within the budget"
         )
         return Calibration(NEVER, tuple(tried), problems, needed, f"{why}; full length is kept")
-    best = max(passed, key=lambda one: one.saved)
+    least = min(one.loss for one in passed)
+    best = max((one for one in passed if one.loss <= least + allowed), key=lambda one: one.saved)
     vouch = Vouch(
         method, against, allowed, level, problems, best.loss, min(1.0, best.bound), best.saved
     )

@@ -10,6 +10,7 @@ with the large model's in at least the share asked for.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 
 from .bounds import problems_needed, upper_bound
@@ -46,6 +47,7 @@ class Threshold:
     message: str
 
 
+@lru_cache(maxsize=64)
 def rows_needed(target: float, confidence: float) -> int:
     """How many rows it takes to vouch for an agreement of `target`, even where all agree."""
     return problems_needed(1 - target, 1 - confidence, 0.0)

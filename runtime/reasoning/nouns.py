@@ -32,7 +32,8 @@ class Probe:
 
     The fork is taken where the sample stands, or where it stood after `at_tokens` tokens: its
     context is in the cache at any length up to the present one. The sample does not see it.
-    Short: let it overtake thoughts, and batch it with other probes.
+    Short: let it overtake thoughts, and batch it with other probes. A sample that has not come to
+    `least_tokens` is not asked: `Failed`.
     """
 
     request: int
@@ -40,6 +41,7 @@ class Probe:
     suffix: str
     max_tokens: int
     at_tokens: int | None = None
+    least_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +99,28 @@ Ask: TypeAlias = Think | Probe | Score | Cancel | Finish
 @dataclass(frozen=True, slots=True)
 class Thought:
     """Tokens of a Think came: `ended` if the model ended by itself, else it reached `max_tokens`
-    or `until` (then `at_stop`)."""
+    or `until` (then `at_stop`). `again_tokens` of what it goes on from were computed again."""
 
     request: int
     text: str
     tokens: int
     ended: bool = False
     at_stop: bool = False
+    again_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Probed:
     """The answer of a Probe, its decoded tokens, the suffix's tokens that had to be computed, and
-    the log-probabilities of the decoded tokens where the backend gives them."""
+    the log-probabilities of the decoded tokens where the backend gives them. `again_tokens` of the
+    thought before the suffix were computed again: the end of a page, or what was evicted."""
 
     request: int
     text: str
     tokens: int
     suffix_tokens: int = 0
     logprobs: tuple[float, ...] = field(default=())
+    again_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """Thoughts that were recorded at full length with trial answers along the way, and what a strategy
 would have made of them: the strategy itself runs, over the record in place of a model."""
 
+import math
+import sys
 from bisect import bisect_right
 from collections.abc import Hashable
 from dataclasses import dataclass
 
 from .answers import Equivalence, math_value
 from .nouns import Finish, Outcome, Probe, Probed, Think, Thought
-from .rules import StopRule
+from .rules import StopRule, Trial
 from .strategy import SUFFIX_TOKENS
 from .thought import ChainOfThought
 
@@ -20,6 +22,13 @@ class RecordedTrial:
     text: str
     tokens: int
     logprobs: tuple[float, ...] = ()
+
+
+def recorded(trial: Trial) -> RecordedTrial:
+    """A trial as a thought told it; of its probabilities the mean is known."""
+    sure = trial.confidence
+    logprobs = () if sure is None else (math.log(max(sure, sys.float_info.min)),)
+    return RecordedTrial(trial.at_tokens, trial.answer + "}", trial.tokens, logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +69,13 @@ def replay(
     limit_tokens: int,
     equivalence: Equivalence = math_value,
     suffix_tokens: int = SUFFIX_TOKENS,
+    piece_tokens: int = 0,
 ) -> Replayed:
     """Run `rule` over the record: thought and probe tokens, each probe's suffix included.
 
-    The thought before a probe is in the cache, so a probe prefills its suffix only; thought and
-    probes take turns, so decoded tokens of both count as sequential.
+    The thought before a probe is in the cache, so a probe prefills its suffix only, and what goes
+    on behind one `piece_tokens`; thought and probes take turns, so decoded tokens of both count as
+    sequential.
     """
     step = ChainOfThought(
         budget_tokens=1 << 40,
@@ -74,21 +85,25 @@ def replay(
         suffix_tokens=suffix_tokens,
         rule=rule,
     )
-    outcome, probes = _drive(step, recorded, suffix_tokens)
-    spent = outcome.thought_tokens + outcome.probe_tokens
-    sequential = spent - probes * suffix_tokens
-    return Replayed(outcome.answer, outcome.stopped, spent, sequential, probes)
+    outcome, probes, pieces = _drive(step, recorded, suffix_tokens)
+    decoded = outcome.thought_tokens + outcome.probe_tokens - probes * suffix_tokens
+    spent = decoded + probes * suffix_tokens + (pieces - 1) * piece_tokens
+    return Replayed(outcome.answer, outcome.stopped, spent, decoded, probes)
 
 
-def _drive(step: ChainOfThought, recorded: Recorded, suffix_tokens: int) -> tuple[Outcome, int]:
-    position = probes = 0
+def _drive(
+    step: ChainOfThought, recorded: Recorded, suffix_tokens: int
+) -> tuple[Outcome, int, int]:
+    """The outcome, how many probes it took, and in how many pieces the thought came."""
+    position = probes = pieces = 0
     asks = step.begin()
     while True:
         for ask in asks:
             match ask:
                 case Finish(outcome):
-                    return outcome, probes
+                    return outcome, probes, pieces
                 case Think():
+                    pieces += 1
                     room = recorded.tokens - position
                     ended = recorded.ended and room <= ask.max_tokens
                     used = min(room, ask.max_tokens) if recorded.ended else ask.max_tokens

@@ -16,17 +16,21 @@ from .answers import Key
 from .certainty import agreement
 
 VERSION = 1
+MIN_STEP_TOKENS = 8
 _MOST_PROBES = 4_096
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A trial answer at a length of the thought; key None is no answer."""
+    """A trial answer at a length of the thought; key None is no answer. What it took: tokens that
+    were decoded, and prefilled."""
 
     at_tokens: int
     answer: str
     key: Key | None
     confidence: float | None = None
+    tokens: int = 0
+    prefill_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +59,9 @@ class StopRule:
     Trials that are no answer neither agree nor disagree, unless `strict`. `confidence`: the last
     trial's token probability must reach it too, where the backend gives one; a rule that asks for
     it does not stop without. `cap` is the part of the sample's limit beyond which the thought is
-    cut and its answer forced. `agree` 0 never stops. A `lazy` rule probes backwards: first where
-    the thought has come to, then the places before, only as far as they agree; it decides as if it
-    had probed them all, for fewer tokens.
+    cut and its answer forced; with `cut_tokens` it is cut there, if that is sooner. `agree` 0 never
+    stops. A `lazy` rule probes backwards: first where the thought has come to, then the places
+    before, only as far as they agree; it decides as if it had probed them all, for fewer tokens.
     """
 
     name: str = "stands-6-cap"
@@ -68,6 +72,7 @@ class StopRule:
     share: float = 1.0
     confidence: float | None = None
     cap: float = 0.8
+    cut_tokens: int | None = None
     strict: bool = False
     lazy: bool = True
     vouch: Vouch | None = None
@@ -81,6 +86,7 @@ class StopRule:
             "share": 0.0 < self.share <= 1.0,
             "confidence": self.confidence is None or 0.0 <= self.confidence <= 1.0,
             "cap": 0.0 < self.cap <= 1.0,
+            "cut_tokens": self.cut_tokens is None or self.cut_tokens >= 1,
         }
         for name, good in wanted.items():
             if not good:
@@ -146,7 +152,15 @@ class StopRule:
 
     def cap_tokens(self, limit_tokens: int) -> int:
         """Where a thought that may have `limit_tokens` is cut."""
-        return max(1, math.floor(limit_tokens * self.cap))
+        cap = max(1, math.floor(limit_tokens * self.cap))
+        return cap if self.cut_tokens is None else min(cap, self.cut_tokens)
+
+    def scaled(self, scale: float) -> "StopRule":
+        """The rule for thoughts that are `scale` times as long."""
+        step = max(MIN_STEP_TOKENS, round(self.step_tokens * scale))
+        cut = self.cut_tokens and max(1, round(self.cut_tokens * scale))
+        start = max(step, round(self.start_tokens * scale))
+        return replace(self, start_tokens=start, step_tokens=step, cut_tokens=cut)
 
     def settled(self, trials: Sequence[Trial]) -> Trial | None:
         """The trial whose answer has settled by this rule, or None."""
@@ -196,6 +210,7 @@ def _object(raw: Any, what: str) -> dict[str, Any]:
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "int": (int,),
+    "int | None": (int, type(None)),
     "float": (int, float),
     "str": (str,),
     "bool": (bool,),

@@ -9,10 +9,11 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .rules import LADDER, NEVER, StopRule
+from .families import safer
+from .rules import StopRule
 
 _MOST_BET = 0.5
 MONITORS = 200  # steps of a workflow that are watched
@@ -55,7 +56,6 @@ class Shadow:
     rule: StopRule  # now; `asked` is the one that it began with
     allowed: float
     alpha: float = 0.05
-    ladder: Sequence[StopRule] = LADDER
     runs: int = field(default=0, init=False)
     loss: float = field(default=0.0, init=False)
     drifts: list[Drift] = field(default_factory=list[Drift], init=False)
@@ -95,21 +95,10 @@ class Shadow:
         )
 
     def _widen(self) -> Drift:
-        drift = Drift(self.rule, self._safer(), self.runs, self.mean_loss, self.allowed)
+        drift = Drift(self.rule, safer(self.rule), self.runs, self.mean_loss, self.allowed)
         self.drifts.append(drift)
         self.rule, self.runs, self.loss, self.wealth = drift.rule, 0, 0.0, 1.0
         return drift
-
-    def _safer(self) -> StopRule:
-        """The next more careful rule; on a ladder for thoughts of the present rule's length."""
-        names = [rule.name for rule in self.ladder]
-        at = names.index(self.rule.name) if self.rule.name in names else 0
-        if at == 0:
-            return NEVER
-        scale, step = self.rule.start_tokens / self.ladder[at].start_tokens, self.rule.step_tokens
-        safer = self.ladder[at - 1]
-        start = max(step, round(safer.start_tokens * scale))
-        return replace(safer, start_tokens=start, step_tokens=step)
 
     def state(self) -> "State":
         """What `restored` goes on from."""

@@ -62,11 +62,12 @@ class Step:
     """Common settings and books of one reasoning step.
 
     `budget_tokens` bounds all tokens the step may decode and, for probes, prefill: thoughts,
-    probes and their suffixes. A cancelled request stays charged in full: what it had decoded by
-    then is not known here. `limit_tokens` bounds one sample. `seed` is that of the first sample;
-    others count up from it. `equivalence` groups answers and `extract` finds the answer in the
-    text of a finished sample. `lend` is asked for tokens beyond the budget, such as a `Pool` has; it
-    gives as many as it says.
+    probes and their suffixes; what is computed again of the thought before is counted beside it
+    (`thought_again_tokens`, `probe_again_tokens`). A cancelled request stays charged in full: what
+    it had decoded by then is not known here. `limit_tokens` bounds one sample. `seed` is that of
+    the first sample; others count up from it. `equivalence` groups answers and `extract` finds the
+    answer in the text of a finished sample. `lend` is asked for tokens beyond the budget, such as a
+    `Pool` has; it gives as many as it says.
     """
 
     budget_tokens: int
@@ -82,6 +83,9 @@ class Step:
     finished: list[Finished] = field(default_factory=list[Finished], init=False)
     done: bool = field(default=False, init=False)
     stopped: str = field(default="", init=False)  # why, as in the outcome
+    pieces: int = field(default=0, init=False)  # in which thoughts went on
+    thought_again_tokens: int = field(default=0, init=False)
+    probe_again_tokens: int = field(default=0, init=False)
     _open: dict[int, Ask] = field(default_factory=dict[int, Ask], init=False)
     _asks: list[Ask] = field(default_factory=list[Ask], init=False)
     _charged: int = field(default=0, init=False)
@@ -135,6 +139,10 @@ class Step:
         shortest-remaining-first. Never more than its budget has left."""
         left = self.budget_tokens - self.spent_tokens
         return 0 if self.done else max(0, min(math.ceil(self.foresee()), left))
+
+    def grain_tokens(self) -> int | None:
+        """How long a piece of a thought may be at most, for those who ask samples under way."""
+        return None
 
     def full_tokens(self) -> int:
         """About what thinking to the end would take, for the account: samples of the typical
@@ -203,14 +211,16 @@ class Step:
         )
         return branch.sample
 
-    def probe(self, sample: int, at_tokens: int | None = None) -> bool:
-        """Ask `sample` for its trial answer, now or as of an earlier length; False if the budget
-        has no room for it."""
+    def probe(self, sample: int, at_tokens: int | None = None, least_tokens: int = 0) -> bool:
+        """Ask `sample` for its trial answer, now or as of an earlier length, if it has come to
+        `least_tokens`; False if the budget has no room for it."""
         cost = self.answer_tokens + self.suffix_tokens
         if cost > self.afford(cost):
             return False
         self._charged += cost
-        self._ask(Probe(self._number(), sample, self.suffix, self.answer_tokens, at_tokens))
+        number = self._number()
+        ask = Probe(number, sample, self.suffix, self.answer_tokens, at_tokens, least_tokens)
+        self._ask(ask)
         return True
 
     def score(self, sample: int, part: str = "") -> None:
@@ -280,6 +290,8 @@ class Step:
                 used = max(0, min(event.tokens, ask.max_tokens))
                 self._charged += used - ask.max_tokens
                 self._thought_tokens += used
+                self.pieces += branch.tokens > 0
+                self.thought_again_tokens += event.again_tokens
                 branch.tokens += used
                 branch.own_tokens += used
                 branch.text = (branch.text + event.text)[-MAX_TEXT_CHARS:]
@@ -292,6 +304,7 @@ class Step:
                 used += max(0, min(event.suffix_tokens, self.suffix_tokens))
                 self._charged += used - self.answer_tokens - self.suffix_tokens
                 self._probe_tokens += used
+                self.probe_again_tokens += event.again_tokens
             case Score(), Scored():
                 branch.reward = event.reward
             case (Think() | Probe(), Failed()):

@@ -68,9 +68,9 @@ class ChainOfThought(Step):
         """To where the answer would have stood for long enough, should it stand from now on; the
         agreement of the last trials says how far that is. Without a rule, to the end."""
         at = self.branches[0].tokens if self.branches else 0
+        cap = self.rule.cap_tokens(self.limit_tokens) if self.stop else self.limit_tokens
         if not (self.rule.stops and self.stop):
-            return float(self.limit_tokens - at)
-        cap = self.rule.cap_tokens(self.limit_tokens)
+            return float(max(0, cap - at))
         place, probes = at, self.rule.agree - self._agreeing()
         while probes > 0 and place < cap:
             place, probes = self.rule.next_probe(place), probes - 1
@@ -98,19 +98,28 @@ class ChainOfThought(Step):
     def _think_on(self, branch: Branch | None) -> None:
         at = branch.tokens if branch else 0
         until = self._limit(branch or Branch(0))
+        cap = self.rule.cap_tokens(self.limit_tokens)
+        if at < cap:
+            until = min(until, cap)
         if self.rule.stops:
-            cap = self.rule.cap_tokens(self.limit_tokens)
-            until = min(until, self.rule.next_check(at), cap if at < cap else until)
+            until = min(until, self.rule.next_check(at))
         if self.think(branch.sample if branch else None, max(1, until - at)) is None:
             self.settle("limit")
 
     def _ask_trial(self, branch: Branch) -> bool:
         """Probe where the rule wants to know more; False if it does not, or the budget is out."""
-        wanted = self.rule.wanted(self.trials, branch.tokens) if self.rule.stops else None
+        wanted = self._wanted(branch)
         if wanted is None or not self.probe(branch.sample, wanted):
             return False
         self._place = wanted
         return True
+
+    def _wanted(self, branch: Branch) -> int | None:
+        """Where the rule would know more; a shadow run asks where a cut would have."""
+        if self.rule.stops:
+            return self.rule.wanted(self.trials, branch.tokens)
+        noting = not self.stop and branch.tokens >= self.rule.cap_tokens(self.limit_tokens)
+        return branch.tokens if noting and not self.trials else None
 
     def _force(self, branch: Branch) -> None:
         self._cut = True
@@ -121,7 +130,14 @@ class ChainOfThought(Step):
     def _take(self, event: Probed, branch: Branch) -> None:
         self._failures = 0
         answer = answers.trial(event.text)
-        trial = Trial(self._place, answer, self.key(answer), confidence(event.logprobs))
+        trial = Trial(
+            self._place,
+            answer,
+            self.key(answer),
+            confidence(event.logprobs),
+            event.tokens,
+            event.suffix_tokens + event.again_tokens,
+        )
         insort(self.trials, trial, key=lambda trial: trial.at_tokens)
         if self._cut:
             self.settle("limit")

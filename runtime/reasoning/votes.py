@@ -1,11 +1,15 @@
 """Many samples, one answer: self-consistency, first-finish, best-of-n."""
 
+import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 from . import answers
 from .certainty import Leader, certaindex, leader, reward_certainty
 from .nouns import Event, Failed, Finished, Probed, Scored, Thought
 from .strategy import Branch, Step
+
+GRAINS, LEAST_GRAIN = 8, 32  # pieces of a sample that may be asked under way; tokens of one
 
 
 @dataclass(slots=True)
@@ -66,9 +70,10 @@ class FirstFinish(Step):
 class SelfConsistency(Step):
     """Race a few samples; stop when a finished answer is agreed to; widen only if it is not.
 
-    `first` samples start. Each time one finishes, the others are asked for a trial answer. When
-    finished and trial answers for the leading finished answer are `agree` in number, and no other
-    answer has as many finished samples, the step is decided, long before the slowest would end.
+    `first` samples start. Each time one finishes, the others are asked for a trial answer, if they
+    have come to `ripe` of the mean length of those that finished: before, they guess. When the
+    leading finished answer is `agree` votes ahead of every other, finished and trial answers
+    counted, the step is decided, long before the slowest would end.
     When the wave is over without a decision, `wave` more samples start, up to `n`. A sample is cut
     at `cap` of its limit and its forced answer kept as a trial: it counts only if nobody finished.
     """
@@ -78,6 +83,7 @@ class SelfConsistency(Step):
     wave: int = 4
     agree: int = 2
     cap: float = 0.75
+    ripe: float = 0.5
     forced: list[str] = field(default_factory=list[str], init=False)
     _trials: dict[int, str] = field(default_factory=dict[int, str], init=False)
     _asked: dict[int, bool] = field(default_factory=dict[int, bool], init=False)
@@ -91,6 +97,8 @@ class SelfConsistency(Step):
             )
         if not 0.0 < self.cap <= 1.0:
             raise ValueError(f"cap is {self.cap}; it must be in (0, 1]")
+        if not 0.0 <= self.ripe <= 1.0:
+            raise ValueError(f"ripe is {self.ripe}; it must be in [0, 1]")
         self.limit_tokens = max(1, int(self.limit_tokens * self.cap))
 
     def start(self) -> None:
@@ -132,9 +140,14 @@ class SelfConsistency(Step):
             share = self.left_tokens // max(1, self.n - len(self.branches))
             self.think(max_tokens=share or None)  # None: what may be lent
 
+    def grain_tokens(self) -> int:
+        """Pieces of thoughts that may be short are short, too: a sample is asked where one ended."""
+        return max(LEAST_GRAIN, self.limit_tokens // GRAINS)
+
     def _ask_others(self) -> None:
+        typical = sum(sample.tokens for sample in self.finished) / len(self.finished)
         for branch in self.thinking():
-            if self.probe(branch.sample):
+            if self.probe(branch.sample, least_tokens=math.ceil(typical * self.ripe)):
                 self._asked[branch.sample] = False
 
     def _note(self, answer: str, branch: Branch) -> None:
@@ -147,10 +160,9 @@ class SelfConsistency(Step):
         best = self._best()
         if best is None:
             return
-        rivals = [f for f in self.finished if self.key(f.answer) not in (None, best.key)]
-        rival = leader([f.answer for f in rivals], self.equivalence)
-        votes = best.weight + sum(self.key(a) == best.key for a in self._trials.values())
-        if votes >= self.agree and (rival is None or rival.weight < best.weight):
+        given = [*(sample.answer for sample in self.finished), *self._trials.values()]
+        votes = Counter(key for answer in given if (key := self.key(answer)) is not None)
+        if votes.pop(best.key) - max(votes.values(), default=0) >= self.agree:
             self.settle("settled")
 
     def _best(self) -> Leader | None:

@@ -61,6 +61,7 @@ class _Sample:
 
 
 Window = Mapping[str, _Sample]
+NO_WINDOW: Window = {}
 
 
 class Cascades:
@@ -90,10 +91,22 @@ class Cascades:
 
     def ended(self, row: int) -> None:
         """A row has ended: its calls tell nothing more."""
-        for sample in self._windows.pop(row, {}).values():
+        for sample in self._windows.pop(row, NO_WINDOW).values():
             if row in sample.wanted:
                 sample.wanted.discard(row)
                 self._learn(sample)
+
+    def told(self, row: int, path: str, done: Settled) -> Settled:
+        """`done` of a step; a sampled row that had its answer elsewhere is waited for no more."""
+        sample = self._windows.get(row, NO_WINDOW).get(path)
+        if sample is None or row not in sample.wanted:
+            return done
+
+        def settled(value: Any, error: Exception | None) -> None:
+            self._drop(sample, row)
+            done(value, error)
+
+        return settled
 
     def start_of(
         self,
@@ -110,8 +123,22 @@ class Cascades:
         sample = window.get(path) if window is not None else None  # steps of loops have other paths
         if sample is None:
             return None
+        if owner.row in sample.wanted and signature is not None:
+            self._stand_in(sample, owner.row, signature)
         call = _Call(owner, path, asking, chat, values, signature, done)
         return partial(self._start, sample, call)
+
+    def _stand_in(self, sample: _Sample, row: int, signature: bytes) -> None:
+        """Where an equal call waits for the sample already, and this one would wait for that call,
+        its row is sampled instead."""
+        found = next((n for n, call in enumerate(sample.held) if call.signature == signature), None)
+        if found is None:
+            return
+        call = sample.held.pop(found)
+        if not call.owner.ended:
+            sample.wanted.add(call.owner.row)
+            sample.wanted.discard(row)
+        self._start(sample, call)
 
     def _start(self, sample: _Sample, call: _Call) -> None:
         if call.owner.ended:
@@ -147,7 +174,7 @@ class Cascades:
 
     def _route(self, call: _Call, at: float, choice: str, confidence: float) -> None:
         """Take the small model's choice, or ask the large one."""
-        if confidence < at:
+        if not confidence >= at:  # nor where it is no number
             self._large(call)
             return
         host, owner = self._host, call.owner
@@ -226,6 +253,9 @@ class _SmallWork(LLMWork):
 
     def _plan(self, call: str) -> PlanHint:
         return NO_PLAN
+
+    def _refused(self, error: Exception) -> None:
+        self._failed()
 
     def done(self, answer: Answer) -> None:
         """Tell the choice and how sure the model is of it, or that there is none."""

@@ -7,6 +7,7 @@ otherwise it is cancelled, and what it gave goes nowhere.
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
@@ -48,6 +49,7 @@ class EarlyCall:
         self.progress = Progress(started, _to_nobody)  # until it is taken over
         self.outcome: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
+        self._thread = threading.get_ident()
         self._open = True
 
     @property
@@ -62,6 +64,9 @@ class EarlyCall:
 
     def undo(self) -> None:
         """It needs its turn to have ended first: it is made then, or again."""
+        if threading.get_ident() != self._thread:  # before what the tool says, which comes alike
+            self.outcome.get_loop().call_soon_threadsafe(self.undo)
+            return
         self._close()
         if not self.outcome.done():
             self.outcome.set_result(None)
@@ -133,9 +138,12 @@ class EarlyCalls:
         self._stream = CallStream(self._tools)
         self._calls: list[EarlyCall] = []
         self._found: list[EarlyCall] = []  # of them, those that were asked for
+        self._closed = False
 
     def heard(self, chunk: Chunk) -> None:
         """Start the calls that end in the next piece of the turn."""
+        if self._closed:  # whoever asked for the turn was cancelled, and it goes on
+            return
         for name, arguments in self._stream.push(chunk.text):
             values = json.loads(arguments)
             if isinstance(values, dict):
@@ -145,7 +153,7 @@ class EarlyCalls:
 
     def restart(self) -> None:
         """The turn is written anew."""
-        self.drop()
+        self._drop()
         self._stream = CallStream(self._tools)
 
     def keep(self, calls: Sequence[tuple[str, str]]) -> None:
@@ -166,8 +174,12 @@ class EarlyCalls:
                 return early
         return None
 
-    def drop(self) -> None:
-        """Drop all that nobody has taken over."""
+    def close(self) -> None:
+        """Drop all that nobody has taken over, and start nothing more."""
+        self._closed = True
+        self._drop()
+
+    def _drop(self) -> None:
         for early in self._calls:
             early.drop()
         self._calls.clear()

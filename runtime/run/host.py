@@ -137,6 +137,8 @@ class Host:
 
         An agent calls the tools of `toolbox` that its step names; so does a scorer.
         """
+        if self.cascades is not None:
+            done = self.cascades.told(owner.row, path, done)
         if owner.recorded and self.answered_before(owner, path, asking.step.id, done):
             return
         if self.planned is not None:
@@ -303,7 +305,7 @@ class Host:
         """Write down a step's value, then hand it on, to those too who wait for equal work.
 
         `sync`: not even a power cut may undo it. `keep_s`: it answers equal work only so long.
-        `usage` is what it took; `known`: the result cache has it already.
+        `usage` is what it took; `known`: the result cache has it already, or is not to have it.
         """
 
         def durable() -> None:
@@ -315,7 +317,9 @@ class Host:
             lasting = signature if keep_s is None else None  # by then, a resumed run asks anew
             record = StepRecord(owner.row, path, encode(value), lasting)
             self.journal.record(record, durable, sync)
-            if signature is not None and not known:
+            if signature is not None and known:
+                self._leave(signature, kept=False)
+            elif signature is not None:
                 self._keep_result(signature, record.value, usage, keep_s)
         except JournalError as error:
             self.failed(signature, error, done)
@@ -444,26 +448,33 @@ class Host:
         return self._tasks.create_task(work)
 
     def run_for(
-        self, owner: Owner, work: Coroutine[Any, Any, None], effect: bool = False
+        self,
+        owner: Owner,
+        work: Coroutine[Any, Any, None],
+        effect: bool = False,
+        signature: bytes | None = None,
     ) -> asyncio.Task[None]:
         """Run a part of a program, which is cancelled with it.
 
-        One that has an `effect` comes to its end where the program only stops, to be resumed.
+        One that has an `effect` comes to its end where the program only stops, to be resumed. What
+        has a `signature` is abandoned if it is cancelled, perhaps before it has begun.
         """
         task = self._tasks.create_task(work)
         if effect:
             self._effects.add(task)
             task.add_done_callback(self._effects.discard)
         self._side_tasks.setdefault(owner.name, set()).add(task)
-        task.add_done_callback(lambda task: self._part_over(owner.name, task))
+        task.add_done_callback(lambda task: self._part_over(owner, signature, task))
         return task
 
-    def _part_over(self, program: str, task: asyncio.Task[None]) -> None:
-        mine = self._side_tasks.get(program)
+    def _part_over(self, owner: Owner, signature: bytes | None, task: asyncio.Task[None]) -> None:
+        mine = self._side_tasks.get(owner.name)
         if mine is not None:
             mine.discard(task)
             if not mine:
-                del self._side_tasks[program]
+                del self._side_tasks[owner.name]
+        if task.cancelled() and owner.ended:  # else the whole run ends, and nobody can take over
+            self.abandon(signature)
 
     def share_prefixes(self, steps: list[LLM]) -> None:
         """Have the fixed beginnings of these steps' prompts computed once and pinned."""

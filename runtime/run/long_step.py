@@ -1,6 +1,5 @@
 """A step that is many calls: a part of its program that runs beside it."""
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from .owner import Owner
@@ -31,7 +30,7 @@ class LongStep:
         if self._owner.ended:
             self._host.abandon(self.signature)
         else:
-            self._host.run_for(self._owner, self._run())
+            self._host.run_for(self._owner, self._run(), signature=self.signature)
 
     async def _run(self) -> None:
         host, owner = self._host, self._owner
@@ -39,10 +38,6 @@ class LongStep:
         value: Any = None
         try:
             value = await self._act()
-        except asyncio.CancelledError:
-            if owner.ended:  # otherwise the whole run ends, and nobody can take over
-                host.abandon(self.signature)
-            raise
         except Exception as failure:
             error = self._told(failure)
             owner.note(error)

@@ -107,9 +107,9 @@ class Packs:
         elif live:
             try:
                 self._ask(live, number)
-            except Exception as error:  # of a tokenizer: theirs, and not that of the run
+            except Exception:  # of a tokenizer: that of one row, perhaps, and not of the others
                 for member in live:
-                    self._host.failed(member.signature, error, member.done)
+                    member.alone()
 
     def _ask(self, live: list[Member], number: int) -> None:
         step = live[0].asking.step

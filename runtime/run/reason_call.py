@@ -2,7 +2,8 @@
 
 import asyncio
 
-from ..calls import Chunk, Request
+from ..calls import Chunk, Request, Tokenizer
+from ..reasoning.answers import trial
 from ..scheduler.loop import Answer
 
 
@@ -37,3 +38,20 @@ class ReasonCall:
         """Hand the answer over, if somebody still waits."""
         if not self.answer.done():
             self.answer.set_result(answer)
+
+
+def told_logprobs(answer: Answer, tokenizer: Tokenizer) -> tuple[float, ...]:
+    """The log-probabilities of a trial answer's tokens, and of the one that ends it: not of what a
+    model says behind it."""
+    given = answer.logprobs or ()
+    wanted = trial(answer.text)
+    for count in range(1, len(given)):
+        said = tokenizer.decode(list(answer.token_ids[:count])).strip()
+        if len(said) > len(wanted) and trial(said) == wanted:
+            return given[:count]
+    return given
+
+
+def computed_tokens(answer: Answer) -> int:
+    """The tokens of its prompt that were not in the cache."""
+    return max(0, answer.usage.prompt_tokens - answer.usage.cached_tokens)

@@ -34,7 +34,7 @@ from ..scheduler.placement import OUTPUT_WEIGHT
 from .asking import Asking, check_answer
 from .codec import decode, encode
 from .owner import Owner
-from .reason_call import ReasonCall
+from .reason_call import ReasonCall, computed_tokens, told_logprobs
 from .reason_samples import Sample, Samples
 from .reason_scorer import Scorer
 
@@ -155,7 +155,7 @@ class Drive:
     async def _think(self, ask: Think, together: list[Think]) -> Event:
         """Draw up to `max_tokens` more tokens of a sample, in pieces."""
         sample, progress = self.samples.get(ask), self._under_way[ask.request]
-        texts, ended, stopped = list[str](), False, False
+        texts, ended, stopped, again = list[str](), False, False, 0
         while progress.drawn < ask.max_tokens and not ended:
             try:
                 answer = await self._piece(sample, ask, progress, together)
@@ -165,6 +165,7 @@ class Drive:
                     raise
                 break  # what came is kept; if it goes on like this the next piece will tell
             together = []  # only the first pieces enter as a gang
+            again += computed_tokens(answer) if sample.drawn else 0
             sample.tokens += answer.token_ids
             progress.drawn += len(answer.token_ids)
             texts.append(answer.text)
@@ -176,7 +177,9 @@ class Drive:
             raise CallFailed("the model gave no token", self.asking.step.id)
         if stopped:
             texts.append(ask.until)
-        return Thought(ask.request, "".join(texts), progress.drawn, ended and not stopped, stopped)
+        return Thought(
+            ask.request, "".join(texts), progress.drawn, ended and not stopped, stopped, again
+        )
 
     async def _piece(
         self, sample: Sample, ask: Think, progress: _UnderWay, together: list[Think]
@@ -191,7 +194,7 @@ class Drive:
                 return Answer(text, tuple(token_ids), finish=finish)
         sampling = replace(
             self._sampling,
-            max_tokens=min(PIECE_TOKENS, left),
+            max_tokens=self._piece_tokens(sample, left),
             stop=(ask.until,) if ask.until else (),
             seed=(ask.seed * 1_000_003 + sample.drawn) % 2**63,
         )
@@ -212,12 +215,24 @@ class Drive:
         self.host.journal.record(StepRecord(self.owner.row, path, value))
         return answer
 
+    def _piece_tokens(self, sample: Sample, left: int) -> int:
+        """How much to draw at once: up to the end of a page of the cache, and its last token, which
+        no cache has."""
+        wanted = min(PIECE_TOKENS, self.strategy.grain_tokens() or PIECE_TOKENS)
+        if left <= wanted:
+            return left
+        page_tokens = max(1, self.asking.model.capabilities.page_tokens)
+        beyond = (len(sample.tokens) + wanted - 1) % page_tokens
+        return wanted - beyond if beyond < wanted else wanted
+
     # ---- probes and rewards ---------------------------------------------------------------------
 
     async def _probe(self, ask: Probe) -> Event:
         """A trial answer, from where the sample stands or stood."""
         sample = self.samples.made[ask.sample]
         stood = sample.drawn if ask.at_tokens is None else ask.at_tokens
+        if stood < ask.least_tokens:
+            return Failed(ask.request, f"the sample has come to {stood} tokens only")
         request = Request(
             call=CallId(f"{self.owner.name}/{self.path}.probe{ask.sample}@{stood}.{ask.request}"),
             token_ids=(*sample.tokens[: sample.began + stood], *self.suffix),
@@ -227,13 +242,15 @@ class Drive:
         )
         answer = await self.ask(request, self.asking)
         check_answer(answer, self.asking.step.id)
-        computed = max(0, answer.usage.prompt_tokens - answer.usage.cached_tokens)
+        computed = computed_tokens(answer) if answer.usage.prompt_tokens else len(self.suffix)
+        suffix_tokens = min(computed, len(self.suffix))
         return Probed(
             ask.request,
             answer.text,
             len(answer.token_ids),
-            min(computed, len(self.suffix)) if answer.usage.prompt_tokens else len(self.suffix),
-            answer.logprobs or (),
+            suffix_tokens,
+            told_logprobs(answer, self.asking.model.tokenizer),
+            computed - suffix_tokens,
         )
 
     async def _score(self, ask: Score) -> Event:

@@ -11,7 +11,7 @@ from ..errors import StepFailed
 from ..reasoning.named import allowed_of, build, pool_of, rule_of, suffix_of
 from ..reasoning.nouns import Outcome
 from ..reasoning.pool import Pool
-from ..reasoning.rules import StopRule
+from ..reasoning.rules import NEVER, StopRule
 from ..reasoning.shadow import Loss, Shadow, is_shadow
 from ..reasoning.strategy import Step
 from ..reasoning.thought import ChainOfThought
@@ -49,6 +49,7 @@ class ReasonWork(LongStep):
         self._chat = chat
         self._toolbox = toolbox
         self._strategy = step.reasoning.strategy
+        self._left_rule = ""
         self._settings: Mapping[str, Any] = json.loads(step.reasoning.settings)
         super().__init__(
             host, owner, path, signature and _with_scorer(signature, step, toolbox), done
@@ -97,9 +98,13 @@ class ReasonWork(LongStep):
             seed = seed_for(host.seed, owner.row, self._path)
         share = float(settings.get("shadow", 0.0))
         watch, rule = None, None
-        if self._strategy == "thought" and share:
-            watch = _Watch(host, self._asking.step.id, settings)
-            rule = watch.rule
+        if self._strategy == "thought":
+            asked = rule_of(settings.get("rule", "default"))
+            if asked.confidence is not None and not self._asking.model.capabilities.logprobs:
+                rule, self._left_rule = NEVER, asked.name  # it could never stop
+            elif share:
+                watch = _Watch(host, self._asking.step.id, settings)
+                rule, self._left_rule = watch.rule, watch.left
         shadow = is_shadow(f"{owner.name}/{self._path}", share)
         suffix = self._suffix()
         tokens = sampling.max_tokens
@@ -155,11 +160,13 @@ class ReasonWork(LongStep):
                 certainty=outcome.certainty,
                 shadow=kept,
                 rule=rule.name if rule is not None else "",
-                left_rule=watch.left if watch is not None else "",
+                left_rule=self._left_rule,
                 scores=scorer.scores if scorer is not None else 0,
                 unscored=scorer.failures if scorer is not None else 0,
                 score_tokens=scorer.tokens if scorer is not None else 0,
                 lent_tokens=lent_tokens,
+                again_tokens=strategy.thought_again_tokens,
+                probe_again_tokens=strategy.probe_again_tokens,
             )
         )
         if watch is not None and kept is not None:

@@ -1,7 +1,8 @@
 """A reduce as a step: one call where its list fits into the prompt, else a tree of calls.
 
 Which items are folded together depends on their lengths alone, as rendered and in the tokens of the
-model (`planner.folds`), so a run that is resumed folds as before.
+model (`planner.folds`), so a run that is resumed folds as before, unless its server takes other
+lengths.
 """
 
 import asyncio
@@ -58,7 +59,8 @@ class ReduceWork(LongStep):
         limit = prompt_limit(self._step, asking.model.capabilities.context_tokens)
         self._limit = limit or 0
         self._whole = LLMWork(host, owner, path, asking, chat, signature, done, values)
-        self._fits = not self._reduce.tree or _fits(chat, asking, self._limit)
+        one_call = not self._reduce.tree or not self._items
+        self._fits = one_call or _fits(chat, asking, self._limit)
 
     def start(self) -> None:
         """One call where that is enough, else the tree."""
@@ -70,25 +72,33 @@ class ReduceWork(LongStep):
     async def _act(self) -> Any:
         """The last fold."""
         fold, merge = (self._host.asking(step) for step in parts(self._step))
-        items, level = self._items, 0
+        items, ends, level = self._items, list(range(1, len(self._items) + 1)), 0
         while len(items) > 1 or not level:
-            folded = await self._level(merge if level else fold, items, level)
+            folded, behind = await self._level(merge if level else fold, items, ends, level)
             if level and len(folded) == len(items):
                 raise self._too_long("two answers", f"level {level} of its tree")
-            items, level = folded, level + 1
+            items, ends, level = folded, behind, level + 1
         return items[0]
 
-    async def _level(self, asking: Asking, items: list[Any], level: int) -> list[Any]:
-        """What batches of `items` give; an answer that stands alone goes up as it is."""
+    async def _level(
+        self, asking: Asking, items: list[Any], ends: list[int], level: int
+    ) -> tuple[list[Any], list[int]]:
+        """What batches of `items` give; an answer that stands alone goes up as it is.
+
+        `ends`: behind which item of the whole list each one ends. Folds are recorded under what
+        they are of, since another server may take other batches.
+        """
 
         def fits(first: int, last: int) -> bool:
             alone = last - first == 1 and level > 0
             return alone or _fits(asking.chat(self._with(items[first:last])), asking, self._limit)
 
         folds: list[asyncio.Future[Any]] = []
+        behind = [0]
         try:
             for first, last in batches(len(items), fits):
-                path = f"{self._path}[{level}][{len(folds)}]"
+                behind.append(ends[last - 1])
+                path = f"{self._path}[{level}][{behind[-2]}:{behind[-1]}]"
                 waiter = Waiter()
                 folds.append(waiter.future)
                 if level and last - first == 1:
@@ -101,7 +111,7 @@ class ReduceWork(LongStep):
                 await asyncio.sleep(0)  # a long list is cut for seconds: others have their turn
         except DoesNotFit as error:
             raise self._too_long(f"item {error.index}", "a call by itself") from None
-        return await asyncio.gather(*folds)
+        return await asyncio.gather(*folds), behind[1:]
 
     def _with(self, items: list[Any]) -> dict[str, Any]:
         return {**self._values, self._reduce.over: items}

@@ -340,7 +340,7 @@ class ChatSession:
     def _drop_early(self) -> None:
         """Nobody has asked for what is left of the last turn's early calls."""
         if self._early is not None:
-            self._early.drop()
+            self._early.close()
             self._early = None
 
     async def _keep(self, record: StepRecord) -> None:

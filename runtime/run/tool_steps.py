@@ -1,6 +1,5 @@
 """Tool steps: answered from the journal, joined with equal calls, or run and timed."""
 
-import asyncio
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -71,7 +70,8 @@ class ToolSteps:
             if owner.ended:
                 host.abandon(call.signature)
             else:
-                host.run_for(owner, self._perform(call, done), effect=tool.effect == "once")
+                once = tool.effect == "once"
+                host.run_for(owner, self._perform(call, done), once, call.signature)
 
         if tool.effect == "once":
             self._effects.declare(call, start, done)
@@ -166,12 +166,7 @@ class ToolSteps:
     async def _perform(self, call: Call, done: Settled) -> None:
         """Run the tool, record what it gave, and hand it on."""
         host, owner, signature = self._host, call.owner, call.signature
-        try:
-            value, error = await self._run_tool(call)
-        except asyncio.CancelledError:
-            if owner.ended:  # otherwise the whole run ends, and nobody can take over
-                host.abandon(signature)
-            raise
+        value, error = await self._run_tool(call)
         once = call.tool.effect == "once"
         if owner.ended:
             host.abandon(signature)

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from ..calls import CallId, Chunk, Message, Request
 from ..clock import now
+from ..errors import StepFailed, TenterError
 from ..scheduler.loop import NO_PLAN, Answer, PlanHint
 from .asking import Asking, seed_for
 from .draft import Draft
@@ -86,7 +87,15 @@ class LLMWork:
             max_tokens = step.sampling.max_tokens
             model = self._asking.model
             self._draft = host.draft(owner, self._path, model, max_tokens, step.schema)
-        self._submit()
+        try:
+            self._submit()
+        except Exception as error:  # of a tokenizer or a chat template
+            self._refused(error)
+
+    def _refused(self, error: Exception) -> None:
+        """The call could not be made: it fails, and so does equal work that waits for it."""
+        told = error if isinstance(error, TenterError) else StepFailed(str(error), self.step)
+        self._host.failed(self._signature, told, self._done)
 
     def _submit(self) -> None:
         owner, host = self._owner, self._host

@@ -1,12 +1,15 @@
 """Where runs are kept: URLs of a Redis, and the servers that are refused."""
 
+import asyncio
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 from journals import made_manifest
@@ -14,7 +17,7 @@ from journals import made_manifest
 from tenter.runtime.errors import InvalidConfig, JournalError
 from tenter.runtime.journal import Store
 from tenter.runtime.journal.address import is_redis, parse_redis
-from tenter.runtime.journal.redis_link import check_server
+from tenter.runtime.journal.redis_link import check_server, leave_idle
 
 SENTINEL = "redis+sentinel://ops:env:PW@a:1,b,[::1]:3/main/2?prefix=team&patience_s=600"
 
@@ -163,3 +166,12 @@ def test_a_server_that_is_not_there_is_said(tmp_path: Path):
     pytest.importorskip("redis")
     with pytest.raises(JournalError, match="does not answer: .*; start it, or name another --home"):
         Store(f"redis://127.0.0.1:1/0?folder={tmp_path}").find("last")
+
+
+def test_a_connection_that_does_not_close_is_left():
+    class Pool:
+        async def disconnect(self, inuse_connections: bool) -> None:
+            raise redis.exceptions.TimeoutError("Timed out closing connection after 10.0")
+
+    client = SimpleNamespace(connection_pool=Pool())
+    asyncio.run(leave_idle(parse_redis("rediss://cache"), client))

@@ -3,9 +3,11 @@
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tenter.runtime.backends.fake import FakeBackend
@@ -14,7 +16,8 @@ from tenter.runtime.calls import Chunk, Request, Usage
 from tenter.runtime.clock import VirtualLoop
 from tenter.runtime.errors import InvalidInput
 from tenter.runtime.jobs import MapSpec
-from tenter.runtime.reasoning.calibrate import ladder_for
+from tenter.runtime.reasoning.families import CUTS, SURE, families_for
+from tenter.runtime.reasoning.recorded import Recorded, RecordedTrial
 from tenter.runtime.reasoning.rules import LADDER, StopRule
 
 YAML = """\
@@ -30,6 +33,7 @@ output: "{{ answer }}"
 """
 THOUGHT = "hm " * 400 + "\nanswer: 4"
 SETTLED = 300  # tokens after which a probe says what the end says
+ROWS = 260  # so many vouch for a cut that loses nothing
 
 
 @pytest.fixture
@@ -56,6 +60,46 @@ class Settling(FakeBackend):
         yield Chunk(text=piece.decode(), token_ids=ids, finish=finish, usage=usage)
 
 
+class Knowing(Settling):
+    """Settles sooner or later by its row, and is sure from then on; all that was thought is cached.
+    Called a fake."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.capabilities = replace(self.capabilities, logprobs=True)
+
+    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        prompt = bytes(token for token in request.token_ids if token < 256).decode()
+        count = len(request.token_ids)
+        if not prompt.endswith("BOX{"):
+            async for chunk in super().generate(request):
+                usage = Usage(count, count - 1, len(chunk.token_ids))
+                yield msgspec.structs.replace(chunk, usage=usage)
+            return
+        row = int(prompt.partition("0 * ")[2].partition("?")[0])
+        sure = prompt.count("hm") * 3 > SETTLED + row % 8 * 100
+        usage = Usage(count, count - 5, 3)
+        text, logprobs = ("4}", (-0.001,) * 3) if sure else ("7}", (-1.0,) * 3)
+        ids = (*text.encode(), 256)
+        yield Chunk(text=text, token_ids=ids, logprobs=logprobs, finish="stop", usage=usage)
+
+
+async def test_rows_that_know_when_they_have_settled_are_asked_how_sure_they_are(
+    spec: MapSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def opened(models: Any) -> AsyncGenerator[Any]:
+        yield {"default": Knowing()}
+
+    monkeypatch.setattr("tenter.runtime.calibrating.open_backends", opened)
+    done = await calibrate_step(spec, label="right")
+    assert done.found.rule.confidence is not None
+    assert done.found.rule.vouch is not None
+    assert done.found.rule.vouch.saved > 0.3
+    assert "no confidence" not in done.found.message
+    assert StopRule.from_json(json.dumps(done.settings["rule"])) == done.found.rule
+
+
 @pytest.fixture(name="spec")
 def spec_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MapSpec:
     @asynccontextmanager
@@ -64,7 +108,7 @@ def spec_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MapSpec:
 
     monkeypatch.setattr("tenter.runtime.calibrating.open_backends", opened)
     (tmp_path / "solve.yaml").write_text(YAML)
-    rows = [{"x": f"2 + 2 + 0 * {n}", "right": "4"} for n in range(400)]
+    rows = [{"x": f"2 + 2 + 0 * {n}", "right": "4"} for n in range(ROWS)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return MapSpec(str(tmp_path / "solve.yaml"), str(tmp_path / "rows.jsonl"), "", journal=False)
 
@@ -72,9 +116,12 @@ def spec_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MapSpec:
 @pytest.mark.parametrize("label", ["right", None])
 async def test_rows_that_settle_early_vouch_for_a_rule(spec: MapSpec, label: str | None) -> None:
     done = await calibrate_step(spec, label=label)
-    assert (done.rows, done.failed, done.step) == (400, 0, "answer")
-    assert done.found.rule.stops
+    assert (done.rows, done.failed, done.step) == (ROWS, 0, "answer")
     assert done.found.rule.vouch is not None
+    cut = done.found.rule.cut_tokens
+    assert cut is not None
+    assert cut > SETTLED  # all rows settle at one length, so a cut is the best of all rules
+    assert "no confidence was recorded" in done.found.message
     assert done.found.rule.vouch.saved > 0.1
     assert "saves" in done.found.message
     assert done.settings["suffix"] == "BOX{"
@@ -111,9 +158,17 @@ async def test_a_workflow_without_thought_is_refused(spec: MapSpec) -> None:
         await calibrate_step(spec)
 
 
+def _record(tokens: int, logprobs: tuple[float, ...] = ()) -> Recorded:
+    return Recorded("p", tokens, "4", True, (RecordedTrial(8, "4}", 2, logprobs),))
+
+
 def test_short_thoughts_are_probed_as_much_earlier() -> None:
-    assert ladder_for([4_000] * 9) == list(LADDER)
-    short = ladder_for([300] * 9)
-    for rule, long in zip(short, LADDER, strict=True):
+    (standing, cuts), left_out = families_for([_record(3_000)] * 9)
+    assert (standing.rules, cuts.rules) == (LADDER, CUTS)
+    assert "no confidence was recorded" in left_out[0]
+    short, sure, cuts = families_for([_record(300, logprobs=(-0.1,))] * 9)[0]
+    assert len(sure.rules) == len(SURE)
+    assert cuts.rules[0].cut_tokens == 1_200
+    for rule, long in zip(short.rules, LADDER, strict=True):
         assert rule.start_tokens == pytest.approx(long.start_tokens / 10, rel=0.1)
         assert rule.agree == long.agree

@@ -1,8 +1,10 @@
 """Cascades: a small model answers what it is sure of, as far as a sample vouches for it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 from row_sink import RowSink
 
@@ -13,8 +15,8 @@ from tenter.planner.stats import ColumnStats, TableStats
 from tenter.runtime import each, llm, workflow
 from tenter.runtime.api import WorkflowHandle
 from tenter.runtime.backends.fake import ByteTokenizer, FakeBackend
-from tenter.runtime.calls import Chunk, Request, Usage
-from tenter.runtime.clock import VirtualLoop
+from tenter.runtime.calls import Chunk, Message, Request, ToolSpec, Usage
+from tenter.runtime.clock import VirtualLoop, now
 from tenter.runtime.errors import InvalidWorkflow
 from tenter.runtime.journal.memory import MemoryJournal
 from tenter.runtime.predict import Learned
@@ -84,6 +86,7 @@ async def run(
     concurrency: int = 256,
     resumed: bool = False,
     window_rows: int = 16_384,
+    cells: Callable[[int], dict[str, str]] = lambda n: {"n": str(n)},
 ) -> dict[int, Any]:
     journal, sink = journal or MemoryJournal(), RowSink()
     backends = {"small": small, "default": large}
@@ -103,7 +106,7 @@ async def run(
             planned=host.planned,
             resumed=resumed,
         )
-        await runs.run(iter([Row(n, {}, {"n": str(n)}) for n in range(rows)]))
+        await runs.run(iter([Row(n, {}, cells(n)) for n in range(rows)]))
     return sink.values
 
 
@@ -187,6 +190,76 @@ async def test_a_small_model_that_fails_leaves_everything_to_the_large_one() -> 
     small.generate = none  # type: ignore[method-assign]
     assert agreement(await run(flow(), small, large, rows=300)) == 1.0
     assert len(large.asked) == 300
+
+
+async def test_a_small_model_whose_template_refuses_leaves_it_to_the_large_one() -> None:
+    class Refusing(ByteTokenizer):
+        def chat(self, messages: list[Message], tools: tuple[ToolSpec, ...] = ()) -> list[int]:
+            if int(messages[0].content.rsplit(maxsplit=1)[-1]) % 10 == 0:
+                raise ValueError("the template refuses")
+            return super().chat(messages, tools)
+
+    small, large = Chooser(latency_s=0), Chooser(latency_s=0)
+    small.tokenizer = Refusing()
+    values = await run(flow(), small, large, rows=300)
+    assert (len(values), agreement(values)) == (300, 1.0)
+    assert len(large.asked) < 150
+
+
+class Timed(Chooser):
+    """A chooser whose texts, the halves of a number, take some time."""
+
+    def __init__(self, text_s: Callable[[int], float]) -> None:
+        super().__init__(latency_s=0.1)
+        self._text_s = text_s
+
+    async def generate(self, request: Request) -> Any:
+        if request.choices is not None:
+            async for chunk in super().generate(request):
+                yield chunk
+            return
+        number = asked_of(request)
+        await anyio.sleep(self._text_s(number))
+        yield Chunk(finish="stop", text=str(number // 2), usage=Usage(prompt_tokens=1))
+
+
+async def test_nobody_waits_for_the_sampled_row_that_waits_for_an_equal_one() -> None:
+    """Of two equal rows, that of the odd number is there first, and is often not sampled."""
+    half = llm("Half: {{ n }}", name="half")
+    cascade = {"model": "small", "sample": 100}
+    parity = llm("Even or odd: {{ h }}", choices=CHOICES, name="parity", cascade=cascade)
+
+    @workflow
+    def numbers(n: str) -> str:
+        return parity(h=half(n=n))
+
+    small, large = (Timed(lambda n: 0.1 if n % 2 else 5.0) for _ in range(2))
+    values = await run(numbers, small, large, rows=400, concurrency=400)
+    assert all(value == CHOICES[row // 2 % 2] for row, value in values.items())
+    assert len(large.asked) <= 100
+    assert now() < 30
+
+
+async def test_an_answer_counts_before_its_row_has_come_to_its_end() -> None:
+    """Equal rows are asked once, and what comes behind the choice takes long."""
+    half = llm("Half: {{ p }} {{ n }}", name="half")
+    cascade = {"model": "small", "sample": 100}
+    even = llm("Even or odd: {{ n }}", choices=CHOICES, name="parity", cascade=cascade)
+
+    @workflow
+    def numbers(n: str, m: str) -> str:
+        return half(p=even(n=n), n=m)
+
+    small, large = (Timed(lambda n: 500.0) for _ in range(2))
+    await run(
+        numbers,
+        small,
+        large,
+        rows=400,
+        concurrency=400,
+        cells=lambda n: {"n": str(n // 2), "m": str(n)},
+    )
+    assert len(large.asked) <= 100
 
 
 async def test_a_resumed_run_asks_nothing_again() -> None:

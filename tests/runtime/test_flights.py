@@ -238,3 +238,33 @@ async def test_claims_are_asked_about_again_after_a_while() -> None:
 
 def wanted() -> bool:
     return False
+
+
+class Mute(MemoryClaims):
+    """Claims whose ends nobody hears of while they are `gone`."""
+
+    gone = True
+
+    async def end(self, key: bytes, kept: bool) -> None:
+        if self.gone:
+            raise ClaimsAway("nobody is there")
+        await super().end(key, kept)
+
+
+async def test_the_end_of_work_that_could_not_be_told_is_told_later() -> None:
+    common = Shared()
+    claims = Mute(common.book, "a", now)
+    flights, other = Flights(claims, common.results), Flights(common.claims("b"), common.results)
+    await flights.begin()
+    await other.begin()
+    giving_signs = asyncio.ensure_future(flights.keep())
+    for key in (b"x", b"y"):
+        assert await flights.enter(key, wanted) is None
+        flights.leave(key, kept=False)
+    await anyio.sleep(1)
+    claims.gone = False
+    assert await other.enter(b"x", wanted) is None
+    assert await other.enter(b"y", wanted) is None
+    assert now() < REST_S + LEASE_S
+    flights.stop()
+    await giving_signs

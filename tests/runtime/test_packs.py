@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +18,19 @@ from tenter.planner.prompt import Prompt
 from tenter.planner.stats import ColumnStats, TableStats
 from tenter.runtime import each, llm, workflow
 from tenter.runtime.api import WorkflowHandle
-from tenter.runtime.backends.fake import FakeBackend
-from tenter.runtime.clock import VirtualLoop
+from tenter.runtime.backends.fake import ByteTokenizer, FakeBackend
+from tenter.runtime.calls import Message, Request, ToolSpec
+from tenter.runtime.clock import VirtualLoop, now
 from tenter.runtime.errors import InvalidWorkflow
+from tenter.runtime.fleet.claims import Book, MemoryClaims
+from tenter.runtime.fleet.ledger import MemoryLedger
+from tenter.runtime.fleet.peers import Peers
+from tenter.runtime.fleet.prefixes import MemoryDirectory
+from tenter.runtime.journal import MemoryResults
 from tenter.runtime.journal.memory import MemoryJournal
 from tenter.runtime.report.analysis import Analyst
 from tenter.runtime.run.control import Control
-from tenter.runtime.run.local import open_host
+from tenter.runtime.run.local import open_host, run_workflow
 from tenter.runtime.run.pack_text import Ballot, pack_chat, pack_schema, read_pack
 from tenter.runtime.run.program import Programs
 from tenter.runtime.run.rows import Limits, Row, RowRun
@@ -122,6 +128,67 @@ async def test_the_last_row_that_finds_nobody_to_share_with_has_its_own_prompt()
     backend = FakeBackend(packed(str.upper), remember=True)
     assert (await run(flow(pack=4), backend, WORDS[:5]))[4] == "SHOUT THIS: WORD 4"
     assert backend.asked[-1] == "Shout this: word 4"
+
+
+class Refusing(ByteTokenizer):
+    """A chat template that raises where a chat has some text in it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def chat(self, messages: list[Message], tools: Sequence[ToolSpec] = ()) -> list[int]:
+        if any(self._text in message.content for message in messages):
+            raise ValueError("the template refuses")
+        return super().chat(messages, tools)
+
+
+@pytest.mark.parametrize("settings", [{}, {"pack": 5}], ids=["alone", "packed"])
+async def test_a_prompt_that_cannot_be_made_fails_alone_and_so_does_equal_work(
+    settings: dict[str, Any],
+) -> None:
+    backend = FakeBackend(packed(lambda text: text[-1]))
+    backend.tokenizer = Refusing("word 2")
+    values = await run(flow(**settings), backend, [*WORDS, "word 2"])
+
+    assert values.pop(2) == values.pop(10) == "step 'shout': the template refuses"
+    assert values == {n: str(n) for n in range(10) if n != 2}
+
+
+async def test_other_processes_do_not_wait_for_what_is_answered_for_one_run_alone() -> None:
+    shout = llm("Shout this: {{ word }}", name="shout", pack=2)
+    slow = llm("Wait", name="slow", temperature=1.0)
+
+    @workflow
+    def shouting(words: list[str]) -> list[str]:
+        return [each(words, lambda word: shout(word=word)), slow()]
+
+    class Slow(FakeBackend):
+        async def generate(self, request: Request) -> Any:
+            await anyio.sleep(500 if request.sampling.temperature else 1)
+            async for chunk in super().generate(request):
+                yield chunk
+
+    results, book, shouts = MemoryResults(clock=now), Book(), list[float]()
+
+    def answer(prompt: str) -> str:
+        if prompt != "Wait":
+            shouts.append(now())
+        return packed(str.upper)(prompt)
+
+    async def process(name: str) -> None:
+        claims, ledger = MemoryClaims(book, name, now), MemoryLedger(now)
+        peers = Peers(ledger, claims, MemoryDirectory(now), "the book")
+        inputs, backends = {"words": ["a", "b"]}, {"default": Slow(answer)}
+        await run_workflow(
+            shouting.workflow, inputs, backends=backends, results=results, peers=peers
+        )
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(process, "one")
+        await anyio.sleep(10)
+        group.start_soon(process, "two")
+    assert len(shouts) == 2
+    assert max(shouts) < 20
 
 
 async def test_what_does_not_fit_is_asked_in_smaller_packs() -> None:
@@ -347,6 +414,7 @@ def test_it_reads_back_from_yaml_as_itself() -> None:
         ({"votes": 3}, "votes are those of a pack: give the step pack= too"),
         ({"pack": 4, "votes": 99, "choices": ["a", "b"]}, "votes is 99; it must be from 1 to 15"),
         ({"pack": 4, "votes": 3}, "votes are counted over equal answers: give it choices"),
+        ({"pack": 4, "stop": ["."]}, "it has a pack and stop texts, which would cut all answers"),
     ],
 )
 def test_what_can_be_wrong_with_it(settings: dict[str, Any], told: str) -> None:

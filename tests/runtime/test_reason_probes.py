@@ -11,6 +11,8 @@ from tenter.runtime.backends.fake import FakeBackend
 from tenter.runtime.calls import Chunk, Request, Usage
 from tenter.runtime.clock import VirtualLoop
 from tenter.runtime.errors import InvalidInput
+from tenter.runtime.run.reason_call import told_logprobs
+from tenter.runtime.scheduler.loop import Answer
 
 
 @pytest.fixture
@@ -18,41 +20,76 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"loop_factory": VirtualLoop}
 
 
+PROMPT = "2 + 2?"
+
+
 class SlowProbes(FakeBackend):
-    """A byte a second, and half a minute for a trial answer, which is never right."""
+    """A byte a second, and half a minute for a trial answer, which is never right.
+
+    The lines of the samples are told apart by how they begin. Called a fake.
+    """
 
     def __init__(self, *lines: bytes) -> None:
         super().__init__()
-        self.lines = list(lines)
+        self.fresh = list(lines)
+        self.lines = lines
         self.probes: list[str] = []
+        self.asked: list[int] = []  # how far the samples had come
 
     async def generate(self, request: Request) -> AsyncIterator[Chunk]:
-        probe = request.sampling.temperature == 0.0
-        if probe:
+        said = bytes(request.token_ids)[len(PROMPT) :]
+        if request.sampling.temperature == 0.0:
             self.probes.append(request.call)
-        line = b"9}" if probe else self.lines.pop(0)
-        await anyio.sleep(30 if probe else len(line))
-        ids = (*line, 256)
+            self.asked.append(len(said.partition(b"BOX{")[0]))
+            await anyio.sleep(30)
+            piece, finish = b"9}", "stop"
+        else:
+            line = next(each for each in self.lines if each.startswith(said)) if said else None
+            rest = (self.fresh.pop(0) if line is None else line)[len(said) :]
+            piece = rest[: request.sampling.max_tokens]
+            finish = "stop" if piece == rest else "length"
+            await anyio.sleep(len(piece))
+        ids = (*piece, *((256,) if finish == "stop" else ()))
         usage = Usage(prompt_tokens=len(request.token_ids), output_tokens=len(ids))
-        yield Chunk(text=line.decode(), token_ids=ids, finish="stop", usage=usage)
+        yield Chunk(text=piece.decode(), token_ids=ids, finish=finish, usage=usage)
 
 
-async def test_a_sample_is_probed_again_where_it_still_stands() -> None:
-    slow = b"x" * 100 + b"\nanswer: 6"
-    backend = SlowProbes(b"answer: 4", b"so the answer: 5", slow, slow)
-    ask = reason("2 + 2?", strategy="self-consistency", n=4, max_tokens=400)
+async def consistent(backend: SlowProbes) -> str:
+    ask = reason(PROMPT, strategy="self-consistency", n=4, max_tokens=400, suffix="BOX{")
 
     @workflow
     def solve() -> str:
         return ask()
 
     with anyio.fail_after(1_000):
-        found = await run_workflow(solve.workflow, {}, backends={"default": backend})
-    assert found == "6"
+        return await run_workflow(solve.workflow, {}, backends={"default": backend})
+
+
+SLOW = (b"x" * 100 + b"\nanswer: 6", b"y" * 100 + b"\nanswer: 6")
+
+
+async def test_a_sample_is_probed_again_where_it_still_stands() -> None:
+    backend = SlowProbes(b"z" * 36 + b"answer: 4", b"w" * 40 + b"answer: 5", *SLOW)
+    assert await consistent(backend) == "6"
     assert len(backend.probes) == len(set(backend.probes)) > 3
+    assert min(backend.asked) > 30
+
+
+async def test_a_sample_that_has_hardly_begun_is_not_asked() -> None:
+    backend = SlowProbes(b"z" * 25 + b"answer: 4", b"w" * 26 + b"answer: 5", *SLOW)
+    assert await consistent(backend) == "6"
+    assert not backend.asked
 
 
 def test_a_setting_that_may_be_left_out_is_a_number_where_it_is_given() -> None:
     reason("2 + 2?", strategy="vote", threshold=0.7, check_from=5)
     with pytest.raises(InvalidInput, match="threshold is of type float"):
         reason("2 + 2?", strategy="vote", threshold="high")
+
+
+def test_the_confidence_of_a_trial_answer_is_of_its_tokens_and_its_end() -> None:
+    text = "42} and so on"
+    said = tuple(-float(at) for at in range(len(text)))
+    answer = Answer(text, tuple(text.encode()), logprobs=said)
+    assert told_logprobs(answer, FakeBackend().tokenizer) == said[:3]
+    assert told_logprobs(Answer("42}", (52, 50, 125)), FakeBackend().tokenizer) == ()

@@ -70,6 +70,21 @@ async def think(backend: FakeBackend, step: Any, trace: MemoryTrace | None = Non
     return await run_workflow(found, {"x": "2 + 2"}, backends={"default": backend}, trace=trace)
 
 
+class Sure(Thinker):
+    """Says 4 whenever it is asked. Called a fake."""
+
+    cached_tokens = 0
+
+    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        if request.sampling.temperature == 0.0:  # a probe
+            self.requests.append(request)
+            usage = Usage(len(request.token_ids), self.cached_tokens, 3)
+            yield Chunk(text="4}", token_ids=(52, 125, 256), finish="stop", usage=usage)
+            return
+        async for chunk in super().generate(request):
+            yield chunk
+
+
 async def test_samples_that_agree_end_the_others() -> None:
     long = "x" * 150 + "\nanswer: 9"
     backend = Thinker("answer: 4", "so the answer: 4", long, long)
@@ -114,16 +129,6 @@ async def test_the_samples_of_a_step_enter_together() -> None:
 
 
 async def test_a_thought_is_probed_where_it_stands_and_ends_when_it_has_settled() -> None:
-    class Sure(Thinker):
-        async def generate(self, request: Request) -> AsyncIterator[Chunk]:
-            if request.sampling.temperature == 0.0:  # a probe
-                self.requests.append(request)
-                usage = Usage(prompt_tokens=len(request.token_ids), output_tokens=3)
-                yield Chunk(text="4}", token_ids=(52, 125, 256), finish="stop", usage=usage)
-                return
-            async for chunk in super().generate(request):
-                yield chunk
-
     rule = {"version": 1, "name": "quick", "start_tokens": 16, "ratio": 1.5, "agree": 2}
     backend, trace = Sure("hm " * 400), MemoryTrace()
     step = reason("What is {{ x }}?", max_tokens=1000, rule=rule, suffix="\\boxed{", top_p=1.0)
@@ -136,6 +141,27 @@ async def test_a_thought_is_probed_where_it_stands_and_ends_when_it_has_settled(
     (told,) = [r for _, r in trace.records if isinstance(r, Reasoned)]
     assert told.thought_tokens < 200
     assert told.probe_tokens > 0
+    assert told.rule == "quick"
+    # Nothing was cached: each probe computes all before its suffix again, each piece all so far.
+    probed = sum(len(each.token_ids) for each in probes)
+    assert told.probe_tokens + told.probe_again_tokens == probed + 3 * len(probes)
+    assert told.again_tokens == sum(len(each.token_ids) for each in thoughts[1:])
+    tally = Tally()
+    for at_s, record in trace.records:
+        tally.add(at_s, record)
+    found = summary(tally.snapshot())["reasoning"]
+    spent = found["thought_tokens"] + found["probe_tokens"] + found["again_tokens"]
+    assert found["probe_tokens"] == probed + 3 * len(probes)
+    assert found["saved_tokens"] == found["full_tokens"] - spent
+
+
+async def test_a_rule_that_asks_for_confidence_gives_way_where_a_model_does_not_tell_it() -> None:
+    rule = {"version": 1, "name": "sure", "start_tokens": 16, "agree": 1, "confidence": 0.9}
+    backend, trace = Sure("hm " * 40 + "\nanswer: 5"), MemoryTrace()
+    step = reason("What is {{ x }}?", max_tokens=1000, rule=rule, suffix="\\boxed{")
+    assert await think(backend, step, trace) == "5"
+    (told,) = [r for _, r in trace.records if isinstance(r, Reasoned)]
+    assert (told.rule, told.left_rule, told.probe_tokens) == ("full length", "sure", 0)
 
 
 async def test_a_stopped_run_thinks_on_where_it_was() -> None:

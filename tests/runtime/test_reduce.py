@@ -17,6 +17,7 @@ from tenter.runtime.journal.memory import MemoryJournal
 from tenter.runtime.run.local import open_host, run_workflow
 from tenter.runtime.run.program import Programs
 from tenter.runtime.spec import dump, loads
+from tenter.runtime.workflow import Workflow
 
 LINES = "Sum:{% for part in parts %} {{ part }}{% endfor %}"
 
@@ -111,6 +112,22 @@ async def test_what_cannot_be_folded_says_what_to_change() -> None:
 
 async def test_no_items_are_one_call_too() -> None:
     assert await run(summing(), Slow(32), parts=[]) == "0"
+    assert await run(summing(), Slow(10), parts=[]) == "0"
+
+
+async def resumed(backend: FakeBackend, flow: Workflow, parts: list[str], **recorded: Any) -> Any:
+    """What a resumed run gives that has these records."""
+    answers = list[Any]()
+    async with open_host({"default": backend}, journal=MemoryJournal(), resumed=True) as host:
+        ended = anyio.Event()
+
+        def take(value: Any, error: Exception | None) -> None:
+            answers.append(error or value)
+            ended.set()
+
+        Programs(host, flow).arrive(0, {"parts": parts}, take, recorded)
+        await ended.wait()
+    return answers[0]
 
 
 async def test_each_fold_is_recorded_and_not_asked_again() -> None:
@@ -119,23 +136,30 @@ async def test_each_fold_is_recorded_and_not_asked_again() -> None:
     first = Slow(32)
     await run_workflow(flow, {"parts": parts}, backends={"default": first}, journal=journal)
     recorded = await journal.steps(0, 0)
-    assert {path for _, path in recorded} >= {"total[0][0]", "total[0][6]", "total[1][1]", "total"}
+    assert {path for _, path in recorded} >= {
+        "total[0][0:6]",
+        "total[0][36:40]",
+        "total[2][0:40]",
+        "total",
+    }
 
     folds: dict[str, StepRecord] = {
         path: record for (_, path), record in recorded.items() if path.startswith("total[0]")
     }
-    second, answers = Slow(32), list[Any]()
-    async with open_host({"default": second}, journal=MemoryJournal(), resumed=True) as host:
-        ended = anyio.Event()
-
-        def take(value: Any, error: Exception | None) -> None:
-            answers.append(error or value)
-            ended.set()
-
-        Programs(host, flow).arrive(0, {"parts": parts}, take, folds)
-        await ended.wait()
-    assert answers == [str(sum(range(10, 50)))]
+    second = Slow(32)
+    assert await resumed(second, flow, parts, **folds) == str(sum(range(10, 50)))
     assert len(second.asked) == 3, "the upper two levels"
+
+
+async def test_a_server_with_another_context_takes_no_fold_for_one_of_other_items() -> None:
+    journal = MemoryJournal()
+    flow, parts = summing().workflow, [str(n) for n in range(10, 50)]
+    backends = {"default": Slow(32)}
+    await run_workflow(flow, {"parts": parts}, backends=backends, journal=journal)
+    folds = {path: record for (_, path), record in (await journal.steps(0, 0)).items()}
+    del folds["total"]
+
+    assert await resumed(Slow(44), flow, parts, **folds) == str(sum(range(10, 50)))
 
 
 # ---- types and texts ----------------------------------------------------------------------------

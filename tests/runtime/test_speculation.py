@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -18,6 +20,7 @@ from tenter.runtime.clock import VirtualLoop, now
 from tenter.runtime.errors import StepFailed, TryAgain
 from tenter.runtime.journal.memory import MemoryJournal
 from tenter.runtime.run.context import current_program
+from tenter.runtime.run.early import EarlyCall
 from tenter.runtime.run.local import open_host, run_workflow
 from tenter.runtime.run.program import Programs
 from tenter.runtime.run.turns import CallStream, read_turn
@@ -227,6 +230,22 @@ async def test_a_program_that_ends_takes_it_along() -> None:
     assert LOG[1:] == ["attic cancelled"]
 
 
+async def test_who_is_cancelled_leaves_nothing_that_others_wait_for() -> None:
+    one = call("look", place="attic", s=5)
+    backend = Typist(LONG + one + LONG, one, "done")
+
+    async def work() -> Any:
+        program: Any = current_program.get()
+        with anyio.move_on_after(1):
+            await program.session().run("go", [LOOK], speculate=True)
+        await anyio.sleep(20)  # the turn goes on, and ends with the call
+        return await program.session().run("again", [LOOK])
+
+    workflow = Workflow("w", (), program=work)
+    assert await run_workflow(workflow, {}, backends={"default": backend}) == "done"
+    assert len(LOG) == 1
+
+
 async def test_an_error_is_told_as_if_it_had_come_later() -> None:
     async def fail(place: str) -> str:
         raise ValueError(f"no {place}")
@@ -298,6 +317,16 @@ async def test_a_tool_that_takes_steps_of_the_program_is_made_at_the_end() -> No
     assert answer == "done"
     assert "three lamps" in backend.asked[-1]
     assert of(Speculated, records) == []
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_tool_in_a_thread_that_takes_steps_tells_the_loop(anyio_backend: str) -> None:
+    threads: list[int] = []
+    host: Any = SimpleNamespace(abandon=lambda signature: threads.append(threading.get_ident()))
+    early = EarlyCall(host, ToolStarted(program="p", step="look", tool="look"), "", b"same")
+    await asyncio.to_thread(early.undo)
+    assert await early.outcome is None
+    assert threads == [threading.get_ident()]
 
 
 async def test_what_was_written_to_meanwhile_is_read_again() -> None:

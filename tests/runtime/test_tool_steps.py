@@ -12,14 +12,15 @@ import pytest
 
 from tenter.runtime.backends.fake import FakeBackend
 from tenter.runtime.clock import VirtualLoop
-from tenter.runtime.errors import ToolFailed
+from tenter.runtime.errors import StepFailed, ToolFailed
 from tenter.runtime.journal.base import StepRecord
 from tenter.runtime.journal.memory import MemoryJournal
 from tenter.runtime.report.summary import render, summary
 from tenter.runtime.report.tally import Tally
 from tenter.runtime.run.codec import encode, identity
 from tenter.runtime.run.context import current_program
-from tenter.runtime.run.local import run_workflow
+from tenter.runtime.run.local import open_host, run_workflow
+from tenter.runtime.run.program import Programs
 from tenter.runtime.scheduler.events import (
     CallShared,
     PinJudged,
@@ -279,6 +280,29 @@ class TestOutcome:
         said, called = await self.resumed("unknown")
         assert "may have had its effect; it is not repeated" in said
         assert called == []
+
+
+async def test_a_call_that_is_cancelled_before_it_began_is_made_by_the_next_program() -> None:
+    async def look() -> str:
+        return "seen"
+
+    tool = python_tool(look, effect="pure")
+
+    async def body(row: int) -> Any:
+        call = asyncio.ensure_future(here().use(tool, {}))
+        await asyncio.sleep(0)  # it is about to run
+        if row == 0:
+            call.cancel()
+            raise StepFailed("no")
+        return await call
+
+    outcomes: list[Any] = []
+    async with open_host({"default": FakeBackend()}) as host:
+        programs = Programs(host, Workflow("w", (Input("row"),), program=body))
+        for row in range(2):
+            programs.arrive(row, {"row": row}, lambda value, error: outcomes.append(value))
+            await anyio.sleep(1)
+    assert outcomes == [None, "seen"]
 
 
 class TestCompaction:

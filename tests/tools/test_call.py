@@ -1,5 +1,6 @@
 """Calling tools on virtual time."""
 
+import asyncio
 from datetime import date
 from itertools import pairwise
 from random import Random
@@ -57,6 +58,16 @@ async def test_an_error_names_the_tool_and_keeps_its_cause() -> None:
     assert str(caught.value) == "tool 'fetch': ConnectionError: no route"
     assert isinstance(caught.value.cause, ConnectionError)
     assert caught.value.__cause__ is caught.value.cause
+
+
+async def test_what_is_cancelled_inside_a_tool_is_its_error() -> None:
+    async def fetch() -> str:
+        part = asyncio.ensure_future(asyncio.sleep(1))
+        part.cancel()
+        return await part
+
+    with pytest.raises(ToolError, match="what it waited for was cancelled"):
+        await call(python_tool(fetch, timeout_s=5), {})
 
 
 @pytest.mark.parametrize("effect", ["pure", "idempotent"])

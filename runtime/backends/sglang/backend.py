@@ -9,8 +9,10 @@ from dataclasses import replace
 from hashlib import blake2b
 from itertools import count
 from random import Random
+from socket import gethostname
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import anyio
 
@@ -277,9 +279,8 @@ class SGLangBackend:
         self.info = info
         calls = self._client.connections - SPARE
         max_running = calls if max_running is None else min(max_running, calls)
-        place = self.url if self._rank is None else f"{self.url} rank {self._rank}"
         able = info.capabilities(name, retention, max_running, kv_tokens)
-        self.capabilities = replace(able, place=place)
+        self.capabilities = replace(able, place=_place(self.url, self._rank))
         if not hasattr(self, "contexts"):
             self.contexts = Contexts(REMEMBERED * self.capabilities.kv_tokens)
         self.retention = make_retention(retention, info, self)
@@ -308,3 +309,11 @@ class SGLangBackend:
     def _rid(self) -> str:
         """A request id of its own: of one length, so that none begins another."""
         return next(self._rids)
+
+
+def _place(url: str, rank: int | None) -> str:
+    """What all processes call the server; `localhost` is another one on each machine."""
+    host = urlsplit(url).hostname or ""
+    here = host in ("localhost", "::1") or host.startswith("127.")
+    place = f"{gethostname()} {url}" if here else url
+    return place if rank is None else f"{place} rank {rank}"
