@@ -107,6 +107,8 @@ class Account:
         life.fired.append(fault)
         self.tell(str(fault))
         self._breaks[life.number, call] += fault.kind in BREAKS
+        if (fault.kind in BREAKS or fault.kind == "bug") and life.spent:
+            life.spent.pop()  # what it was to cost is given back
         if fault.kind in LIES or self._breaks[life.number, call] >= ATTEMPTS:
             self.stained.add(self.story.rows[row])
         return fault
@@ -152,8 +154,7 @@ class Account:
             return
         keys = self._keys.setdefault((tool, who), [])
         keys.append(key)
-        agent = self.story.job == "chatting"  # whose model may choose to pay again
-        if tool == "pay" and len(keys) > (len(set(keys)) if agent else 1):
+        if tool == "pay" and len(keys) > 1:
             raise Broken("a tool with an effect ran twice", who)
         if tool == "note" and len(set(keys)) > 1:
             raise Broken("a tool was called again under another key", who)

@@ -158,7 +158,7 @@ def said(request: Request) -> str:
     prompt = bytes(token for token in request.token_ids if token < 256).decode()
     if request.schema is not None:
         return f'{{"word": "{_words(prompt, 1)}", "size": {crc32(prompt.encode()) % 90}}}'
-    if "Pay for " in prompt and "paid" not in prompt:
+    if "Pay for " in prompt and "paid" not in prompt and "called so again" not in prompt:
         who = prompt.partition("Pay for ")[2].partition(":")[0]
         return f'<tool_call>{{"name": "pay", "arguments": {{"who": "{who}"}}}}</tool_call>'
     return _words(prompt, 12)[: request.sampling.max_tokens]
