@@ -4,8 +4,6 @@ Rollouts decode side by side, a token per unit of time; probes run beside them. 
 replayed with the rollouts in several random orders, since a strategy may start only some of them.
 """
 
-import csv
-import gzip
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,6 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 from _common import Figures
+from _records import Row, rows
 
 from tenter.runtime.reasoning.answers import math_value
 from tenter.runtime.reasoning.certainty import leader
@@ -34,7 +33,9 @@ from tenter.runtime.reasoning.recorded import Recorded, RecordedTrial
 from tenter.runtime.reasoning.strategy import SUFFIX_TOKENS, Step
 from tenter.runtime.reasoning.votes import FirstFinish, SelfConsistency, Vote
 
-ORDERS = 8
+ROLLOUTS, ORDERS = 8, 8
+QUICK_PROBLEMS = 120  # of all models and data sets together
+UNCUT = 32_768  # tokens that a rollout may have had, if none was cut
 SEED = 11
 Grade: TypeAlias = Callable[[str, str, str | None], bool]
 
@@ -57,42 +58,33 @@ class Problem:
 
 
 def read(data: Path) -> list[Problem]:
-    """All problems with their rollouts in order."""
-    trials: dict[tuple[str, ...], list[RecordedTrial]] = defaultdict(list)
-    for row in _rows(data / "rollouts8_probes.csv.gz"):
-        decoded = int(row.get("probe_out_tokens") or 0) or _tokens(row)
-        trials[_name(row)].append(
-            RecordedTrial(int(row["token_position"]), row["probe_answer"], decoded)
-        )
-    found: dict[tuple[str, ...], Problem] = {}
-    for row in _rows(data / "rollouts8.csv.gz"):
-        problem = found.setdefault(
-            _name(row)[:3],
-            Problem(row.get("model") or "as recorded", row["dataset"], row["problem_id"]),
-        )
-        told = tuple(sorted(trials[_name(row)], key=lambda trial: trial.at_tokens))
-        ended = row["finished_naturally"] == "True"
-        problem.rollouts.append(
-            Recorded(row["problem_id"], int(row["tokens_used"]), row["final_answer"], ended, told)
-        )
-        answer, right = row["final_answer"], row["final_correct"] == "True"
+    """All problems with their rollouts in order; a line that is there twice counts once."""
+    trials: dict[tuple[str, ...], dict[int, RecordedTrial]] = defaultdict(dict)
+    for row in rows(data, "rollouts8_probes"):
+        at_tokens, text = row.whole("token_position"), row.text("probe_answer")
+        told = row.text("reasoning", "") or text
+        decoded = row.whole("probe_out_tokens", "0") or told_tokens(told)
+        trials[_name(row)][at_tokens] = RecordedTrial(at_tokens, text, decoded)
+    problems: dict[tuple[str, ...], Problem] = {}
+    for name, row in {_name(row): row for row in rows(data, "rollouts8")}.items():
+        data_set, number = row.text("dataset"), row.text("problem_id")
+        model = row.text("model", "") or "as recorded"
+        problem = problems.setdefault(name[:3], Problem(model, data_set, number))
+        told = tuple(trial for _, trial in sorted(trials[name].items()))
+        answer, ended = row.text("final_answer"), row.flag("finished_naturally")
+        problem.rollouts.append(Recorded(number, row.whole("tokens_used"), answer, ended, told))
+        right = row.flag("final_correct")
         problem.correct[answer] = problem.correct.get(answer, False) or right
-    return list(found.values())
+    return list(problems.values())
 
 
-def _tokens(row: dict[str, str]) -> int:
+def told_tokens(text: str) -> int:
     """Decoded tokens of a probe whose count was not recorded: its text at 3 characters a token."""
-    return max(1, min(32, len(row.get("reasoning") or row["probe_answer"]) // 3 + 1))
+    return max(1, min(32, len(text) // 3 + 1))
 
 
-def _rows(path: Path):
-    csv.field_size_limit(1 << 30)
-    with gzip.open(path, "rt", newline="") as file:
-        yield from csv.DictReader(file)
-
-
-def _name(row: dict[str, str]) -> tuple[str, ...]:
-    return row.get("model") or "", row["dataset"], row["problem_id"], row["rollout_id"]
+def _name(row: Row) -> tuple[str, ...]:
+    return row.key(("model", "dataset", "problem_id", "rollout_id"))
 
 
 @dataclass(slots=True)
@@ -160,40 +152,50 @@ class Race:
         self.position[ask.sample] = self.position.get(ask.sample, 0) + used
 
 
-def strategies(limit: int) -> dict[str, Callable[[], Step]]:
-    """The methods, each a new strategy."""
-    common = {"budget_tokens": 1 << 40, "limit_tokens": limit, "extract": str}
+def strategies(limit: int, n: int) -> dict[str, Callable[[], Step]]:
+    """The methods on `n` rollouts, each a new strategy."""
+    common = {"budget_tokens": 1 << 40, "limit_tokens": limit, "extract": str, "n": n}
     return {
         "vote8": lambda: Vote(**common),
         "certaindex": lambda: Vote(**common, threshold=0.7),
         "first-finish": lambda: FirstFinish(**common),
-        "first-3": lambda: FirstFinish(**common, k=3),
-        "ours": lambda: SelfConsistency(**common),
-        "ours-no-cap": lambda: SelfConsistency(**common, cap=1.0),
-        "ours-first-3": lambda: SelfConsistency(**common, first=3, wave=5),
-        "ours-all-at-once": lambda: SelfConsistency(**common, first=8),
+        "first-3": lambda: FirstFinish(**common, k=min(3, n)),
+        "ours": lambda: SelfConsistency(**common, first=min(4, n)),
+        "ours-no-cap": lambda: SelfConsistency(**common, first=min(4, n), cap=1.0),
+        "ours-first-3": lambda: SelfConsistency(**common, first=min(3, n), wave=5),
+        "ours-all-at-once": lambda: SelfConsistency(**common, first=n),
     }
 
 
-def rollouts(figures: Figures, data: Path, grade: Grade, resamples: int) -> None:
-    """All methods on all problems, per model and data set."""
+def limit_of(records: Sequence[Recorded]) -> int:
+    """What their longest may have had; where none was cut nobody knows, and no cap is to be felt."""
+    longest = max(record.tokens for record in records)
+    return longest if any(not record.ended for record in records) else max(UNCUT, 2 * longest)
+
+
+def rollouts(figures: Figures, data: Path, grade: Grade, resamples: int, quick: bool) -> None:
+    """All methods on all problems, per model and data set; `quick`: on QUICK_PROBLEMS of each."""
     groups: dict[tuple[str, str], list[Problem]] = defaultdict(list)
     for problem in read(data):
         groups[problem.model, problem.data].append(problem)
     for (model, name), problems in groups.items():
-        limit = max(record.tokens for one in problems for record in one.rollouts)
+        if quick and len(problems) > QUICK_PROBLEMS // len(groups):
+            drawn = np.random.default_rng(SEED).permutation(len(problems))
+            problems = [problems[at] for at in drawn[: max(1, QUICK_PROBLEMS // len(groups))]]
+        limit = limit_of([record for one in problems for record in one.rollouts])
         about = {"model": model, "data": f"{name} x8", "problems": len(problems)}
         made = {
-            method: np.array([_mean(one, make, grade) for one in problems])
-            for method, make in strategies(limit).items()
+            method: np.array([_mean(one, method, limit, grade) for one in problems])
+            for method in strategies(limit, ROLLOUTS)
         }
         made["vote8-cut-too"] = np.array([_plain_vote(one, grade) for one in problems])
         _report(figures, made, about, resamples)
 
 
-def _mean(problem: Problem, make: Callable[[], Step], grade: Grade) -> np.ndarray:
+def _mean(problem: Problem, method: str, limit: int, grade: Grade) -> np.ndarray:
     """Correct, tokens, sequential tokens: means over orders of the rollouts."""
     rng = np.random.default_rng(SEED)
+    make = strategies(limit, min(ROLLOUTS, len(problem.rollouts)))[method]
     found = []
     for _ in range(ORDERS):
         order = [problem.rollouts[at] for at in rng.permutation(len(problem.rollouts))]
@@ -204,8 +206,9 @@ def _mean(problem: Problem, make: Callable[[], Step], grade: Grade) -> np.ndarra
 
 def _plain_vote(problem: Problem, grade: Grade) -> tuple[float, float, float]:
     """The vote with what was extracted from rollouts that their limit cut, too."""
-    found = leader([record.answer for record in problem.rollouts], math_value)
-    lengths = [record.tokens for record in problem.rollouts]
+    chosen = problem.rollouts[:ROLLOUTS]
+    found = leader([record.answer for record in chosen], math_value)
+    lengths = [record.tokens for record in chosen]
     right = problem.right(found.answer if found else None, grade)
     return float(right), float(sum(lengths)), float(max(lengths))
 

@@ -31,9 +31,8 @@ the running best by tokens); above the best that forcing reaches, over the token
 """
 
 import argparse
-import csv
-import gzip
 import sys
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,7 +44,8 @@ from _common import Figures, one_thread
 
 one_thread()
 import numpy as np
-from _rollouts import rollouts
+from _records import Row, path_of, rows
+from _rollouts import rollouts, told_tokens
 
 from tenter.runtime.reasoning.answers import math_value
 from tenter.runtime.reasoning.calibrate import Calibration, Cost, calibrate
@@ -65,6 +65,7 @@ from tenter.runtime.reasoning.strategy import SUFFIX_TOKENS
 FORCED = range(256, 32_769, 256)
 SHOWN = (1_024, 2_048, 4_096, 8_192, 12_288)
 RESAMPLES = 1_000
+QUICK_THOUGHTS = 1_400  # of more, --quick draws so many
 SEED = 7
 
 
@@ -95,11 +96,11 @@ class Grades:
     values: frozenset[tuple[str, str, object]] = frozenset()
 
     @classmethod
-    def read(cls, path: Path, closed: bool) -> "Grades":
+    def read(cls, data: Path, closed: bool) -> "Grades":
         right = {
-            (row["dataset"], row["problem_id"], row["probe_answer"])
-            for row in rows(path)
-            if row["correct"] == "1"
+            (row.text("dataset"), row.text("problem_id"), row.text("probe_answer"))
+            for row in rows(data, "grades")
+            if row.flag("correct")
         }
         values = {(data, problem, math_value(text)) for data, problem, text in right}
         values = {value for value in values if value[2] is not None}
@@ -113,43 +114,51 @@ class Grades:
         return bool(self.values) and (data, problem, math_value(answer)) in self.values
 
 
-def rows(path: Path) -> Iterator[dict[str, str]]:
-    csv.field_size_limit(1 << 30)
-    with gzip.open(path, "rt", newline="") as file:
-        yield from csv.DictReader(file)
+def thoughts(data: Path, grades: Grades, most: int | None = None) -> list[Thought]:
+    """All recorded thoughts, with their trials in order; a line that is there twice counts once.
+
+    `most`: about so many, of problems drawn at random.
+    """
+    lines = {_name(row): row for row in rows(data, "trajectories")}
+    if most is not None and len(lines) > most:
+        lines = _some(lines, most)
+    trials: dict[tuple[str, ...], dict[int, RecordedTrial]] = {name: {} for name in lines}
+    for row in rows(data, "probes"):
+        told = trials.get(_name(row))
+        if told is not None:
+            at_tokens, decoded = row.whole("token_position"), row.whole("probe_out_tokens", "0")
+            text, logprobs = row.text("probe_answer"), row.numbers("probe_logprobs")
+            told[at_tokens] = RecordedTrial(at_tokens, text, decoded or told_tokens(text), logprobs)
+    made = list[Thought]()
+    for name, row in lines.items():
+        told = tuple(trial for _, trial in sorted(trials[name].items()))
+        data_set, problem = row.text("dataset"), row.text("problem_id")
+        length = row.whole("tokens_used")
+        limit = row.whole("budget", "0") or length
+        ended = row.text("finish_reason") != "length"
+        record = Recorded(problem, length, row.text("final_answer"), ended, told)
+        right = tuple(grades(data_set, problem, trial.text) for trial in told)
+        correct, limit = row.flag("final_correct"), max(limit, length)
+        made.append(Thought(row.text("model"), data_set, limit, correct, record, right))
+    return made
 
 
-def thoughts(data: Path, grades: Grades) -> list[Thought]:
-    """All recorded thoughts, with their trials in order."""
-    trials: dict[tuple[str, ...], list[RecordedTrial]] = defaultdict(list)
-    for row in rows(data / "probes.csv.gz"):
-        logprobs = tuple(map(float, (row.get("probe_logprobs") or "").split()))
-        trials[_name(row)].append(
-            RecordedTrial(
-                int(row["token_position"]),
-                row["probe_answer"],
-                int(row["probe_out_tokens"]),
-                logprobs,
-            )
-        )
-    found: list[Thought] = []
-    for row in rows(data / "trajectories.csv.gz"):
-        told = tuple(sorted(trials[_name(row)], key=lambda trial: trial.at_tokens))
-        if not told:
-            continue
-        name, problem = row["dataset"], row["problem_id"]
-        length = int(row["tokens_used"])
-        limit = int(row.get("budget") or 0) or length
-        ended = row["finish_reason"] != "length"
-        record = Recorded(problem, length, row["final_answer"], ended, told)
-        right = tuple(grades(name, problem, trial.text) for trial in told)
-        correct = row["final_correct"] in ("1", "True")
-        found.append(Thought(row["model"], name, max(limit, length), correct, record, right))
-    return found
+def _some(lines: dict[tuple[str, ...], Row], most: int) -> dict[tuple[str, ...], Row]:
+    """The lines of about so many thoughts: all those about some problems."""
+    of_problem: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
+    for name, row in lines.items():
+        of_problem[row.key(("dataset", "problem_id"))].append(name)
+    problems, drawn = sorted(of_problem), list[tuple[str, ...]]()
+    for number in np.random.default_rng(SEED).permutation(len(problems)):
+        if len(drawn) >= most:
+            break
+        drawn += of_problem[problems[number]]
+    print(f"{len(drawn)} of {len(lines)} thoughts, all about some problems", file=sys.stderr)
+    return {name: lines[name] for name in drawn}
 
 
-def _name(row: dict[str, str]) -> tuple[str, ...]:
-    return row["model"], row["dataset"], row["seed"], row["problem_id"]
+def _name(row: Row) -> tuple[str, ...]:
+    return row.key(("model", "dataset", "seed", "problem_id"))
 
 
 @dataclass(slots=True)
@@ -248,10 +257,14 @@ def _told(one: Thought, at: int) -> tuple[float, int, int]:
 
 
 def _asked(one: Thought, tokens: int) -> tuple[float, int, int]:
-    trial = one.record.at(tokens)
-    assert trial is not None
-    right = one.trial_correct[one.record.trials.index(trial)]
-    return float(right), tokens + trial.tokens + SUFFIX_TOKENS, tokens + trial.tokens
+    """Stop there, or at the first trial behind, and ask."""
+    trials = one.record.trials
+    if not trials:
+        return full(one)
+    tokens = max(tokens, trials[0].at_tokens)
+    at = bisect_right(trials, tokens, key=lambda trial: trial.at_tokens) - 1
+    decoded = tokens + trials[at].tokens
+    return float(one.trial_correct[at]), decoded + SUFFIX_TOKENS, decoded
 
 
 def applied(
@@ -351,8 +364,9 @@ def calibrated(bench: Bench, chosen: Sequence[Thought]) -> tuple[Result, str]:
         seen = [one for one in chosen if one.problem in parts[here]]
         found = _chosen(bench, seen)
         said.append(found.message)
-        unseen = [at for at, one in enumerate(chosen) if one.problem in parts[there]]
-        values[unseen] = bench.run(found.rule, [chosen[at] for at in unseen]).values
+        for at, one in enumerate(chosen):
+            if one.problem in parts[there]:
+                values[at] = bench.run(found.rule, [one]).values[0]
     return Result(values), " | ".join(said)
 
 
@@ -408,11 +422,13 @@ def best_in_hindsight(
 
 def chains(figures: Figures, data: Path, quick: bool, closed: bool) -> None:
     """All methods on single chains of thought."""
-    grades = Grades.read(data / "grades.csv.gz", closed)
-    found = thoughts(data, grades)
-    bench = Bench(found, grades, RESAMPLES // (4 if quick else 1))
-    for model in dict.fromkeys(one.model for one in found):
-        mine = [one for one in found if one.model == model]
+    grades = Grades.read(data, closed)
+    everyone = thoughts(data, grades, QUICK_THOUGHTS if quick else None)
+    if not everyone:
+        sys.exit(f"there are no thoughts in {data}")
+    bench = Bench(everyone, grades, RESAMPLES // (4 if quick else 1))
+    for model in dict.fromkeys(one.model for one in everyone):
+        mine = [one for one in everyone if one.model == model]
         ours, said = calibrated(bench, mine)
         others, rungs = from_others(bench, model)
         by_id = {id(one): value for one, value in zip(mine, ours.values, strict=True)}
@@ -441,7 +457,8 @@ def methods(bench: Bench, chosen: Sequence[Thought], quick: bool) -> dict[str, R
     for budget in SHOWN:
         results[f"cut-{budget}"] = applied(cut(budget), chosen)
         results[f"forced-{budget}"] = applied(forced(budget), chosen)
-    spacing = min(one.record.trials[0].at_tokens for one in chosen)
+    firsts = [one.record.trials[0].at_tokens for one in chosen if one.record.trials]
+    spacing = min(firsts, default=1)
     for effort, (window, every) in EFFORTS.items():
         results[f"dynasor-{effort}"] = bench.run(dynasor(window, max(every, spacing)), chosen)
     if any(trial.logprobs for one in chosen[:100] for trial in one.record.trials):
@@ -462,14 +479,18 @@ def main() -> None:
     parser.add_argument("--grading", choices=("strict", "closed"), default="strict")
     options = parser.parse_args()
     data = options.data / "reasoning" if (options.data / "reasoning").is_dir() else options.data
-    if not (data / "grades.csv.gz").is_file():
-        sys.exit(f"no recorded thoughts in {data}; give their folder with --data DIR")
+    if path_of(data, "grades") is None:
+        sys.exit(
+            f"no recorded thoughts in {data}: no grades.csv.gz; give their folder with --data DIR"
+        )
+    if path_of(data, "trajectories") is None and path_of(data, "rollouts8") is None:
+        sys.exit(f"no trajectories.csv.gz and no rollouts8.csv.gz in {data}")
     figures, closed = Figures("certaindex_replay"), options.grading == "closed"
-    if (data / "trajectories.csv.gz").is_file():
+    if path_of(data, "trajectories") is not None:
         chains(figures, data, options.quick, closed)
-    if (data / "rollouts8.csv.gz").is_file():
-        grades = Grades.read(data / "grades.csv.gz", closed)
-        rollouts(figures, data, grades, RESAMPLES // (4 if options.quick else 1))
+    if path_of(data, "rollouts8") is not None:
+        grades = Grades.read(data, closed)
+        rollouts(figures, data, grades, RESAMPLES // (4 if options.quick else 1), options.quick)
     figures.table(f"Stopping early{' (quick)' if options.quick else ''}")
 
 

@@ -1,7 +1,7 @@
 """Reasoning that stops early, live: the tiny model thinks about sums on the embedded engine.
 
     python benchmarks/reasoning_live.py [--quick] [--problems N] [--only thoughts|votes]
-                                        [--seconds S] [--skip N]
+                                        [--seconds S] [--skip N] [--cells FILE]
 
 1,000 held-out sums that the model was trained to think over several times (`Think hard.`), behind
 --skip N others, asked through `reason(...)`. The samples of a step, its probes and its aborts are
@@ -18,7 +18,8 @@ the methods take turns on pieces of CHUNK problems. The baseline of single thoug
 `tokens`: what the engine computed for a problem, decoded and prefilled, aborted samples included.
 `thought_tokens`, `probe_tokens` (their prefill included), `again_tokens` (of thoughts, prefilled
 again behind a piece): the runtime's own account. Intervals are 95 % bootstrap percentiles over
-problems, paired. `cpu_s` and `wall_s`, and the engine's counters, are sums.
+problems, paired. `cpu_s` and `wall_s`, and the engine's counters, are sums. `--cells` keeps
+the rule that was found, and each piece, in FILE: a run that was stopped goes on behind its last piece.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import math
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "training")]
 from _common import Figures, one_thread
+from _kept import Kept
 
 one_thread()
 
@@ -54,7 +56,7 @@ from tenter.runtime.models import tiny_path
 from tenter.runtime.reasoning.rules import EFFORTS, StopRule, dynasor
 from tenter.runtime.run.local import open_host
 from tenter.runtime.run.program import Programs
-from tenter.runtime.scheduler.events import CallEnded, Reasoned
+from tenter.runtime.scheduler.events import CallEnded, Dispatch, Reasoned
 from tenter.runtime.trace import Record
 from tenter.runtime.workflow import Workflow
 
@@ -215,13 +217,28 @@ class Account:
     def __init__(self) -> None:
         self.computed: dict[str, int] = defaultdict(int)
         self.told: dict[str, Reasoned] = {}
+        self.running: set[str] = set()
+        self.idle = asyncio.Event()
 
     def write(self, at_s: float, record: Record) -> None:
-        if isinstance(record, CallEnded):
+        if isinstance(record, Dispatch):
+            self.running.add(record.call)
+            self.idle.clear()
+        elif isinstance(record, CallEnded):
+            self.running.discard(record.call)
+            if not self.running:
+                self.idle.set()
             prefilled = record.prompt_tokens - record.cached_tokens
             self.computed[record.program] += prefilled + record.output_tokens
         elif isinstance(record, Reasoned):
             self.told[record.program] = record
+
+    def row(self, program: str, right: bool) -> list[float]:
+        """Of one program: right, the tokens of `COLUMNS`, and whether it settled."""
+        told = self.told[program]
+        probed = told.probe_tokens + told.probe_again_tokens
+        tokens = (self.computed[program], told.thought_tokens, probed, told.again_tokens)
+        return [float(right), *tokens, float(told.stopped == "settled")]
 
 
 @dataclass(slots=True)
@@ -232,7 +249,8 @@ class Contender:
     backend: EmbeddedBackend
     programs: Programs
     account: Account
-    right: dict[int, bool] = field(default_factory=dict[int, bool])
+    rows: list[list[float]] = field(default_factory=list[list[float]])
+    counters: Counter[str] = field(default_factory=Counter[str])
     cpu_s: float = 0.0
     wall_s: float = 0.0
 
@@ -244,47 +262,44 @@ class Contender:
         host = await stack.enter_async_context(opened)
         return cls(method, backend, Programs(host, method.workflow()), account)
 
-    async def run(self, numbered: Sequence[tuple[int, Problem]]) -> None:
+    def add(self, piece: dict[str, Any]) -> None:
+        """Count a piece that was run, now or before."""
+        self.rows += piece["rows"]
+        self.counters.update(piece["counters"])
+        self.cpu_s += piece["cpu_s"]
+        self.wall_s += piece["wall_s"]
+
+    async def run(self, numbered: Sequence[tuple[int, Problem]]) -> dict[str, Any]:
         """Think about these problems, all at once."""
-        over, left = asyncio.Event(), len(numbered)
+        over, right = asyncio.Event(), dict[int, bool]()
 
         def arrive(number: int, problem: Problem) -> None:
             def ended(value: Any, error: Exception | None) -> None:
-                nonlocal left
-                self.right[number] = error is None and str(value).strip() == problem.answer
-                left -= 1
-                if left == 0:
+                right[number] = error is None and str(value).strip() == problem.answer
+                if len(right) == len(numbered):
                     over.set()
 
             self.programs.arrive(number, {"question": problem.question}, ended)
 
+        before = (await self.backend.load()).counters
         cpu_s, wall_s = time.process_time(), time.perf_counter()
         for number, problem in numbered:
             arrive(number, problem)
         await over.wait()
-        self.cpu_s += time.process_time() - cpu_s
-        self.wall_s += time.perf_counter() - wall_s
+        await self.account.idle.wait()  # what was aborted at the end counts too
+        spent = {"cpu_s": time.process_time() - cpu_s, "wall_s": time.perf_counter() - wall_s}
+        after = (await self.backend.load()).counters
+        counters = {name: after[name] - before[name] for name in COUNTERS}
+        rows = [self.account.row(f"r{number}", right[number]) for number, _ in numbered]
+        return {"rows": rows, "counters": counters, **spent}
 
     def values(self) -> np.ndarray:
         """A row per problem: right, and the tokens of `COLUMNS`."""
-        told = self.account.told
-        return np.array(
-            [
-                (
-                    self.right[row],
-                    self.account.computed[f"r{row}"],
-                    told[f"r{row}"].thought_tokens,
-                    told[f"r{row}"].probe_tokens + told[f"r{row}"].probe_again_tokens,
-                    told[f"r{row}"].again_tokens,
-                )
-                for row in sorted(self.right)
-            ],
-            float,
-        )
+        return np.array(self.rows, float)[:, : len(COLUMNS)]
 
 
 async def race(
-    chosen: Sequence[Method], judged: Sequence[Problem], chunk: int, until_s: float
+    chosen: Sequence[Method], judged: Sequence[Problem], chunk: int, until_s: float, kept: Kept
 ) -> list[Contender]:
     """All methods on all problems, in turns; each turn begins with another method."""
     async with AsyncExitStack() as stack:
@@ -295,11 +310,15 @@ async def race(
                 break
             print(f"problems {first} to {first + chunk}", file=sys.stderr)
             numbered = list(enumerate(judged))[first : first + chunk]
+            questions = "|".join(problem.question for _, problem in numbered)
             start = turn % len(field)
             for contender in field[start:] + field[:start]:
-                await contender.run(numbered)
+                key = f"{contender.method!r} from {first}: {questions}"
+                if key not in kept.known:
+                    kept.add(key, await contender.run(numbered))
+                contender.add(kept.known[key])
         for contender in field:
-            await report_counters(contender)
+            report_counters(contender)
     return field
 
 
@@ -308,12 +327,11 @@ async def race(
 FIGURES = Figures("reasoning_live")
 
 
-async def report_counters(contender: Contender) -> None:
+def report_counters(contender: Contender) -> None:
     """The engine's own sums."""
-    counters = (await contender.backend.load()).counters
-    about = {"method": contender.method.name, "problems": len(contender.right)}
+    about = {"method": contender.method.name, "problems": len(contender.rows)}
     for name in COUNTERS:
-        FIGURES.add(f"engine_{name}", counters[name], **about)
+        FIGURES.add(f"engine_{name}", contender.counters[name], **about)
 
 
 def report(field: Sequence[Contender], note: str) -> None:
@@ -337,21 +355,26 @@ def report(field: Sequence[Contender], note: str) -> None:
         FIGURES.add("tokens_over_base", over[0], 1.0, **about, interval=interval(over))
         FIGURES.add("cpu_s", one.cpu_s, base.cpu_s, "s", **about)
         FIGURES.add("wall_s", one.wall_s, base.wall_s, "s", **about)
-        settled = sum(told.stopped == "settled" for told in one.account.told.values())
+        settled = sum(row[-1] for row in one.rows)
         FIGURES.add("settled", settled / count, unit="share", **about)
 
 
-async def bench(count: int, only: str, quick: bool, seconds: float, skip: int) -> None:
+async def bench(count: int, only: str, quick: bool, seconds: float, skip: int, kept: Kept) -> None:
     """Calibrate on some problems, judge on others."""
     began_s = time.monotonic()
     seen = QUICK_CALIBRATION if quick else CALIBRATION
     drawn = problems(seen + skip + count)
     chosen, note = [] if only == "thoughts" else several(quick), ""
     if only != "votes":
-        rule, note = await calibrated(drawn[:seen], QUICK_BUDGET if quick else None)
+        key = f"the rule for {seen} problems"
+        if key not in kept.known:
+            rule, note = await calibrated(drawn[:seen], QUICK_BUDGET if quick else None)
+            kept.add(key, {"rule": rule.to_json(), "note": note})
+        rule, note = StopRule.from_json(kept.known[key]["rule"]), kept.known[key]["note"]
         chosen = [*thoughts(rule, quick), *chosen]
     chunk = QUICK_CHUNK if quick else CHUNK
-    report(await race(chosen, drawn[seen + skip :], chunk, began_s + seconds), note)
+    until_s = began_s + seconds
+    report(await race(chosen, drawn[seen + skip :], chunk, until_s, kept), note)
 
 
 def main() -> None:
@@ -362,10 +385,12 @@ def main() -> None:
     parser.add_argument("--only", choices=("thoughts", "votes"), default="", help="one part")
     parser.add_argument("--seconds", type=float, help="begin no further piece after so long")
     parser.add_argument("--skip", type=int, default=0, help="problems that are not judged")
+    parser.add_argument("--cells", type=Path, help="a file that keeps what was run")
     options = parser.parse_args()
     count = options.problems or (QUICK_PROBLEMS if options.quick else PROBLEMS)
     seconds = options.seconds or (QUICK_S if options.quick else math.inf)
-    asyncio.run(bench(count, options.only, options.quick, seconds, options.skip))
+    kept = Kept.of(options.cells)
+    asyncio.run(bench(count, options.only, options.quick, seconds, options.skip, kept))
     FIGURES.table(f"Thinking live{' (quick)' if options.quick else ''}")
 
 

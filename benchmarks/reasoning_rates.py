@@ -1,7 +1,7 @@
 """Dynasor's scheduling experiment, simulated: self-consistency programs at rising request rates.
 
     python benchmarks/reasoning_rates.py [--quick] [--data DIR] [--problems NAME] [--programs N]
-                                         [--rates 0.1,0.4]
+                                         [--rates 0.1,0.4] [--cells FILE]
 
 Programs of one `reason(...)` step with 8 samples arrive by a Poisson process. What a sample says and
 how long it thinks is recorded (rollouts of DeepSeek-R1-Distill-Qwen-7B); the strategies, the
@@ -25,7 +25,8 @@ on one H100, by roofline. Each ingredient comes on top of those before it:
 four ingredients against 410, 306, 165 and 134 (which step the 159 is, our source does not say).
 Rates are programs per second. Intervals are 95 % bootstrap percentiles over programs, paired; that
 programs which wait for each other are not independent they do not know. `--quick`: few programs at
-the highest rate, on a third of the KV memory.
+the highest rate, on a third of the KV memory. `--cells` keeps what was simulated in FILE, so that a
+run that was stopped goes on.
 """
 
 import argparse
@@ -34,6 +35,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -41,6 +43,7 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _common import Figures, one_thread
+from _kept import Kept
 
 one_thread()
 
@@ -48,6 +51,7 @@ import anyio
 import numpy as np
 from _bootstrap import Bootstrap, interval
 from _recorded import SUFFIX, RecordedBackend, Rounds
+from _records import path_of
 from _rollouts import Problem, read
 from certaindex_replay import Grades
 
@@ -134,6 +138,21 @@ class Run:
         if isinstance(record, CallEnded):
             self.tokens[record.program] += record.output_tokens
 
+    def record(self) -> dict[str, Any]:
+        """What `of` reads, as JSON."""
+        return {
+            "seconds": self.seconds,
+            "answers": self.answers,
+            "tokens": self.tokens,
+            "prefilled": self.prefilled,
+        }
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> "Run":
+        seconds = {int(row): spent for row, spent in kept["seconds"].items()}
+        answers = {int(row): answer for row, answer in kept["answers"].items()}
+        return cls(seconds, answers, kept["tokens"], kept["prefilled"])
+
 
 def step(way: Way, limit_tokens: int) -> Workflow:
     """What an author would write."""
@@ -150,12 +169,13 @@ def step(way: Way, limit_tokens: int) -> Workflow:
 
 def simulated(
     way: Way, programs: Sequence[Arrival], limit_tokens: int, kv_tokens: int | None = None
-) -> Run:
-    """All programs to their ends, in virtual time."""
+) -> dict[str, Any]:
+    """All programs to their ends, in virtual time: the record of a `Run`."""
     virtual = {"loop_factory": VirtualLoop}
     pieces = patch.object(reason_drive, "PIECE_TOKENS", way.piece_tokens)
     with pieces, patch.dict(STRATEGIES, rounds=Rounds):
-        return anyio.run(_run, way, programs, limit_tokens, kv_tokens, backend_options=virtual)
+        found = anyio.run(_run, way, programs, limit_tokens, kv_tokens, backend_options=virtual)
+    return found.record()
 
 
 async def _run(
@@ -230,18 +250,22 @@ def main() -> None:
     parser.add_argument("--problems", default="math500", help="the data set, or all")
     parser.add_argument("--programs", type=int, help=f"how many arrive ({PROGRAMS})")
     parser.add_argument("--rates", default="", help="programs per second: 0.1,0.4")
+    parser.add_argument("--cells", type=Path, help="a file that keeps what was simulated")
     options = parser.parse_args()
     data = options.data / "reasoning" if (options.data / "reasoning").is_dir() else options.data
-    if not (data / "rollouts8.csv.gz").is_file():
+    if path_of(data, "rollouts8") is None:
         sys.exit(f"no recorded rollouts in {data}; give their folder with --data DIR")
     problems = [one for one in read(data) if options.problems in ("all", one.data)]
     if not problems:
         sys.exit(f"--problems {options.problems}: the rollouts have no such data set")
+    if any(len(one.rollouts) < 8 for one in problems):
+        sys.exit(f"8 rollouts of every problem are needed, and {data} has fewer")
     figures = Figures("reasoning_rates")
     count = options.programs or (QUICK_PROGRAMS if options.quick else PROGRAMS)
     rates = tuple(map(float, options.rates.split(","))) if options.rates else RATES
     limit = max(record.tokens for one in problems for record in one.rollouts)
-    grades = Grades.read(data / "grades.csv.gz", closed=False)
+    grades = Grades.read(data, closed=False)
+    kept = Kept.of(options.cells)
     kv_tokens, began_s = QUICK_KV_TOKENS if options.quick else None, time.monotonic()
     for per_s in rates[-1:] if options.quick else rates:
         programs = arrivals(problems, count, per_s)
@@ -249,9 +273,11 @@ def main() -> None:
         for ways in (WAYS, IN_ROUNDS):
             base: Run | None = None
             for way in ways:
-                found = simulated(way, programs, limit, kv_tokens)
-                base = base or found
-                report(figures, way, found, base, programs, grades, setup)
+                key = f"{way!r} {setup!r} limit {limit} kv {kv_tokens}"
+                simulate = partial(simulated, way, programs, limit, kv_tokens)
+                run = Run.of(kept.get(key, simulate))
+                base = base or run
+                report(figures, way, run, base, programs, grades, setup)
                 spent_s = time.monotonic() - began_s
                 print(f"{per_s} per s, {way.name}: {spent_s:.0f} s so far", file=sys.stderr)
     figures.table(f"Reasoning programs at rising rates{' (quick)' if options.quick else ''}")

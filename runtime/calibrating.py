@@ -10,12 +10,13 @@ from typing import Any
 from ..planner.graph import LLM, Each, Graph, Reasoning, Repeat, Step
 from .errors import InvalidInput
 from .jobs import Job, MapSpec
+from .reasoning.answers import Equivalence
 from .reasoning.calibrate import LEVEL, Calibration, calibrate, costs
 from .reasoning.families import families_for
 from .reasoning.named import build
 from .reasoning.nouns import Outcome
 from .reasoning.recorded import Recorded, recorded
-from .reasoning.rules import StopRule
+from .reasoning.rules import NEVER, StopRule
 from .reasoning.strategy import Step as Strategy
 from .reasoning.thought import ChainOfThought
 from .run.local import open_backends, open_host
@@ -79,7 +80,8 @@ async def calibrate_step(
     workflow = replace(job.workflow, graph=_with(graph, measured))
     recording = _Recording()
     labels: dict[int, str] = {}
-    failed = 0
+    failed = unlabelled = 0
+    same = build("thought", settings, limit_tokens, 0, 0).equivalence
     async with open_backends(job.models) as backends, open_host(backends, share=False) as host:
         host.observe_thought = recording.observe
         programs = Programs(host, workflow)
@@ -101,27 +103,49 @@ async def calibrate_step(
                 failed += 1
                 continue
             if label is not None:
-                labels[row.row] = str(row.cells.get(label))
+                told = row.cells.get(label)
+                labels[row.row] = "" if told is None else str(told)
+                if same(labels[row.row]) is None:
+                    unlabelled += 1
+                    continue
+            recording.know(row.row, row.inputs)
             await room.acquire()
             live += 1
             ends.clear()
             programs.arrive(row.row, row.inputs, ended)
         if live:
             await ends.wait()
-    found = _choose(recording, labels, settings, limit_tokens, budget, level, seed)
+    found = _choose(recording, labels, same, limit_tokens, budget, level, seed)
+    if unlabelled:
+        left_out = (
+            f"{unlabelled} rows are left out, whose {label!r} is no answer of the step's kind"
+        )
+        found = replace(found, message=f"{found.message}; {left_out}")
+    failed += unlabelled
     rule = json.loads(found.rule.to_json())
     return Calibrated(chosen.id, found, {**settings, "rule": rule}, len(recording.records), failed)
 
 
 @dataclass(slots=True)
 class _Recording:
-    """The thoughts that came to their end, and what their probes and pieces had to prefill."""
+    """The thoughts that came to their end, and what their probes and pieces had to prefill.
 
+    Rows with equal inputs are one problem, however often it is thought about.
+    """
+
+    problems: dict[int, int] = field(default_factory=dict[int, int])  # row -> first of its inputs
     records: list[Recorded] = field(default_factory=list[Recorded])
     probes: int = 0
     probe_tokens: int = 0
     pieces: int = 0
     piece_tokens: int = 0
+
+    _first: dict[str, int] = field(default_factory=dict[str, int])
+
+    def know(self, row: int, inputs: Mapping[str, Any]) -> None:
+        """A row is about to be thought about."""
+        said = json.dumps(inputs, sort_keys=True, default=repr)
+        self.problems[row] = self._first.setdefault(said, row)
 
     def observe(self, row: int, strategy: Strategy, outcome: Outcome) -> None:
         """Note a thought."""
@@ -129,7 +153,8 @@ class _Recording:
             return
         trials = tuple(map(recorded, strategy.trials))
         ended = bool(outcome.finished)
-        self.records.append(Recorded(row, outcome.thought_tokens, outcome.answer, ended, trials))
+        problem, tokens = self.problems[row], outcome.thought_tokens
+        self.records.append(Recorded(problem, tokens, outcome.answer, ended, trials))
         self.probes += len(trials)
         self.probe_tokens += sum(trial.prefill_tokens for trial in strategy.trials)
         self.pieces += strategy.pieces
@@ -139,13 +164,12 @@ class _Recording:
 def _choose(
     recording: _Recording,
     labels: Mapping[int, str],
-    settings: Mapping[str, Any],
+    same: Equivalence,
     limit_tokens: int,
     budget: float | None,
     level: float,
     seed: int,
 ) -> Calibration:
-    same = build("thought", settings, limit_tokens, 0, 0).equivalence
     records = recording.records
     probe_tokens = round(recording.probe_tokens / max(1, recording.probes))
     piece_tokens = round(recording.piece_tokens / max(1, recording.pieces))
@@ -170,6 +194,9 @@ def _choose(
     found = calibrate(
         cost_of, budget=budget, level=level, families=families, labelled=bool(labels), seed=seed
     )
+    if labels and not any(correct(record, record.answer) for record in records):
+        wrong = "no thought ends with its row's label, so nothing can be said of what a rule loses"
+        return replace(found, rule=NEVER, message=f"{wrong}; full length is kept")
     return replace(found, message="; ".join((found.message, *left_out)))
 
 

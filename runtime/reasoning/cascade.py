@@ -22,6 +22,9 @@ THRESHOLDS = (
 )
 
 
+TARGETS = (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.925, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)  # to advise
+
+
 @dataclass(frozen=True, slots=True)
 class Paired:
     """A row that both models answered: how sure the small one was, and whether they agree."""
@@ -53,6 +56,38 @@ def rows_needed(target: float, confidence: float) -> int:
     return problems_needed(1 - target, 1 - confidence, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Whether a sample can be large enough for what was promised, and what to do if not."""
+
+    enough: bool
+    message: str
+
+
+def outlook(target: float, confidence: float, sample: int, rows: int, window: int) -> Outlook:
+    """What a cascade may hope for over a table of `rows` rows in windows of `window`.
+
+    A window's part of the chance of failing is its part of the rows, and at most half of it is
+    sampled.
+    """
+    whole = min(rows, window)
+    sure = 1 - (1 - confidence) * whole / rows
+    most = whole // 2
+    sampled, needed = min(sample, most), rows_needed(target, sure)
+    of = f"a sample of {sampled:,} rows" + (f" of each {window:,}" if rows > window else "")
+    if sampled >= needed:
+        return Outlook(
+            True, f"{of} can vouch for {target:.1%}; it takes {needed:,} where all agree"
+        )
+    why = f"{of} cannot vouch for {target:.1%}, so the large model will answer all: it takes {needed:,}"
+    if needed <= most:
+        return Outlook(False, f"{why}; raise `sample` to {needed:,} or more")
+    reached = next((each for each in TARGETS if rows_needed(each, sure) <= most), None)
+    if reached is None:
+        return Outlook(False, f"{why}; the table is too small for a cascade")
+    return Outlook(False, f"{why}; the table is too small: lower `target` to {reached:g}")
+
+
 def learn(sample: Sequence[Paired], target: float, confidence: float, seed: int = 0) -> Threshold:
     """The boldest threshold that a sample, drawn evenly from all rows, vouches for."""
     needed, count = rows_needed(target, confidence), len(sample)
@@ -72,7 +107,7 @@ def learn(sample: Sequence[Paired], target: float, confidence: float, seed: int 
         said = (
             f"the small model answers where its confidence is {at:g} or more, {routed:.0%} of "
             f"{count} sampled rows; {1 - loss:.1%} of all answers agree there, and of all rows at "
-            f"least {target:.1%} with confidence {confidence:.0%}"
+            f"least {target:.1%} with confidence {100 * confidence:.4g}%"
         )
         best = Threshold(at, count, needed, routed, loss, bound, said)
     if best is None or not best.routed:

@@ -46,9 +46,9 @@ class Recorded:
     trials: tuple[RecordedTrial, ...]
 
     def at(self, tokens: int) -> RecordedTrial | None:
-        """The last trial at or before this length; the first if there is none before it."""
+        """The last trial at or before this length; None if there is none."""
         found = bisect_right(self.trials, tokens, key=lambda trial: trial.at_tokens) - 1
-        return self.trials[max(0, found)] if self.trials else None
+        return self.trials[found] if found >= 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +112,11 @@ def _drive(
                     asks = step.observe(Thought(ask.request, text, used, ended))
                 case Probe():
                     probes += 1
-                    found = recorded.at(ask.at_tokens or position) or RecordedTrial(
-                        position, recorded.answer, 0
-                    )
+                    place = ask.at_tokens or position
+                    found = recorded.at(place)
+                    if found is None:  # nobody knows, but at the end
+                        told = recorded.answer if place >= recorded.tokens else ""
+                        found = RecordedTrial(place, told, 0)
                     told = Probed(
                         ask.request, found.text, found.tokens, suffix_tokens, found.logprobs
                     )

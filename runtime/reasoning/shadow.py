@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .families import safer
-from .rules import StopRule
+from .rules import NEVER, StopRule
 
 _MOST_BET = 0.5
 MONITORS = 200  # steps of a workflow that are watched
@@ -83,7 +83,7 @@ class Shadow:
         self.loss += loss
         if self.wealth < 1 / self.alpha:
             return None
-        return self._widen()
+        return self.widen()
 
     def verdict(self) -> str:
         """One line for the summary."""
@@ -94,7 +94,8 @@ class Shadow:
             f"(allowed {self.allowed:.1%})"
         )
 
-    def _widen(self) -> Drift:
+    def widen(self) -> Drift:
+        """Leave the rule for the next more careful one, whose evidence begins anew."""
         drift = Drift(self.rule, safer(self.rule), self.runs, self.mean_loss, self.allowed)
         self.drifts.append(drift)
         self.rule, self.runs, self.loss, self.wealth = drift.rule, 0, 0.0, 1.0
@@ -163,11 +164,29 @@ class Shadows:
         self.fresh.append(run)
         return found.observe(run.loss)
 
+    def heed(self, other: "Shadows") -> None:
+        """Leave the rules that another process has left, whatever the evidence here says of them."""
+        for name, theirs in other.monitors.items():
+            if not theirs.drifts:
+                continue
+            mine = self.monitors.setdefault(name, Shadow(theirs.asked, theirs.allowed))
+            while _is_safer(theirs.rule, mine.rule):
+                mine.widen()
+
     def add(self, runs: Sequence[Loss]) -> None:
         """Add what another process has seen."""
         for run in runs:
             self.monitor(run.step, StopRule.from_json(run.asked), run.allowed)
             self.observe(run)
+
+
+def _is_safer(rule: StopRule, other: StopRule) -> bool:
+    """Whether `rule` is among those that come when `other` is left."""
+    while other.name != NEVER.name:
+        other = safer(other)
+        if other.name == rule.name:
+            return True
+    return False
 
 
 def _name(step: str, asked: str, allowed: float) -> str:

@@ -275,7 +275,11 @@ class Drive:
         call = ReasonCall(request, self.owner.name, step, asking.model.pool, gang)
         if progress is not None:
             progress.call = call
-        scheduler.submit(call, PlanHint(remaining_tokens=self._remaining_tokens(request)))
+        chain = None
+        if progress is not None and isinstance(progress.ask, Think):
+            chain = f"{self.path}.sample{progress.ask.sample}"
+        left = self._remaining_tokens(request)
+        scheduler.submit(call, PlanHint(remaining_tokens=left, chain=chain))
         try:
             return await call.answer
         except asyncio.CancelledError:

@@ -105,7 +105,7 @@ class ReasonWork(LongStep):
             elif share:
                 watch = _Watch(host, self._asking.step.id, settings)
                 rule, self._left_rule = watch.rule, watch.left
-        shadow = is_shadow(f"{owner.name}/{self._path}", share)
+        shadow = is_shadow(f"{host.run}/{owner.name}/{self._path}", share)
         suffix = self._suffix()
         tokens = sampling.max_tokens
         made = build(self._strategy, settings, tokens, seed, len(suffix), not shadow, rule)
@@ -218,4 +218,6 @@ def _kept(strategy: Step, outcome: Outcome) -> bool | None:
     if not isinstance(strategy, ChainOfThought) or strategy.stop or outcome.answer is None:
         return None
     would = strategy.would_stop
-    return would is None or would.key == strategy.key(outcome.answer)
+    if would is None or would.answer == outcome.answer:
+        return True
+    return would.key is not None and would.key == strategy.key(outcome.answer)

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from tenter.runtime.reasoning.cascade import Paired, certainty, learn, rows_needed
+from tenter.runtime.reasoning.cascade import Paired, certainty, learn, outlook, rows_needed
 
 
 def pairs(count: int, wrong_below: float, random: Random) -> list[Paired]:
@@ -61,3 +61,20 @@ def test_the_promise_is_kept_as_often_as_it_says() -> None:
 )
 def test_certainty_is_the_likeliest_choices_share(logprobs: tuple[float, ...], sure: float) -> None:
     assert certainty(logprobs) == pytest.approx(sure)
+
+
+@pytest.mark.parametrize(
+    ("target", "sample", "rows", "told"),
+    [
+        pytest.param(0.95, 200, 1000, "can vouch for 95.0%; it takes 60", id="enough"),
+        pytest.param(0.95, 50, 1000, "raise `sample` to 60 or more", id="sample"),
+        pytest.param(0.95, 200, 100, "lower `target` to 0.925", id="table"),
+        pytest.param(0.95, 200, 4, "too small for a cascade", id="tiny"),
+        pytest.param(0.95, 90, 100_000, "of each 8,192 cannot vouch", id="windows"),
+    ],
+)
+def test_it_is_known_ahead_whether_a_sample_can_be_large_enough(
+    target: float, sample: int, rows: int, told: str
+) -> None:
+    found = outlook(target, 0.9, sample, rows, 8192)
+    assert told in found.message and found.enough == ("can vouch" in found.message)

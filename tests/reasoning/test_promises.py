@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tenter.runtime.reasoning.named import STRATEGIES
 from tenter.runtime.reasoning.nouns import (
     Ask,
     Cancel,
@@ -137,6 +138,11 @@ def play(*steps: Step, draw, ended=lambda step: None) -> list[Referee]:
             assert step.full_tokens() >= 0
             ended(step)
     raise AssertionError("the strategies do not end")
+
+
+def test_every_strategy_that_a_step_may_name_has_promises_to_keep() -> None:
+    made = {type(make(budget_tokens=100, limit_tokens=50)) for make in MAKERS.values()}
+    assert made == set(STRATEGIES.values())
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -136,6 +136,35 @@ async def test_too_few_rows_vouch_for_nothing_and_it_says_how_many_it_takes(spec
     assert "20 problems cannot vouch" in done.found.message
 
 
+def table(spec: MapSpec, rows: list[dict[str, Any]]) -> MapSpec:
+    Path(spec.table).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return spec
+
+
+async def test_a_question_that_is_asked_often_is_one_problem(spec: MapSpec) -> None:
+    rows = [{"x": f"2 + 2 + 0 * {n % 5}", "right": "4"} for n in range(40)]
+    done = await calibrate_step(table(spec, rows), label="right", budget=0.2)
+    assert done.rows == 40
+    assert not done.found.rule.stops
+    assert not done.found.enough_data
+    assert "5 problems cannot vouch" in done.found.message
+
+
+async def test_rows_whose_label_is_no_answer_are_no_evidence(spec: MapSpec) -> None:
+    rows = [{"x": f"{n}", "right": 4 if n < 20 else ("" if n % 2 else None)} for n in range(ROWS)]
+    done = await calibrate_step(table(spec, rows), label="right")
+    assert (done.rows, done.failed) == (20, ROWS - 20)
+    assert "20 problems cannot vouch" in done.found.message
+    assert "240 rows are left out" in done.found.message
+
+
+async def test_labels_that_no_thought_ends_with_vouch_for_nothing(spec: MapSpec) -> None:
+    rows = [{"x": f"{n}", "right": 0} for n in range(30)]
+    done = await calibrate_step(table(spec, rows), label="right")
+    assert (done.rows, done.found.rule.stops) == (30, False)
+    assert "no thought ends with its row's label" in done.found.message
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -187,17 +187,18 @@ async def test_programs_with_little_left_to_think_go_first() -> None:
 RULE = {"version": 1, "name": "stands-4-first", "start_tokens": 16, "step_tokens": 8, "ratio": 1.2}
 
 
-def questions(count: int, trial: str, home: Path, drift: float = 0.05) -> tuple[Tally, MemoryTrace]:
+def questions(
+    count: int, trial: str, home: Path, run: str = "", **settings: Any
+) -> tuple[Tally, MemoryTrace]:
     """A run over `count` questions, all of them shadow runs, whose early answer is `trial`; what
     it learns is kept in `home`."""
+    given = {"rule": {**RULE, "agree": 2}, "shadow": 1.0, "drift": 0.05, **settings}
     step = reason(
         "len=0200 try=" + trial + " {{ x }}?",
         max_tokens=1_000,
-        rule={**RULE, "agree": 2},
         suffix=SUFFIX,
-        shadow=1.0,
-        drift=drift,
         name="think",
+        **given,
     )
 
     @workflow
@@ -208,7 +209,8 @@ def questions(count: int, trial: str, home: Path, drift: float = 0.05) -> tuple[
         tally, trace = Tally(), MemoryTrace()
         learned = Learned.load(home, "answer", "f")
         both = Fanout(tally, trace)
-        async with open_host({"default": Writer()}, trace=both, learned=learned) as host:
+        opened = open_host({"default": Writer()}, trace=both, learned=learned, run=run)
+        async with opened as host:
             programs = Programs(host, answer.workflow)
             for row in range(count):
                 over = anyio.Event()
@@ -242,6 +244,24 @@ def test_a_rule_that_keeps_its_word_stays(tmp_path: Path) -> None:
     assert not [record for _, record in trace.records if isinstance(record, Drifted)]
     assert "stop rule  " in render(tally.snapshot())
     assert [record.shadow for record in reasoned(trace)] == [True] * 10
+
+
+def test_an_answer_that_nobody_can_read_is_kept_only_if_it_is_the_same(tmp_path: Path) -> None:
+    cut = {"version": 1, "name": "brief", "agree": 0, "cap": 1.0, "cut_tokens": 100}
+    for trial, same in (("3", False), ("7", True)):
+        _, trace = questions(1, trial, tmp_path, rule=cut, answers=["yes", "no"])
+        assert [record.shadow for record in reasoned(trace)] == [same]
+
+
+def test_each_run_over_a_table_has_other_shadow_runs_and_a_resumed_one_the_same(
+    tmp_path: Path,
+) -> None:
+    def shadows(run: str) -> list[bool]:
+        _, trace = questions(12, "7", tmp_path, shadow=0.5, run=run)
+        return [record.shadow is not None for record in reasoned(trace)]
+
+    monday, tuesday = shadows("monday"), shadows("tuesday")
+    assert shadows("monday") == monday != tuesday
 
 
 def test_what_an_author_changes_begins_anew(tmp_path: Path) -> None:
