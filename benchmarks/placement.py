@@ -12,8 +12,13 @@ out: first loads, steps without a parent on the same model.
 
 Small cases in the manner of Helium (2603.16104, section on optimality; its own cases are not
 published): calls in layers, some with a common prefix, on two or three workers, beside the exact
-optimum (OR-tools, extra `bench`; without it they are left out). `--quick`: 1,024 rows on 1 and 3
-GPUs, few small cases.
+optimum (OR-tools, extra `bench`; without it they are left out).
+
+Executed: the runtime carries the workflows out in virtual time, on simulated engines that serve one
+model each and batch what runs (`_placement_run.py`), by the placement, in equal shares, and without
+hints. `executed_over_planned` divides the makespan by the placement's, `executed_over_bound` by the
+work of the busiest model's engines. `--quick`: 1,024 rows on 1 and 3 GPUs, few small cases, two
+workflows executed over few rows.
 """
 
 import argparse
@@ -30,6 +35,7 @@ one_thread()
 
 import _halo
 from _exact import optimum
+from _placement_run import METHODS, case_of, executed_s
 
 from tenter.planner.placement import AFFINITY, Stage, Worker, load_bound, place
 
@@ -37,6 +43,9 @@ ROWS, GPUS = (256, 1024, 4096), range(1, 9)
 QUICK_ROWS, QUICK_GPUS = (1024,), (1, 3)
 CASES, QUICK_CASES = 40, 5
 SOLVER_S = 4.0  # per case, then its best bound counts
+EXECUTED = (256, ((4, 256), (4, 16), (8, 64)))  # rows; GPUs, and calls at once on each
+QUICK_EXECUTED = (64, ((4, 16),))
+QUICK_WORKFLOWS = ("W1", "W4")
 
 
 def halo(figures: Figures, workflows: Path, all_rows: Iterable[int], gpus: Iterable[int]) -> None:
@@ -89,6 +98,27 @@ def reachable(workflow: _halo.Workflow, rows: int, gpus: int) -> float:
         else:
             work_s += full_s
     return work_s / gpus + min(node.load_s(None) for node in models)
+
+
+# -- executed
+
+
+def executed(figures: Figures, workflows: Path, quick: bool) -> None:
+    """The runtime's makespans over those that were planned, and over the bound."""
+    count, fleets = QUICK_EXECUTED if quick else EXECUTED
+    for name, workflow in _halo.read_workflows(workflows).items():
+        if quick and name not in QUICK_WORKFLOWS:
+            continue
+        for gpus, running in fleets:
+            case = case_of(name, workflow, count, gpus, running)
+            took = {method: executed_s(case, method) for method in METHODS}
+            best_s = min(seconds for method, seconds in took.items() if method != "plan")
+            planned_s, bound_s = case.placed.placement.makespan_s, case.placed.bound_s
+            setup = {"workflow": name, "rows": count, "gpus": gpus, "running": running}
+            for method, seconds in took.items():
+                of = {**setup, "method": method, "executed_s": round(seconds, 1)}
+                figures.add("executed_over_planned", seconds / planned_s, best_s / planned_s, **of)
+                figures.add("executed_over_bound", seconds / bound_s, best_s / bound_s, **of)
 
 
 # -- small cases
@@ -169,6 +199,7 @@ def main() -> None:
     halo(figures, file, rows, gpus)
     if cases := cases if options.cases is None else options.cases:
         small(figures, cases)
+    executed(figures, file, options.quick)
     figures.table("Placement" + (" (quick: few cells)" if options.quick else ""))
 
 

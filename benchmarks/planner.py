@@ -105,7 +105,8 @@ def measure(path: Path) -> dict[str, float]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
             next(reader)
-            yield from reader
+            for row in filter(None, reader):  # cells may be missing, or too many
+                yield (row + [""] * len(names))[: len(names)]
 
     stages.run("read", lambda: sum(1 for _ in rows()))
     mappings = (dict(zip(names, row, strict=True)) for row in rows())

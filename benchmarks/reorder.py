@@ -130,9 +130,23 @@ def hit_rate(prompts: list[tuple[list[int], int]], cache_tokens: int | None) -> 
     return hits / max(tokens, 1)
 
 
+def read(path: Path) -> tuple[list[str], list[Row]]:
+    """A table's columns, whose names are made to differ, and its rows; cells that a short row lacks
+    are empty, and those beyond the header are left out."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    names: list[str] = []
+    for name in header:
+        names.append(f"{name}_{len(names)}" if name in names else name)
+    width = len(names)
+    return names, [(row + [""] * width)[:width] for row in rows]
+
+
 def measure(path: Path, tokenizer: Cl100k, figures: Figures, quick: bool) -> None:
-    with path.open(newline="", encoding="utf-8") as file:
-        names, *rows = csv.reader(file)
+    names, rows = read(path)
+    if not rows:
+        print(f"{path.name} is left out: it has no rows", file=sys.stderr)
+        return
     layout = Layout.json_object(names, INSTRUCTION, free=names)
     started_s = time.process_time()
     table = encode(rows, layout, tokenizer.count)

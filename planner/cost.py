@@ -1,45 +1,28 @@
-"""Estimates of what a plan takes: tokens per call, calls per row, seconds per call.
+"""Estimates of what a plan takes: tokens per call, calls per row.
 
 Tokens are those of the model's tokenizer where the context has it, else four characters each; the
-trace of a run has the truth. Seconds are those of `hardware`, which the simulator counts with too.
+trace of a run has the truth. `sizes` has how long prompts are, `seconds` what calls take.
 """
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import takewhile
 from math import inf, prod
-from typing import Any, cast
 
 from .graph import (
     LLM,
     Compute,
-    Const,
-    DictOf,
     Each,
-    Expr,
-    ListOf,
     Ref,
     Repeat,
     Select,
     ToolCall,
-    Value,
-    names_in,
     reads,
 )
-from .hardware import (
-    Hardware,
-    ModelShape,
-    kv_capacity_tokens,
-    prefill_seconds,
-    step_seconds,
-)
-from .plan import CHARS_PER_TOKEN, Context, Estimate, Plan, PlanStep, Tokens, repeatable
-from .prompt import Dynamic, Field, Static
+from .plan import CHARS_PER_TOKEN, Context, Estimate, Plan, PlanStep, repeatable
 from .several import (
     DEFAULT_TOKENS,
     EXPECTED_ROUTED,
-    LIST_TOKENS,
     of_agent,
     of_cascade,
     of_pack,
@@ -47,42 +30,14 @@ from .several import (
     prompt_limit,
     samples,
 )
+from .sizes import Piece, Source, Sources, list_items, prompt_pieces, union, value_tokens
 from .stats import ColumnStats, TableStats
 
-EXPRESSION_TOKENS = 5.0
-DICT_TOKENS = 1.5  # written around each item
-DEFAULT_ITEMS = 4  # of an `each` over a list that is not known
 ITERATIONS = 3  # of a `repeat` that may take more
 SHARE_OF_MAX_TOKENS = 0.5  # of `max_tokens`, an answer is expected to take
 
 
 NOTHING = Context()
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a name's value comes from: its size, and the columns that determine it.
-
-    `columns` is None where even equal rows may give different values. `most`: at most so many
-    values differ. `items`: of a list, where that is known.
-    """
-
-    tokens: float
-    columns: frozenset[str] | None
-    most: float = inf
-    items: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What is known of names so far, and how the texts around them are counted."""
-
-    tokens: Tokens
-    of: dict[str, Source] = field(default_factory=dict[str, Source])
-
-    def text(self, text: str) -> float:
-        """The tokens of a text."""
-        return self.tokens.count([text])[0] if text else 0.0
 
 
 def estimate(plan: Plan, context: Context) -> Plan:
@@ -128,7 +83,7 @@ def _estimated(
     for step in steps:
         logical, body = step.step, step.body
         if isinstance(logical, Each):
-            items, tokens = _items(logical.items, known)
+            items, tokens = list_items(logical.items, known)
             known.of[logical.item] = Source(tokens, None)
             body = tuple(_estimated(plan, context, body, known, times * items))
         elif isinstance(logical, Repeat):
@@ -139,7 +94,7 @@ def _estimated(
         columns = _columns(step, known)
         asked = _most(step, known)
         most = len(logical.choices) if isinstance(logical, LLM) and logical.choices else asked
-        listed = _items(logical.items, known)[0] if isinstance(logical, Each) else None
+        listed = list_items(logical.items, known)[0] if isinstance(logical, Each) else None
         known.of[step.id] = Source(_result_tokens(step, known, context), columns, most, listed)
         calls = times * _share(step, columns, asked, context.stats)
         yield replace(step, body=body, estimate=_of_step(plan, context, step, known, calls))
@@ -164,7 +119,7 @@ def _of_step(
     if logical.loop is not None:
         return of_agent(logical.loop, total, shared, output, calls)
     if logical.reduce is not None:
-        items = _items(dict(logical.args).get(logical.reduce.over, Ref("")), known)
+        items = list_items(dict(logical.args).get(logical.reduce.over, Ref("")), known)
         limit = prompt_limit(logical, known.tokens.context_tokens)
         return of_reduce(single, *items, limit, logical.reduce.tree)
     if step.packed and logical.pack is not None:
@@ -205,43 +160,6 @@ def distinct_share(columns: frozenset[str] | tuple[str, ...], stats: TableStats 
     return min(1.0, combinations / stats.rows)
 
 
-# ---- sizes --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a rendered prompt. `field` is "" for text and code."""
-
-    tokens: float
-    columns: frozenset[str] | None
-    field: str = ""
-    most: float = inf
-
-    @property
-    def chars(self) -> float:
-        """Its length as text, about."""
-        return self.tokens * CHARS_PER_TOKEN
-
-
-def prompt_pieces(step: LLM, known: Sources) -> Iterator[Piece]:
-    """The parts of a step's prompt, system prompt first, with their sizes and what decides them."""
-    args = dict(step.args)
-    for part in (*(step.system.segments if step.system else ()), *step.prompt.segments):
-        match part:
-            case Static(text):
-                yield Piece(known.text(text), frozenset())
-            case Field(name):
-                value = args.get(name, Ref(name))
-                source = known.of.get(value.name) if isinstance(value, Ref) else None
-                most = inf if source is None else source.most
-                yield Piece(value_tokens(value, known), value_columns(value, known), name, most)
-            case Dynamic(uses, chars):
-                values = [args.get(name, Ref(name)) for name in uses]
-                size = sum(value_tokens(value, known) for value in values)
-                size += chars / CHARS_PER_TOKEN
-                yield Piece(size, _union([value_columns(value, known) for value in values]))
-
-
 def _shared_tokens(
     pieces: list[Piece], row_order: tuple[str, ...], stats: TableStats | None
 ) -> float:
@@ -263,62 +181,12 @@ def _shared_tokens(
     return shared
 
 
-def value_tokens(value: Value, known: Sources) -> float:
-    """About how long a value is as text."""
-    match value:
-        case Const(text):
-            return known.text(text)
-        case Ref(name, path):
-            source = known.of.get(name)
-            tokens = source.tokens if source else DEFAULT_TOKENS
-            return tokens / 2 if path else tokens
-        case Expr():
-            return EXPRESSION_TOKENS
-        case ListOf(items):
-            return sum(value_tokens(item, known) + LIST_TOKENS for item in items)
-        case DictOf(items):
-            return sum(
-                value_tokens(item, known) + known.text(name) + DICT_TOKENS for name, item in items
-            )
-
-
-def value_columns(value: Value, known: Sources) -> frozenset[str] | None:
-    """The input columns that determine a value; None where they do not."""
-    return _union(
-        [known.of[name].columns if name in known.of else None for name in names_in(value)]
-    )
-
-
-def _union(columns: list[frozenset[str] | None]) -> frozenset[str] | None:
-    found: frozenset[str] = frozenset()
-    for more in columns:
-        if more is None:
-            return None
-        found |= more
-    return found
-
-
 def _columns(step: PlanStep, known: Sources) -> frozenset[str] | None:
     if not repeatable(step.step):
         return None
-    return _union(
+    return union(
         [known.of[name].columns if name in known.of else None for name in reads(step.step)]
     )
-
-
-def _items(value: Value, known: Sources) -> tuple[float, float]:
-    """How many items a list has, and how long one is."""
-    match value:
-        case Const(text):
-            listed: Any = json.loads(text)
-            count = len(cast("list[Any]", listed)) if isinstance(listed, list) else 1
-            return count, known.text(text) / max(1, count)
-        case ListOf(items):
-            return len(items), value_tokens(value, known) / max(1, len(items))
-        case Ref(name, ()) if name in known.of and (count := known.of[name].items):
-            return count, value_tokens(value, known) / count
-        case _:
-            return DEFAULT_ITEMS, value_tokens(value, known) / DEFAULT_ITEMS
 
 
 def iterations(step: Repeat, context: Context = NOTHING) -> float:
@@ -349,46 +217,8 @@ def _result_tokens(step: PlanStep, known: Sources, context: Context) -> float:
         case Compute(value=value):
             return value_tokens(value, known)
         case Each(items=items, result=result):
-            return _items(items, known)[0] * value_tokens(result, known)
+            return list_items(items, known)[0] * value_tokens(result, known)
         case Repeat(result=result):
             return value_tokens(result, known)
         case _:
             return DEFAULT_TOKENS
-
-
-# ---- seconds ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class CallSeconds:
-    """What calls of a step take on one engine: `alone_s` from first to last for a single one, and
-    `row_s` of the engine's time for each of many that decode together, `prefill_s` of it before
-    the first token."""
-
-    alone_s: float
-    row_s: float
-    prefill_s: float = 0.0
-
-
-def call_seconds(
-    hardware: Hardware, model: ModelShape, expected: Estimate, running: int = 64
-) -> CallSeconds:
-    """The seconds of a call as the simulator's engine counts them (`hardware.step_seconds`).
-
-    `running` calls decode together, as many as the KV cache holds.
-    """
-    cached = min(expected.shared_prefix_tokens, max(expected.prompt_tokens - 1, 0))
-    prefill_s = prefill_seconds(hardware, model, expected.prompt_tokens - cached, cached)
-    context = expected.prompt_tokens + expected.output_tokens // 2
-    fits = kv_capacity_tokens(hardware, model) // max(1, context)
-    together = max(1, min(running, fits))
-    alone_s = step_seconds(hardware, model, 1, context)
-    step_s = step_seconds(hardware, model, together, together * context)
-    output = expected.output_tokens
-    row_s = prefill_s + output * step_s / together
-    return CallSeconds(prefill_s + output * alone_s, row_s, prefill_s)
-
-
-def load_seconds(hardware: Hardware, model: ModelShape) -> float:
-    """Seconds to bring a model's weights from the host's memory to its GPUs."""
-    return model.weight_bytes / (hardware.host_bytes_per_s * hardware.gpus)

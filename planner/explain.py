@@ -6,10 +6,12 @@ from .graph import LLM, Args, Compute, Each, Graph, Loop, Reduce, Repeat, Select
 from .lint import lint
 from .lower import NOTHING, lower
 from .optimize import optimize
+from .placement import Placement
 from .plan import Context, Plan, PlanStep, walk
 from .values import spell
 
 _WIDTH = 60
+MOST_VISITS = 6  # of a worker that are listed
 
 
 def explain(plan: Plan, estimates: bool = True) -> str:
@@ -147,3 +149,22 @@ def shorten(text: str, width: int = _WIDTH) -> str:
     """The text on one line, cut to `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def explain_placement(found: Placement, bound_s: float) -> str:
+    """Which worker has which share of each step's rows, and when, as text.
+
+    `bound_s`: the seconds that no placement could beat.
+    """
+    seconds = f"{found.makespan_s:,.1f} s expected, at least {bound_s:,.1f} s by load"
+    lines = [f"placement of {found.rows:,} rows: {seconds}"]
+    for worker, visits in found.visits.items():
+        told = [
+            f"{visit.stage} {sum(b - a for a, b in visit.rows) / found.rows:.0%} "
+            f"({visit.start_s:,.1f}-{visit.end_s:,.1f} s)"
+            for visit in visits[:MOST_VISITS]
+        ]
+        more = len(visits) - len(told)
+        told += [f"{more} more visits"] if more else []
+        lines.append(f"  {worker}: {', '.join(told) or 'nothing'}")
+    return "\n".join(lines) + "\n"

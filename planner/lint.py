@@ -4,10 +4,11 @@ import re
 from dataclasses import dataclass
 from math import isfinite
 
-from .cost import Piece, distinct_share, prompt_pieces, sources
+from .cost import distinct_share, sources
 from .graph import LLM, Graph, Step
 from .lower import NOTHING, lower
 from .plan import Context, Plan, PlanStep, walk
+from .sizes import Piece, prompt_pieces
 from .stats import TableStats
 
 LOST_TOKENS = 16  # a loss below this is not worth a word

@@ -7,10 +7,11 @@ A group that is cut through is computed on both sides (BatchLLM, 2412.03594 §4,
 from array import array
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, zip_longest
 from typing import Any
 
-from .cost import CHARS_PER_TOKEN, SHARE_OF_MAX_TOKENS
+from .cost import SHARE_OF_MAX_TOKENS
+from .plan import CHARS_PER_TOKEN
 from .window import Lead, WindowPlan
 
 SLACK = 0.25  # of a shard's tokens, by which a cut may be moved to the edge of a group
@@ -38,6 +39,11 @@ def cut_shards(plan: WindowPlan, tokens: Sequence[float], shards: int) -> list[t
             min(near, key=lambda place: (severed[place], abs(sums[place] - fair)), default=middle)
         )
     return [order[first:last] for first, last in pairwise([*cuts, len(order)])]
+
+
+def in_turns(shards: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The rows of all shards, a row of each in turn, so that all of them are worked on at once."""
+    return tuple(row for rows in zip_longest(*shards) for row in rows if row is not None)
 
 
 def row_tokens(

@@ -49,7 +49,7 @@ class ColumnStats:
 
 @dataclass(frozen=True, slots=True)
 class TableStats:
-    """A table's columns. `sampled`: only the first `rows` rows were read.
+    """A table's columns. `sampled`: only `rows` of its rows were looked at.
 
     `dependencies` were found in a sample: something to plan with, not to rely on. `content` is a
     hash of what was read, under which the statistics may be kept.

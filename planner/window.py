@@ -8,14 +8,14 @@ groups are single-level, as each call belongs to one (BatchLLM, 2412.03594 §4).
 
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise, permutations, zip_longest
+from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
-from .cost import CHARS_PER_TOKEN
 from .errors import PlannerError
 from .graph import LLM, Graph, Ref, Value, names_in, walk
 from .lower import segments
+from .plan import CHARS_PER_TOKEN
 from .prefixes import Prompts, group_prompts, single_level_groups
 from .prefixes.groups import PAGE_TOKENS
 from .prompt import Dynamic, Static
@@ -110,33 +110,6 @@ def plan_window(
     for index, row in enumerate(order):
         place[row] = index
     return WindowPlan(tuple(order), tuple(g for tree in trees for g in tree.groups(place)))
-
-
-def share_out(plan: WindowPlan, workers: int) -> tuple[WindowPlan, tuple[int, ...]]:
-    """The plan for several workers: rows take turns between equal shares of the order.
-
-    Also the worker of each row, by number. A share begins where a group does, if one begins near:
-    what is cut through is computed on both sides.
-    """
-    count = len(plan.order)
-    place = array("q", [0]) * count
-    for index, row in enumerate(plan.order):
-        place[row] = index
-    starts = sorted({place[group.rows[0]] for group in plan.groups})
-    slack = count // (4 * workers)
-    cuts = [0, *(_cut(count * n // workers, starts, slack) for n in range(1, workers)), count]
-    shares = [plan.order[first:last] for first, last in pairwise(cuts)]
-    worker = array("q", [0]) * count
-    for number, share in enumerate(shares):
-        for row in share:
-            worker[row] = number
-    turns = [row for rows in zip_longest(*shares) for row in rows if row is not None]
-    return replace(plan, order=tuple(turns)), tuple(worker)
-
-
-def _cut(fair: int, starts: Sequence[int], slack: int) -> int:
-    near = min(starts, key=lambda start: abs(start - fair), default=fair)
-    return near if abs(near - fair) <= slack else fair
 
 
 # ---- what is known of prompts -------------------------------------------------------------------

@@ -4,21 +4,22 @@ Nothing runs for `explain`. Statistics of the table are kept in the home, so tha
 once.
 """
 
+import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ..planner.cost import CallSeconds, call_seconds
-from ..planner.explain import after_rules
+from ..planner.explain import after_rules, explain_placement
 from ..planner.explain import explain as explain_plan
 from ..planner.graph import LLM
 from ..planner.hardware import Hardware, ModelShape
 from ..planner.lint import lint
 from ..planner.optimize import left_out, optimize
 from ..planner.plan import Context, Plan, PlanStep, Tokens
+from ..planner.seconds import CallSeconds, call_seconds
 from ..planner.stats import collect
 from .api import WorkflowHandle
 from .backends.sim import named_presets
@@ -27,6 +28,7 @@ from .jobs import Job, MapSpec, expected_of, first_model, map_table, models_of
 from .journal.store import Store
 from .load import load_workflow
 from .predict import Learned
+from .reasoning.cascade import Outlook, outlook
 from .report.analysis import Analysis, Analyst
 from .report.expected import Expectation, over, planned
 from .report.explained import (
@@ -36,14 +38,17 @@ from .report.explained import (
     expectation_table,
 )
 from .run.control import Control
+from .run.placed import Placed, place_on
+from .run.rows import WINDOW_ROWS
 from .table_stats import Told, tokens_of_spec
 from .tables import BadRow, open_table
 from .trace import read
-from .workflow import Workflow
+from .workflow import ModelSpec, Workflow
 
 __all__ = ["Analysed", "Explained", "analyze", "explain", "run_and_analyze"]
 
 Rows = Iterable[Mapping[str, Any]]
+NOT_FOLLOWED = "  a run gives workers equal shares; `place: true` has it follow this placement\n"
 EVERY_RECORDS = 10_000  # between two words about how far the reading of a trace is
 
 
@@ -51,9 +56,10 @@ EVERY_RECORDS = 10_000  # between two words about how far the reading of a trace
 class Explained:
     """A plan and what it is expected to take.
 
-    `rows` are those of the table, None without one; with `sampled` its statistics are those of its
-    beginning. Tokens are `counted` by the model's tokenizer, or estimated. `after_rules` has the plan
-    after each rule. `str()` of it is the text for people.
+    `rows` are those of the table, None without one; with `sampled` its statistics are those of some.
+    Tokens are `counted` by the model's tokenizer, or estimated. `placed`: on several workers;
+    `follows`: a run does what it says. `after_rules` has the plan after each rule, `cascades` by
+    step what their samples can vouch for, where they can. `str()` of it is the text for people.
     """
 
     workflow: str
@@ -61,8 +67,11 @@ class Explained:
     rows: int | None = None
     sampled: bool = False
     counted: bool = False
+    placed: Placed | None = None
+    follows: bool = False
     steps: tuple[Expectation, ...] = ()
     after_rules: tuple[tuple[str, str], ...] = ()
+    cascades: Mapping[str, str] = field(default_factory=dict[str, str])
     warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -74,10 +83,14 @@ class Explained:
         parts = [f"== {rule}\n{text}" for rule, text in self.after_rules]
         parts += [] if parts else [explain_plan(self.plan)]
         if self.steps and self.rows is not None:
-            of = ", judged by the first of them" if self.sampled else ""
+            of = ", judged by some of them" if self.sampled else ""
             of += "" if self.counted else ", a token for four characters"
             table = expectation_table(self.steps)
             parts.append(f"expected over {self.rows:,} rows{of}:\n{table}\n")
+        if self.placed is not None:
+            parts.append(explain_placement(self.placed.placement, self.placed.bound_s))
+            parts += [] if self.follows else [NOT_FOLLOWED]
+        parts += [f"cascade {step}: {text}\n" for step, text in self.cascades.items()]
         parts += [f"warning: {text}\n" for text in self.warnings]
         return "".join(parts)
 
@@ -93,8 +106,10 @@ class Explained:
             "counted": self.counted,
             "row_order": [] if plan is None else list(plan.row_order.columns),
             "steps": [expectation_record(step) for step in self.steps],
+            "placement": None if self.placed is None else _placement(self.placed, self.follows),
             "after_rules": dict(self.after_rules),
             "notes": [] if plan is None else list(plan.notes),
+            "cascades": dict(self.cascades),
             "warnings": list(self.warnings),
         }
 
@@ -141,16 +156,23 @@ def explain(
         job = Job(spec)
         flow = job.workflow
         job.measure(_tokens(flow, models or {}), _learned(flow, home))
+        specs = job.models
         context = job.context(tell)
         stats = context.stats
         rows = job.rows_total() if stats is None or stats.sampled else stats.rows
     else:
         flow = _workflow(workflow)
+        specs = models_of(flow, models or {})
         context = _context(flow, table, limit, models or {}, home, without)
         rows = None if context.stats is None else context.stats.rows
     if flow.graph is None:
         return Explained(flow.name, None, rows)
-    return _explained(flow, context, rows, presets, verbose)
+    found = _explained(flow, context, rows, presets, verbose)
+    if presets is None or not rows or found.plan is None:
+        return found
+    placed = _placed(found.plan, rows, specs, presets)
+    several = placed is not None and len(_pools(specs)[0]) > 1  # the shares of one are equal
+    return replace(found, placed=placed, follows=flow.scheduling.place or not several)
 
 
 def _explained(
@@ -172,8 +194,62 @@ def _explained(
     steps = tuple(over(step, rows) for step in planned(plan, seconds)) if rows else ()
     sampled = context.stats is not None and context.stats.sampled
     warnings = tuple(str(warning) for warning in lint(plan, context))
+    outlooks = dict(_outlooks(plan, rows)) if rows else {}
+    warnings += tuple(
+        f"{step}: {found.message}" for step, found in outlooks.items() if not found.enough
+    )
     counted = bool(context.tokens.name)
-    return Explained(flow.name, plan, rows, sampled, counted, steps, after, warnings)
+    return Explained(
+        *(flow.name, plan, rows, sampled, counted),
+        steps=steps,
+        after_rules=after,
+        cascades={step: found.message for step, found in outlooks.items() if found.enough},
+        warnings=warnings,
+    )
+
+
+def _outlooks(plan: Plan, rows: int) -> Iterator[tuple[str, Outlook]]:
+    """What the samples of cascades may vouch for."""
+    for step in plan.steps:
+        wish = step.step.cascade if step.cascaded and isinstance(step.step, LLM) else None
+        if wish is not None:
+            found = outlook(wish.target, wish.confidence, wish.sample, rows, WINDOW_ROWS)
+            yield step.id, found
+
+
+def _placed(
+    plan: Plan, rows: int, specs: Mapping[str, ModelSpec], presets: tuple[Hardware, ModelShape]
+) -> Placed | None:
+    """The placement on the workers that `specs` name; None for a single one."""
+    pools, pool_of = _pools(specs)
+    if sum(map(len, pools.values())) < 2:
+        return None
+    return place_on(plan, rows, pools, pool_of, dict.fromkeys(specs, presets))
+
+
+def _pools(specs: Mapping[str, ModelSpec]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The workers of each pool, and the pool of each model; equal settings share one."""
+    pools: dict[str, list[str]] = {}
+    pool_of: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for name, spec in specs.items():
+        settings = json.dumps([spec.backend, dict(spec.options)], sort_keys=True, default=str)
+        pool = pool_of[name] = names.setdefault(settings, name)
+        urls = spec.options.get("url")
+        count = len(cast("list[Any]", urls)) if isinstance(urls, list) else 1
+        pools[pool] = [f"{pool}/{index}" for index in range(count)]
+    return pools, pool_of
+
+
+def _placement(placed: Placed, follows: bool) -> dict[str, Any]:
+    """A placement as plain data; rows are in the plan's order."""
+    found = placed.placement
+    return {
+        "makespan_s": found.makespan_s,
+        "bound_s": placed.bound_s,
+        "followed": follows,
+        "workers": {worker: list(map(asdict, visits)) for worker, visits in found.visits.items()},
+    }
 
 
 def _workflow(given: str | Workflow | WorkflowHandle) -> Workflow:

@@ -1,5 +1,8 @@
 """Statistics of a job's table: one pass, tokens by the model's own tokenizer, kept by content.
 
+Of a big table blocks of rows are looked at, evenly from its beginning to its end, since tables are
+often sorted. What neighbours have in common can still be seen within a block.
+
 They lie in `<home>/stats/`, a JSON file under a hash of the table's content, of what is read of it
 and of the tokenizer, so that a table is looked through once, however often it is planned for.
 """
@@ -12,7 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
+from math import ceil
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from ..planner.errors import PlannerError
@@ -25,7 +30,9 @@ from .tables import BadRow, Table
 from .tokenizer import HFTokenizer
 from .workflow import ModelSpec
 
-ROWS = 200_000  # of a bigger table the first
+ROWS = 200_000  # of a bigger table about so many
+BLOCK_ROWS = 1_000
+SMALL_BYTES = 4 * 2**20  # of a file that is read whole, however many rows it has
 FILES = 200  # of a home; those used last are kept
 EVERY_ROWS = 1_000  # between two words about how far it is
 _MARK = "\u2063x\u2063"  # stands for what a chat says when the template is probed
@@ -129,30 +136,43 @@ def table_stats(
     The table ends after `limit` rows. `tell` hears how many were read. Without a folder nothing is
     kept.
     """
-    path = None if folder is None else folder / f"{_key(table, columns, tokens, limit)}.json"
+    key = _key(table, columns, tokens, limit)
+    path = None if folder is None else folder / f"{key}.json"
     known = None if path is None else _read(path)
     if known is not None:
         return known
     count = tokens.count if tokens.name else None
-    found = collect(_inputs(table, columns, tell), tuple(columns), ROWS, count)
+    every = _every(table)
+    first = Random(key).randrange(every)
+    found = collect(_inputs(table, columns, tell, every, first), tuple(columns), None, count)
+    found = replace(found, sampled=every > 1)
     if path is not None:
         _write(path, found)
     return found
 
 
+def _every(table: Table) -> int:
+    """Of how many blocks one is looked at."""
+    rows = table.rows_total
+    if rows is None:
+        rows = 0 if table.path.stat().st_size < SMALL_BYTES else table.count_rows()
+    return max(1, ceil(rows / ROWS))
+
+
 def _inputs(
-    table: Table, columns: Mapping[str, str], tell: Told | None
+    table: Table, columns: Mapping[str, str], tell: Told | None, every: int, first: int
 ) -> Iterator[dict[str, Any]]:
-    for number, item in enumerate(table, start=1):
-        if tell is not None and number % EVERY_ROWS == 0:
+    """The inputs of the rows in each of `every` blocks, from block `first` on."""
+    for number, item in enumerate(table):
+        if tell is not None and number and number % EVERY_ROWS == 0:
             tell(number)
-        if not isinstance(item, BadRow):
+        if number // BLOCK_ROWS % every == first and not isinstance(item, BadRow):
             yield {name: item[1].get(column) for name, column in columns.items()}
 
 
 def _key(table: Table, columns: Mapping[str, str], tokens: Tokens, limit: int | None) -> str:
     """A hash of all that statistics depend on."""
-    parts = [table.fingerprint(), limit, dict(columns), ROWS, tokens.name]
+    parts = [table.fingerprint(), limit, dict(columns), ROWS, BLOCK_ROWS, tokens.name]
     return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -38,7 +38,8 @@ class Scheduling:
     `order` and `retention` are names of policies. `limits` is plain data for
     `scheduler.limits.Limits.read`. `tenant` is the input whose value says for whom a program runs:
     limits of tenants and the orders that are fair between them go by it. `without` are rules of the
-    planner that are left out, by name.
+    planner that are left out, by name. `place`: rows over several pools of workers follow a plan of
+    the smallest makespan.
     """
 
     order: str | None = None
@@ -46,6 +47,7 @@ class Scheduling:
     limits: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tenant: str | None = None
     without: tuple[str, ...] = ()
+    place: bool = False
 
 
 NO_WISH = Scheduling()

@@ -60,22 +60,25 @@ class _Build:
 
     def run(self) -> tuple[float, Sequences]:
         todo, end_s = len(self.problem.names) * self.problem.chunks, 0.0
-        patience = 20 * (todo + len(self.free))
+        idle: list[int] = []  # workers for which no inputs are known to come
         while todo:
-            patience -= 1
+            if not self.free:
+                return inf, []
             now_s, worker = heappop(self.free)
             stage, next_s = self._choose(worker, now_s)
             if stage < 0:
-                wait_s = self._wait(now_s, next_s)
-                if wait_s == inf or patience < 0:
-                    return inf, []
-                heappush(self.free, (wait_s, worker))
+                if next_s < inf:
+                    heappush(self.free, (max(next_s, now_s + NUDGE_S), worker))
+                else:
+                    idle.append(worker)
                 continue
             chunks = self._take(worker, stage)
             todo -= len(chunks)
             free_s = self._visit(worker, stage, chunks, now_s)
             end_s = max(end_s, free_s)
             heappush(self.free, (free_s, worker))
+            while idle:
+                heappush(self.free, (now_s, idle.pop()))
         return end_s, self.sequences
 
     def _choose(self, worker: int, now_s: float) -> tuple[int, float]:
@@ -109,11 +112,6 @@ class _Build:
             if score > best_score:
                 best, best_score = stage, score
         return best, next_s
-
-    def _wait(self, now_s: float, next_s: float) -> float:
-        if next_s < inf:
-            return max(next_s, now_s + NUDGE_S)
-        return max(self.free[0][0], now_s) + NUDGE_S if self.free else inf
 
     def _take(self, worker: int, stage: int) -> list[int]:
         """Chunks for a visit, those first that follow the worker's latest visit."""

@@ -211,3 +211,20 @@ def load_bound(
     over all workers, and no model loaded. (Loads and first steps make it out of reach.)"""
     work_s = sum(s.fixed_s + s.row_s * rows for s in stages if s.model is not None)
     return affinity * work_s / workers
+
+
+def fleet_bound(stages: Sequence[Stage], workers: Sequence[Worker], rows: int) -> float:
+    """Seconds that no placement on these workers can beat: all work evenly over all of them, and
+    that of each model over those that may have it. Nothing is taken to be cheaper for its place."""
+    work_s: dict[str, float] = {}
+    for stage in stages:
+        if stage.model is not None:
+            work_s[stage.model] = work_s.get(stage.model, 0.0) + stage.row_s * rows
+    bounds = [sum(work_s.values()) / len(workers)]
+    for model, seconds in work_s.items():
+        bounds.append(seconds / max(1, sum(_may_have(worker, model) for worker in workers)))
+    return max(bounds)
+
+
+def _may_have(worker: Worker, model: str) -> bool:
+    return worker.models is None or model in worker.models

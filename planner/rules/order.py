@@ -7,9 +7,10 @@ tokens, not GGR's squared length: the tokens that a call is expected to share wi
 
 from dataclasses import dataclass, replace
 
-from ..cost import Piece, Sources, distinct_share, prompt_pieces, sources
+from ..cost import distinct_share, sources
 from ..graph import LLM
 from ..plan import Context, Plan, PlanStep, RowOrder, walk
+from ..sizes import Piece, Sources, prompt_pieces
 from ..stats import TableStats
 
 UNIQUE = 0.95  # a share of distinct rows above which sorting shares nothing

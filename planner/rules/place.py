@@ -1,18 +1,21 @@
 """Place: a plan's steps as stages, and who runs them (Halo, 2509.02121 §4; see planner.placement).
 
-Not a rule of `RULES` yet: a plan has nowhere to keep a placement, and a context knows no fleet.
+Not one of `RULES`: a placement is of a fleet, which is known when a run begins. What steps have in
+common is in their estimates, so nothing is taken to be cheaper behind a parent.
 """
 
 from collections.abc import Mapping, Sequence
 from math import ceil
 
-from ..cost import call_seconds, load_seconds
 from ..graph import LLM, ToolCall, reads
 from ..hardware import Hardware, ModelShape
 from ..placement import Placement, Stage, Worker, place
 from ..plan import Plan, PlanStep
+from ..seconds import call_seconds, load_seconds
 
 TOOL_S = 1.0  # a tool of which nothing is known
+RUNNING = 64  # calls at once on an engine of which it is not known
+NOTHING: Mapping[str, int] = {}
 
 
 def place_plan(
@@ -37,8 +40,11 @@ def stages_of(
     rows: int,
     models: Mapping[str, tuple[Hardware, ModelShape]],
     tool_s: Mapping[str, float],
+    running: Mapping[str, int] = NOTHING,
 ) -> list[Stage]:
     """The stages of a plan over `rows` rows, priced by its estimates.
+
+    `running`: so many calls of a model an engine runs at once, where that is known.
 
     The body of an `each` goes with the `each`: its calls follow each other in one stage per step.
     """
@@ -50,11 +56,10 @@ def stages_of(
         for index, call in enumerate(calls):
             last = index == len(calls) - 1
             name = step.id if last else call.id
-            found.append(_stage(call, name, parents, rows, models))
+            found.append(_stage(call, name, parents, rows, models, running))
             parents = (name,)
         if not calls:
-            took_s = tool_s.get(_tool(step), TOOL_S) if isinstance(step.step, ToolCall) else 0.0
-            found.append(Stage(step.id, None, parents, took_s))
+            found.append(Stage(step.id, None, parents, _tool_seconds(step, tool_s)))
     return found
 
 
@@ -64,14 +69,19 @@ def _stage(
     parents: tuple[str, ...],
     rows: int,
     models: Mapping[str, tuple[Hardware, ModelShape]],
+    running: Mapping[str, int],
 ) -> Stage:
     model = call.step.model if isinstance(call.step, LLM) else ""
     if model not in models:
         raise ValueError(f"step {call.id!r} needs model {model!r}; known are {', '.join(models)}")
-    seconds = call_seconds(*models[model], call.estimate)
+    seconds = call_seconds(*models[model], call.estimate, running.get(model, RUNNING))
     per_row = ceil(call.estimate.calls_per_row * rows) / rows
-    return Stage(name, model, parents, seconds.alone_s, seconds.row_s * per_row)
+    return Stage(name, model, parents, seconds.alone_s, seconds.row_s * per_row, {})
 
 
-def _tool(step: PlanStep) -> str:
-    return step.step.tool if isinstance(step.step, ToolCall) else ""
+def _tool_seconds(step: PlanStep, known: Mapping[str, float]) -> float:
+    """What a tool takes: as given, else as earlier runs have taught."""
+    if not isinstance(step.step, ToolCall):
+        return 0.0
+    learned = TOOL_S if step.estimate.tool_s is None else step.estimate.tool_s
+    return known.get(step.step.tool, learned)

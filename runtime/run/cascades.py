@@ -3,28 +3,34 @@
 Of each window of rows a sample, drawn evenly, runs first and is asked of both models; that tells
 from which confidence on the small one's choice may stand (`reasoning.cascade`). Other rows wait for
 that. Sampled rows keep the large model's answer.
+
+The promise is one for all rows of a run: its chance of failing is shared out over the windows, so
+that the chance that any of them breaks it is no larger (a union bound). What a window's sample has
+told is in the journal, and a resumed run keeps it.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 
 from ...planner.graph import LLM, Cascade
-from ..calls import Message
-from ..errors import BackendUnavailable, CallFailed, Drained
+from ..errors import BackendUnavailable, CallFailed, Drained, JournalError
+from ..journal.base import StepRecord
 from ..reasoning.cascade import Paired, Threshold, certainty, learn
 from ..scheduler.events import CallShared, CascadeLearned
 from ..scheduler.loop import NO_PLAN, Answer, PlanHint
 from .asking import Asking, check_answer
-from .owner import Owner
+from .codec import encode
 from .sharing import Settled
-from .work import LLMWork
+from .work import LLMWork, RowCall
 
 if TYPE_CHECKING:
     from .host import Host
@@ -35,28 +41,18 @@ Heard = Callable[[str, float], None]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One row's call: what is asked, and who is told."""
-
-    owner: Owner
-    path: str
-    asking: Asking
-    chat: list[Message]
-    values: Mapping[str, Any]
-    signature: bytes | None
-    done: Settled
-
-
 @dataclass(slots=True)
 class _Sample:
     """What is known of one step in one window: rows still to come, and pairs so far."""
 
     step: LLM
+    first: int  # the row of the table with which its window begins
+    failing: float  # the chance of breaking the promise that this window may have
     wanted: set[int]
     pairs: list[Paired] = field(default_factory=list[Paired])
-    held: list[_Call] = field(default_factory=list[_Call])
+    held: list[RowCall] = field(default_factory=list[RowCall])
     found: Threshold | None = None
+    recalling: bool = False  # the journal is asked what an earlier attempt has found
     timer: asyncio.Task[None] | None = None
 
 
@@ -65,12 +61,25 @@ NO_WINDOW: Window = {}
 
 
 class Cascades:
-    """The cascades of one run over rows: `steps` by id, as its plan has them."""
+    """The cascades of one run over rows: `steps` by id, as its plan has them.
 
-    def __init__(self, host: "Host", steps: Mapping[str, LLM]) -> None:
+    `rows`: so many the table has; None: nobody knows.
+    """
+
+    def __init__(self, host: "Host", steps: Mapping[str, LLM], rows: int | None = None) -> None:
         self._host = host
         self._steps = steps
+        self._rows = rows
+        self._begun = 0  # windows
+        self._first = 0  # the row with which the latest one begins,
+        self._share = 1.0  # and its share of the chance that the promise is broken
         self._windows: dict[int, Window] = {}  # by row
+
+    def begin(self, rows: Sequence[int]) -> None:
+        """The next window has these rows, whichever of them are still to be run."""
+        self._begun += 1
+        self._first = rows[0] if rows else self._first
+        self._share = window_share(self._begun, len(rows), self._rows)
 
     def window(self, rows: Sequence[int], order: Sequence[int]) -> list[int]:
         """The order of a window's rows, those of its sample in front. At most half are sampled."""
@@ -81,10 +90,18 @@ class Cascades:
         most = max(_cascade(step).sample for step in self._steps.values())
         first = set(drawn[:most])
         window = {
-            name: _Sample(step, {rows[index] for index in drawn[: _cascade(step).sample]})
+            name: _Sample(
+                step,
+                self._first,
+                (1 - _cascade(step).confidence) * self._share,
+                {rows[index] for index in drawn[: _cascade(step).sample]},
+                recalling=self._host.resumed,
+            )
             for name, step in self._steps.items()
         }
         self._windows.update((rows[index], window) for index in order)
+        if self._host.resumed:
+            self._host.run_task(self._recall(list(window.values())))
         for sample in window.values():
             self._learn(sample)  # where there is no row to wait for
         return sorted(order, key=lambda index: index not in first)  # stable
@@ -108,24 +125,15 @@ class Cascades:
 
         return settled
 
-    def start_of(
-        self,
-        owner: Owner,
-        path: str,
-        asking: Asking,
-        chat: list[Message],
-        values: Mapping[str, Any],
-        signature: bytes | None,
-        done: Settled,
-    ) -> Callable[[], None] | None:
+    def start_of(self, call: RowCall) -> Callable[[], None] | None:
         """How a call begins; None where it is no cascade's."""
-        window = self._windows.get(owner.row)
-        sample = window.get(path) if window is not None else None  # steps of loops have other paths
+        owner, signature = call.owner, call.signature
+        window = self._windows.get(owner.row, NO_WINDOW)
+        sample = window.get(call.path)  # steps of loops have other paths
         if sample is None:
             return None
         if owner.row in sample.wanted and signature is not None:
             self._stand_in(sample, owner.row, signature)
-        call = _Call(owner, path, asking, chat, values, signature, done)
         return partial(self._start, sample, call)
 
     def _stand_in(self, sample: _Sample, row: int, signature: bytes) -> None:
@@ -140,9 +148,11 @@ class Cascades:
             sample.wanted.discard(row)
         self._start(sample, call)
 
-    def _start(self, sample: _Sample, call: _Call) -> None:
+    def _start(self, sample: _Sample, call: RowCall) -> None:
         if call.owner.ended:
             self._host.abandon(call.signature)
+        elif sample.recalling:
+            sample.held.append(call)
         elif sample.found is None and call.owner.row in sample.wanted:
             self._pair(sample, call)
         elif sample.found is None:
@@ -156,23 +166,14 @@ class Cascades:
                 call, partial(self._route, call, sample.found.at), partial(self._large, call)
             )
 
-    def _large(self, call: _Call, done: Settled | None = None) -> None:
-        LLMWork(
-            self._host,
-            call.owner,
-            call.path,
-            call.asking,
-            call.chat,
-            call.signature,
-            done or call.done,
-            call.values,
-        ).start()
+    def _large(self, call: RowCall, done: Settled | None = None) -> None:
+        LLMWork(self._host, call if done is None else replace(call, done=done)).start()
 
-    def _small(self, call: _Call, heard: Heard, failed: Callable[[], None]) -> None:
+    def _small(self, call: RowCall, heard: Heard, failed: Callable[[], None]) -> None:
         asking = self._host.asking(_small_step(call.asking.step))
         _SmallWork(self._host, call, asking, heard, failed).start()
 
-    def _route(self, call: _Call, at: float, choice: str, confidence: float) -> None:
+    def _route(self, call: RowCall, at: float, choice: str, confidence: float) -> None:
         """Take the small model's choice, or ask the large one."""
         if not confidence >= at:  # nor where it is no number
             self._large(call)
@@ -183,7 +184,7 @@ class Cascades:
 
     # ---- the sample -----------------------------------------------------------------------------
 
-    def _pair(self, sample: _Sample, call: _Call) -> None:
+    def _pair(self, sample: _Sample, call: RowCall) -> None:
         """Ask both models, the small one first: with the large one's answer the row may end."""
 
         def heard(choice: str, confidence: float) -> None:
@@ -207,12 +208,17 @@ class Cascades:
 
     def _learn(self, sample: _Sample) -> None:
         """Once no more pairs will come: find the threshold, and let the others go on."""
-        if sample.wanted or sample.found is not None:
+        if sample.wanted or sample.found is not None or sample.recalling:
             return
         wish = _cascade(sample.step)
-        found = sample.found = learn(sample.pairs, wish.target, wish.confidence, self._host.seed)
-        if found.at is None and not self._host.draining:
-            log.warning("step %r: %s", sample.step.id, found.message)
+        found = learn(sample.pairs, wish.target, 1 - sample.failing, self._host.seed)
+        sample.found = found
+        if not self._host.draining:  # which cuts a sample short: a resumed run takes another
+            with suppress(JournalError):  # the run ends by itself where nothing can be recorded
+                record = StepRecord(sample.first, _path(sample.step), encode(found))
+                self._host.journal.record(record)
+            if found.at is None:
+                log.warning("step %r: %s", sample.step.id, found.message)
         self._host.note(
             CascadeLearned(
                 step=sample.step.id,
@@ -224,9 +230,26 @@ class Cascades:
         )
         if sample.timer is not None:
             sample.timer.cancel()
+        self._go_on(sample)
+
+    def _go_on(self, sample: _Sample) -> None:
         held, sample.held = sample.held, []
         for call in held:
             self._start(sample, call)
+
+    async def _recall(self, samples: Sequence[_Sample]) -> None:
+        """Keep what an earlier attempt has found for the window; what it had not is learned now."""
+        first = samples[0].first
+        recorded = await self._host.journal.steps(first, first)
+        for sample in samples:
+            record = recorded.get((first, _path(sample.step)))
+            if record is not None:
+                with suppress(msgspec.DecodeError):  # of another version
+                    sample.found = msgspec.json.decode(record.value, type=Threshold)
+                    sample.wanted.clear()
+            sample.recalling = False
+            self._learn(sample)
+            self._go_on(sample)
 
     async def _give_up(self, sample: _Sample) -> None:
         await anyio.sleep(HOLD_S)
@@ -242,14 +265,14 @@ class _SmallWork(LLMWork):
     def __init__(
         self,
         host: "Host",
-        call: _Call,
+        call: RowCall,
         asking: Asking,
         heard: Heard,
         failed: Callable[[], None],
     ) -> None:
         path = f"{call.path}.small"
-        super().__init__(host, call.owner, path, asking, call.chat, None, call.done, {})
-        self._call, self._said, self._failed = call, heard, failed
+        super().__init__(host, replace(call, path=path, asking=asking, signature=None, values={}))
+        self._signature, self._said, self._failed = call.signature, heard, failed
 
     def _plan(self, call: str) -> PlanHint:
         return NO_PLAN
@@ -259,17 +282,30 @@ class _SmallWork(LLMWork):
 
     def done(self, answer: Answer) -> None:
         """Tell the choice and how sure the model is of it, or that there is none."""
-        call = self._call
-        if call.owner.ended:
-            self._host.abandon(call.signature)
+        if self._call.owner.ended:
+            self._host.abandon(self._signature)
             return
         try:
             check_answer(answer, self.step)
-            choice = self._asking.read(answer)
+            choice = self._call.asking.read(answer)
         except (Drained, BackendUnavailable, CallFailed):
             self._failed()
             return
         self._said(choice, certainty(answer.choice_logprobs or (0.0,)))
+
+
+def window_share(number: int, rows: int, total: int | None) -> float:
+    """The share of a promise's chance of failing that the window of this number has.
+
+    That of its `rows` in those of the table; where nobody knows how many these are, 1/2, 1/6, 1/12
+    and so on. All shares together are at most 1.
+    """
+    return 1 / (number * (number + 1)) if not total else min(1.0, rows / total)
+
+
+def _path(step: LLM) -> str:
+    """Where the journal has what the sample of a window has told, below its first row."""
+    return f"{step.id}.cascade"
 
 
 def _cascade(step: LLM) -> Cascade:

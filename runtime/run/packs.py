@@ -4,25 +4,22 @@ Calls that become ready gather until a prompt is full, or until none has come fo
 row has a record of its own; what the answer has no good item for is asked by itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 
 from ...planner.graph import LLM, Pack
-from ..calls import Message
 from ..clock import now
 from ..errors import BackendUnavailable, CallFailed, Drained
 from ..scheduler.events import CallShared
 from ..scheduler.loop import NO_PLAN, Answer, PlanHint
-from .asking import Asking, check_answer, without_thought
-from .owner import Owner
+from .asking import check_answer, without_thought
 from .pack_text import Ballot, pack_chat, pack_schema, pack_tokens, read_pack
-from .sharing import Settled
-from .work import LLMWork
+from .work import LLMWork, RowCall
 
 if TYPE_CHECKING:
     from .host import Host
@@ -34,22 +31,17 @@ LINGER_S = 0.1  # after a call, for another that may share its prompt
 
 @dataclass(slots=True)
 class Member:
-    """One row's call: what is asked, and who is told."""
+    """One row's call, how it begins by itself, and its votes so far."""
 
-    owner: Owner
-    path: str
-    asking: Asking
-    chat: list[Message]
-    values: Mapping[str, Any]
-    signature: bytes | None
-    done: Settled
+    call: RowCall
     alone: Callable[[], None]
     ballot: Ballot = field(default_factory=Ballot)
 
     @property
     def system(self) -> str | None:
         """What the model is told first: rows of a pack have one."""
-        return self.chat[0].content if len(self.chat) > 1 else None
+        chat = self.call.chat
+        return chat[0].content if len(chat) > 1 else None
 
 
 @dataclass(slots=True)
@@ -70,17 +62,17 @@ class Packs:
 
     def add(self, member: Member) -> None:
         """Have a call share a prompt with others of its step."""
-        if member.owner.ended:
-            self._host.abandon(member.signature)
+        if member.call.owner.ended:
+            self._host.abandon(member.call.signature)
             return
-        key = id(member.asking.step), member.system, member.owner.tenant
+        key = id(member.call.asking.step), member.system, member.call.owner.tenant
         found = self._open.get(key)
         if found is None:
             found = self._open[key] = _Open([], now())
             self._host.run_task(self._linger(key, found))
         found.members.append(member)
         found.last_s = now()
-        if len(found.members) >= _pack(member.asking.step).rows:
+        if len(found.members) >= _pack(member.call.asking.step).rows:
             self._close(key, found)
 
     async def _linger(self, key: _Key, found: _Open) -> None:
@@ -98,10 +90,10 @@ class Packs:
     def ask(self, members: list[Member], number: int = 0) -> None:
         """Ask for vote `number` of each, by itself where there is only one, or where all of them
         do not fit."""
-        live = [member for member in members if not member.owner.ended]
+        live = [member for member in members if not member.call.owner.ended]
         for member in members:
-            if member.owner.ended:
-                self._host.abandon(member.signature)
+            if member.call.owner.ended:
+                self._host.abandon(member.call.signature)
         if not number and len(live) == 1:
             live[0].alone()
         elif live:
@@ -112,9 +104,9 @@ class Packs:
                     member.alone()
 
     def _ask(self, live: list[Member], number: int) -> None:
-        step = live[0].asking.step
+        step = live[0].call.asking.step
         if number:
-            Random(f"{self._host.seed}/{step.id}/{live[0].path}/{number}").shuffle(live)
+            Random(f"{self._host.seed}/{step.id}/{live[0].call.path}/{number}").shuffle(live)
         work = PackWork(self, self._host, live, number, self._asked)
         self._asked += 1
         if work.fits or len(live) == 1:
@@ -132,16 +124,17 @@ class PackWork(LLMWork):
     ) -> None:
         self._packs, self._members, self._vote = packs, members, vote
         first = members[0]
-        step, model = first.asking.step, first.asking.model
+        step, model = first.call.asking.step, first.call.asking.model
         packed = _packed(step, len(members))
         asking = host.asking(packed)
-        texts = [member.chat[-1].content for member in members]
-        values = [member.values for member in members]
+        texts = [member.call.chat[-1].content for member in members]
+        values = [member.call.values for member in members]
         chat = pack_chat(step, texts, values, first.system)
         taken = len(model.tokenizer.chat(chat)) + packed.sampling.max_tokens
         self.fits = taken <= model.capabilities.context_tokens
-        path = f"{first.path}.pack{number}"
-        super().__init__(host, first.owner, path, asking, chat, None, first.done, {})
+        path = f"{first.call.path}.pack{number}"
+        call = RowCall(first.call.owner, path, asking, chat, {}, None, first.call.done)
+        super().__init__(host, call)
 
     def start(self) -> None:
         """Hand the call to the scheduler; what grows of its answer is not written down."""
@@ -153,7 +146,7 @@ class PackWork(LLMWork):
     def done(self, answer: Answer) -> None:
         """Give each row its answer, or its next vote, or a call of its own."""
         broken = answer.error is not None or answer.finish == "abort"
-        if self._owner.ended and broken:  # off, with its first row
+        if self._call.owner.ended and broken:  # off, with its first row
             self._packs.ask(self._members, self._vote)
             return
         text = without_thought(answer.text)
@@ -161,12 +154,12 @@ class PackWork(LLMWork):
             check_answer(answer, self.step)
         except (Drained, BackendUnavailable) as error:
             for member in self._members:
-                member.owner.note(error)
-                self._host.failed(member.signature, error, member.done)
+                member.call.owner.note(error)
+                self._host.failed(member.call.signature, error, member.call.done)
             return
         except CallFailed:
             text = ""
-        step, rows = self._members[0].asking.step, len(self._members)
+        step, rows = self._members[0].call.asking.step, len(self._members)
         found = read_pack(text, step, rows)
         for member, said in zip(self._members, found, strict=True):
             if said is None:
@@ -179,8 +172,8 @@ class PackWork(LLMWork):
         """Record what is certain, and ask on for the rest."""
         asked_on: list[Member] = []
         for member in self._members:
-            if member.owner.ended:
-                self._host.abandon(member.signature)
+            if member.call.owner.ended:
+                self._host.abandon(member.call.signature)
             elif member.ballot.bad:
                 member.alone()
             elif self._vote + 1 == most or member.ballot.settled(most):
@@ -190,12 +183,12 @@ class PackWork(LLMWork):
         self._packs.ask(asked_on, self._vote + 1)
 
     def _record(self, member: Member) -> None:
-        host = self._host
+        host, call = self._host, member.call
         if member is not self._members[0]:
-            host.note(CallShared(program=member.owner.name, step=self.step, how="packed"))
+            host.note(CallShared(program=call.owner.name, step=self.step, how="packed"))
         value = member.ballot.winner()
         # Not for later runs: it may depend on the rows beside it.
-        host.record(member.owner, member.path, value, member.signature, member.done, known=True)
+        host.record(call.owner, call.path, value, call.signature, call.done, known=True)
 
 
 def _pack(step: LLM) -> Pack:

@@ -17,14 +17,16 @@ from msgspec.structs import replace
 
 from ...planner.graph import LLM, Ref, names_in, walk
 from ...planner.lower import segments
+from ...planner.placement import Turns
 from ...planner.plan import Plan
 from ...planner.prompt import Dynamic, Static
-from ...planner.window import PAGE_CHARS, Group, Lead, lead_of, leads, plan_window, share_out
+from ...planner.window import PAGE_CHARS, Group, Lead, lead_of, leads, plan_window
 from ..calls import Message
 from ..scheduler.loop import Answer, PlanHint, Scheduler
 from .asking import Asking, Model
 from .cascades import Cascades
 from .freed import FreedStep
+from .placing import Placing
 
 PINNED_PROMPTS = 16  # a group with fewer prompts is over before anything could evict its prefix
 REMEMBERED = 4096  # beginnings of which it is known how many tokens they are
@@ -40,7 +42,8 @@ class _Group:
 
     name: str
     chars: int
-    place: float  # of its first row, which gives all of them their turn
+    place: float | None  # of its first row, which gives all of them their turn
+    worker: str | None = None  # that has all of them; None: each row its own
     prompts: int = 0  # that differ, as far as they are planned; 0: nobody knows
     left: int = 0
     leader: str | None = None
@@ -61,8 +64,8 @@ class Planned:
     `order`: rows go in the order of their prefixes, not as they come. `group`: calls that begin
     alike go together, and what many of them share is pinned as long as calls of it may come. With
     `models`, each row has the free fields of its prompts in an order of its own. The workers of
-    each of `pools` share a window's rows out, so that each prefix is computed on one of them. The
-    samples of `cascades` run first.
+    each of `pools` share a window's rows out, so that each prefix is computed on one of them, or,
+    with `turns`, do what that placement says. The samples of `cascades` run first.
     """
 
     def __init__(
@@ -74,9 +77,11 @@ class Planned:
         group: bool = True,
         models: Mapping[str, Model] = NO_MODELS,
         pools: Iterable[str] = (),
+        turns: Turns | None = None,
         cascades: Cascades | None = None,
     ) -> None:
         self._scheduler = scheduler
+        self._placing = Placing(scheduler.workers_of, pools if order else (), turns)
         self._cascades = cascades
         self._columns = plan.row_order.columns
         self._order = order
@@ -104,10 +109,6 @@ class Planned:
         self._arranged: dict[int, dict[str, LLM]] = {}  # the window that is about to be planned
         self._variants: dict[int, dict[str, LLM]] = {}
         self._windows = 0
-        self._started = 0  # rows that were given a place
-        self._places: dict[int, int] = {}
-        self._pools: dict[str, list[str]] = {pool: [] for pool in pools}  # their workers
-        self._shares: dict[int, int] = {}  # per row, which of several workers is to have it
         self._groups: dict[str, _Group] = {}
         self._of_row: dict[int, dict[str, _Group]] = {}
         self._passing: dict[str, _Group] = {}  # groups of calls that are on their way
@@ -119,6 +120,8 @@ class Planned:
 
     def arrange(self, rows: Sequence[int], inputs: Sequence[Mapping[str, Any]]) -> None:
         """Put free fields in order for all rows of the next window, whichever will be run."""
+        if self._cascades is not None:
+            self._cascades.begin(rows)
         self._arranged = {}
         for freed in self._freed:
             for row, step in zip(rows, freed.arrange(inputs), strict=True):
@@ -141,19 +144,13 @@ class Planned:
             descending=self._windows % 2 == 1,
         )
         self._windows += 1
-        self._pools = {pool: self._scheduler.workers_of(pool) for pool in self._pools}
-        most = max(map(len, self._pools.values()), default=1)
-        if self._order and most > 1:
-            found, shares = share_out(found, most)
-            self._shares.update(zip(rows, shares, strict=True))
+        found = self._placing.share_out(rows, found, self._leads, inputs)
         if self._cascades is not None:
             found = replace_plan(found, order=tuple(self._cascades.window(rows, found.order)))
-        for place, index in enumerate(found.order):
-            self._places[rows[index]] = self._started + place
+        self._placing.add(rows, found.order)
         for group in found.groups:
             if group.step in self._grouped:
                 self._add(group, rows)
-        self._started += len(rows)
         return list(found.order)
 
     def _own_leads(self, rows: Sequence[int]) -> dict[str, list[Lead]]:
@@ -168,9 +165,10 @@ class Planned:
         return found
 
     def _add(self, group: Group, rows: Sequence[int]) -> None:
-        name = _name(group.step, group.text)
-        place = float(self._places[rows[group.rows[0]]])
-        known = self._groups.setdefault(name, _Group(name, len(group.text), place))
+        name, first = _name(group.step, group.text), rows[group.rows[0]]
+        place = self._placing.key(first, group.step)
+        worker = self._placing.home([rows[index] for index in group.rows], group.step)
+        known = self._groups.setdefault(name, _Group(name, len(group.text), place, worker))
         known.prompts += group.prompts
         known.left += len(group.rows)
         for index in group.rows:
@@ -180,8 +178,7 @@ class Planned:
         """A row's program has ended: no more calls of it will come."""
         if self._cascades is not None:
             self._cascades.ended(row)
-        self._places.pop(row, None)
-        self._shares.pop(row, None)
+        self._placing.ended(row)
         self._variants.pop(row, None)
         for group in self._of_row.pop(row, {}).values():
             group.left -= 1
@@ -205,8 +202,10 @@ class Planned:
         group = self._of_row.get(row, {}).get(step)
         if group is None and step in self._made:
             group = self._pass(row, call, step, values)
-        place = self._places.get(row) if self._order else None
-        worker = self._worker(row, asking.model.pool)
+        place = self._placing.key(row, step) if self._order else None
+        worker = group.worker if group is not None else None
+        if worker is None and (group is not None or self._placing.follows):
+            worker = self._placing.worker(row, step, asking.model.pool)
         alone = PlanHint(order_key=place, worker=worker, expected_tokens=self._expected(step))
         if group is None:
             return Hint(alone)
@@ -220,11 +219,6 @@ class Planned:
         group.leader = group.leader or call
         plan = replace(alone, leader=group.leader, order_key=group.place)
         return Hint(plan, group.name, group.tokens)
-
-    def _worker(self, row: int, pool: str) -> str | None:
-        """The worker that is to have a row's calls, where there are several."""
-        workers, share = self._pools.get(pool, ()), self._shares.get(row)
-        return workers[share % len(workers)] if share is not None and len(workers) > 1 else None
 
     def answered(self, call: str, step: str, answer: Answer) -> None:
         """A call has ended; its length tells what those of its step are like."""
@@ -254,7 +248,7 @@ class Planned:
         name = _name(step, text)
         group = self._passing.get(name)
         if group is None:
-            place = float(self._places.get(row, self._started))
+            place = self._placing.key(row, step)
             group = self._passing[name] = _Group(name, len(text), place)
         group.left += 1
         self._of_call[call] = group

@@ -6,7 +6,6 @@ lengths.
 """
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -18,10 +17,8 @@ from ..calls import Message
 from ..errors import StepFailed
 from .asking import Asking
 from .long_step import LongStep
-from .owner import Owner
 from .program import Waiter
-from .sharing import Settled
-from .work import LLMWork
+from .work import LLMWork, RowCall
 
 if TYPE_CHECKING:
     from .host import Host
@@ -32,18 +29,9 @@ OPEN_FOLDS = 1024  # of a level: later ones are asked as earlier ones end
 class ReduceWork(LongStep):
     """One reduce of one program: every fold is recorded below its path."""
 
-    def __init__(
-        self,
-        host: "Host",
-        owner: Owner,
-        path: str,
-        asking: Asking,
-        chat: list[Message],
-        values: Mapping[str, Any],
-        signature: bytes | None,
-        done: Settled,
-    ) -> None:
-        super().__init__(host, owner, path, signature, done)
+    def __init__(self, host: "Host", call: RowCall) -> None:
+        super().__init__(host, call.owner, call.path, call.signature, call.done)
+        asking, values = call.asking, call.values
         assert asking.step.reduce is not None
         self._asking = asking
         self._step: LLM = asking.step
@@ -58,9 +46,9 @@ class ReduceWork(LongStep):
         self._items = cast("list[Any]", given)
         limit = prompt_limit(self._step, asking.model.capabilities.context_tokens)
         self._limit = limit or 0
-        self._whole = LLMWork(host, owner, path, asking, chat, signature, done, values)
+        self._whole = LLMWork(host, call)
         one_call = not self._reduce.tree or not self._items
-        self._fits = one_call or _fits(chat, asking, self._limit)
+        self._fits = one_call or _fits(call.chat, asking, self._limit)
 
     def start(self) -> None:
         """One call where that is enough, else the tree."""

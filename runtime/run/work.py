@@ -1,6 +1,7 @@
 """One LLM step of one program on its way through the scheduler."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -20,57 +21,42 @@ if TYPE_CHECKING:
 NO_REQUEST = Request(CallId(""), ())
 
 
+@dataclass(frozen=True, slots=True)
+class RowCall:
+    """One LLM step of one program: what is asked, and who is told."""
+
+    owner: Owner
+    path: str
+    asking: Asking
+    chat: list[Message]
+    values: Mapping[str, Any]
+    signature: bytes | None
+    done: Settled
+
+
 class LLMWork:
-    """One LLM step of one program on its way through the scheduler (a `Submission`)."""
+    """A call on its way through the scheduler (a `Submission`)."""
 
-    __slots__ = (
-        "_asking",
-        "_chat",
-        "_done",
-        "_draft",
-        "_host",
-        "_owner",
-        "_path",
-        "_signature",
-        "_values",
-        "request",
-        "shared_tokens",
-    )
+    __slots__ = ("_call", "_draft", "_host", "request", "shared_tokens")
 
-    def __init__(
-        self,
-        host: "Host",
-        owner: Owner,
-        path: str,
-        asking: Asking,
-        chat: list[Message],
-        signature: bytes | None,
-        done: Settled,
-        values: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, host: "Host", call: RowCall) -> None:
         self._host = host
-        self._owner = owner
-        self._path = path
-        self._asking = asking
-        self._chat = chat
-        self._signature = signature
-        self._done = done
-        self._values = values
+        self._call = call
         self._draft: Draft | None = None
         self.request = NO_REQUEST
-        self.shared_tokens = asking.shared_tokens
+        self.shared_tokens = call.asking.shared_tokens
 
     @property
     def program(self) -> str:
-        return self._owner.name
+        return self._call.owner.name
 
     @property
     def step(self) -> str:
-        return self._asking.step.id
+        return self._call.asking.step.id
 
     @property
     def model(self) -> str:
-        return self._asking.model.pool
+        return self._call.asking.model.pool
 
     @property
     def gang(self) -> int:
@@ -78,15 +64,15 @@ class LLMWork:
 
     def start(self) -> None:
         """Hand the call to the scheduler."""
-        owner, host = self._owner, self._host
+        owner, host = self._call.owner, self._host
         if owner.ended:
-            host.abandon(self._signature)
+            host.abandon(self._call.signature)
             return
-        if not self._asking.step.choices:
-            step = self._asking.step
+        if not self._call.asking.step.choices:
+            step = self._call.asking.step
             max_tokens = step.sampling.max_tokens
-            model = self._asking.model
-            self._draft = host.draft(owner, self._path, model, max_tokens, step.schema)
+            model = self._call.asking.model
+            self._draft = host.draft(owner, self._call.path, model, max_tokens, step.schema)
         try:
             self._submit()
         except Exception as error:  # of a tokenizer or a chat template
@@ -95,16 +81,16 @@ class LLMWork:
     def _refused(self, error: Exception) -> None:
         """The call could not be made: it fails, and so does equal work that waits for it."""
         told = error if isinstance(error, TenterError) else StepFailed(str(error), self.step)
-        self._host.failed(self._signature, told, self._done)
+        self._host.failed(self._call.signature, told, self._call.done)
 
     def _submit(self) -> None:
-        owner, host = self._owner, self._host
-        call = CallId(f"{owner.name}/{self._path}")
+        owner, host = self._call.owner, self._host
+        call = CallId(f"{owner.name}/{self._call.path}")
         timeout_s = host.call_timeout_s
-        self.request = self._asking.request(
+        self.request = self._call.asking.request(
             call,
-            self._chat,
-            lambda: seed_for(host.seed, owner.row, self._path),
+            self._call.chat,
+            lambda: seed_for(host.seed, owner.row, self._call.path),
             now() + timeout_s if timeout_s else None,
             self._draft,
         )
@@ -115,7 +101,9 @@ class LLMWork:
         planned = self._host.planned
         if planned is None:
             return NO_PLAN
-        hint = planned.hint(self._owner.row, call, self._asking, self._chat, self._values)
+        hint = planned.hint(
+            self._call.owner.row, call, self._call.asking, self._call.chat, self._call.values
+        )
         if hint.group is not None:
             self.request = replace(self.request, group=hint.group)
             self.shared_tokens = hint.shared_tokens
@@ -135,15 +123,20 @@ class LLMWork:
         """Read the answer and record the step's value."""
         if self._host.planned is not None:
             self._host.planned.answered(self.request.call, self.step, answer)
-        if self._owner.ended:
-            self._host.abandon(self._signature)
+        if self._call.owner.ended:
+            self._host.abandon(self._call.signature)
             return
         try:
-            value = self._asking.read(answer)
+            value = self._call.asking.read(answer)
         except Exception as error:
-            self._owner.note(error)
-            self._host.failed(self._signature, error, self._done)
+            self._call.owner.note(error)
+            self._host.failed(self._call.signature, error, self._call.done)
             return
         self._host.record(
-            self._owner, self._path, value, self._signature, self._done, usage=answer.usage
+            self._call.owner,
+            self._call.path,
+            value,
+            self._call.signature,
+            self._call.done,
+            usage=answer.usage,
         )

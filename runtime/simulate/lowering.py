@@ -7,20 +7,23 @@ what it reads; steps that could run at once are turns of one stage.
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from random import Random
 from typing import Any, cast
 
-from ...planner.cost import DEFAULT_ITEMS, iterations
+from ...planner.cost import iterations
 from ...planner.errors import PlannerError
 from ...planner.graph import LLM, Repeat, ToolCall, reads, tools_of
 from ...planner.plan import repeatable
 from ...planner.prompt import Prompt, Static
+from ...planner.sizes import DEFAULT_ITEMS
 from ...planner.values import Evaluate, compile_value
 from ..calls import Message, Tokenizer, ToolSpec
 from ..replay import Pause, Program, Span, Turn, joined
 from ..run.machine import Body, Node, compile_graph
 from ..workflow import Workflow
+from .folding import fold
 from .standin import RESULT_TOKENS, StandIns
 
 CHUNK = 16  # tokens; the finest page that is simulated
@@ -133,10 +136,25 @@ class Lowering:
     # ---- models -------------------------------------------------------------------------------
 
     def _ask(self, step: LLM, frame: _Frame, at: Moment, made: _Row) -> tuple[Any, Moment]:
+        args = self._asking_of(step).args
+        values = {name: self._guess(value, frame, None) for name, value in args}
+        if step.reduce is None:
+            return self._call(step, values, at, made)
+        return fold(step, values, at, self._tokens, partial(self._call, made=made))
+
+    def _asking_of(self, step: LLM) -> _Asking:
         asking = self._asking.get(id(step))
         if asking is None:
             asking = self._asking[id(step)] = _Asking.of(step, self._workflow)
-        chat = self._chat(step, asking, frame)
+        return asking
+
+    def _tokens(self, step: LLM, values: Mapping[str, Any]) -> int:
+        return len(self._tokenizer.chat(self._chat(step, values), self._asking_of(step).tools))
+
+    def _call(
+        self, step: LLM, values: Mapping[str, Any], at: Moment, made: _Row
+    ) -> tuple[Any, Moment]:
+        asking, chat = self._asking_of(step), self._chat(step, values)
         name, random = self._named(f"{asking.name}/{chat}", asking.equal, made)
         tokens = self._draw.output_tokens(step, random)
         value = self._draw.answer(step, tokens, random)
@@ -177,8 +195,7 @@ class Lowering:
             prompt = joined((*prompt, answer, result))
             tokens = self._draw.output_tokens(step, random)
 
-    def _chat(self, step: LLM, asking: _Asking, frame: _Frame) -> list[Message]:
-        values = {name: self._guess(value, frame, None) for name, value in asking.args}
+    def _chat(self, step: LLM, values: Mapping[str, Any]) -> list[Message]:
         messages = [Message("user", self._text(step.prompt, values))]
         if step.system is not None:
             messages.insert(0, Message("system", self._text(step.system, values)))

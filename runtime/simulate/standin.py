@@ -10,9 +10,10 @@ from random import Random
 from typing import Any, cast
 
 from ...kvpolicy import key
-from ...planner.cost import CHARS_PER_TOKEN, DEFAULT_ITEMS
 from ...planner.graph import LLM
+from ...planner.plan import CHARS_PER_TOKEN
 from ...planner.several import DEFAULT_CHARS
+from ...planner.sizes import DEFAULT_ITEMS
 from ..calls import Tokenizer
 from ..predict import Learned
 

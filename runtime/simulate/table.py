@@ -159,6 +159,29 @@ def _nothing(asked: Asked, found: Lowered) -> InvalidInput:
     return InvalidInput(f"{asked.workflow}: no row asks a model, so there is nothing to simulate")
 
 
+def _left_out(asks: list[LLM]) -> Iterator[str]:
+    """What a run would do with these steps, and the simulator does not."""
+    packed = [step.id for step in asks if step.pack is not None]
+    if packed:
+        yield f"{', '.join(packed)}: each row has a prompt of its own; packs are not simulated"
+    cascaded = [step.id for step in asks if step.cascade is not None]
+    if cascaded:
+        yield (
+            f"{', '.join(cascaded)}: all rows are answered by the step's own model; a small model "
+            "that answers first is not simulated"
+        )
+    whole = [
+        step.id
+        for step in asks
+        if step.reduce is not None and step.reduce.tree and step.reduce.batch_tokens is None
+    ]
+    if whole:
+        yield (
+            f"{', '.join(whole)}: all items go into one call, as the model's context is not known; "
+            "`batch_tokens` has the tree simulated"
+        )
+
+
 def _notes(
     asked: Asked, found: Lowered, stand_ins: StandIns, steps: tuple[Step, ...]
 ) -> Iterator[str]:
@@ -182,6 +205,7 @@ def _notes(
         )
     if any(isinstance(step, ToolCall) or tools_of(step) for step in inside):
         yield "no tool is called: results are stood in for"
+    yield from _left_out(asks)
     if len({step.model for step in asks}) > 1:
         yield "the workflow's models are simulated as one"
     if found.shared:

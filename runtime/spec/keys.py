@@ -70,6 +70,7 @@ SCHEDULING: Table = {
     "tenant": Key("text", "The input whose value says for whom a program runs."),
     "limits": Key("data", "Limits of models and tenants, and of the memory kept for programs."),
     "without": Key("texts", "Rules of the planner to leave out, such as order, group."),
+    "place": Key("boolean", "Whether rows over several models' workers follow a placement."),
 }
 
 _WHEN = Key("condition", "The step is skipped unless this holds.")

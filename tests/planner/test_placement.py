@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from tenter.planner.graph import LLM, Graph, Ref, Sampling, ToolCall
 from tenter.planner.hardware import HARDWARE, MODELS
 from tenter.planner.lower import lower
-from tenter.planner.placement import Placement, Stage, Worker, load_bound, place
+from tenter.planner.placement import (
+    Placement,
+    Stage,
+    Turns,
+    Worker,
+    fleet_bound,
+    load_bound,
+    place,
+)
 from tenter.planner.prompt import Prompt
 from tenter.planner.rules.place import place_plan
 
@@ -203,3 +211,33 @@ def test_a_plan_is_placed_by_its_estimates():
     assert found.where("first", 0)[0] != found.where("second", 999)[0]
     with pytest.raises(ValueError, match="step 'second' needs model 'b'; known are a"):
         place_plan(plan, 1000, workers(2), {"a": models["a"]})
+
+
+def pools() -> list[Worker]:
+    """One worker for small models, two for large ones; a long wait for the first inputs of these."""
+    models = ("small", "large", "large")
+    return [Worker(f"{m}/{i}", frozenset({m}), m) for i, m in enumerate(models)]
+
+
+def test_workers_that_wait_long_for_others_are_placed_too() -> None:
+    chain = (
+        Stage("a", "small", (), 500.0, 5.0),
+        Stage("b", "large", ("a",), 1.0, 0.1),
+        Stage("c", "small", ("b",), 1.0, 0.1),
+    )
+    found = place(chain, pools(), 100, {})
+    check(found, chain)
+    assert found.makespan_s >= fleet_bound(chain, pools(), 100) == pytest.approx(510.0)
+
+
+def test_turns_are_the_same_in_windows_of_any_size() -> None:
+    found = place(DIAMOND, pools(), 200, LOADS)
+    turns = Turns(found)
+    for stage in ("a", "b", "c", "d"):
+        for row in range(200):
+            turn = turns.of(stage, row / 200 + 1e-9)
+            assert turn is not None and turn.worker == found.where(stage, row)[0]
+            assert 0 <= turn.at <= 1
+    assert turns.of("tool", 0.5) is None
+    early, late = turns.of("a", 0.0), turns.of("d", 0.999)
+    assert early is not None and late is not None and early.at < late.at

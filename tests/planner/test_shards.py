@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenter.planner.shards import cut_shards, row_tokens
+from tenter.planner.shards import cut_shards, in_turns, row_tokens
 from tenter.planner.window import Group, Lead, WindowPlan
 
 
@@ -48,6 +48,10 @@ def test_a_row_takes_its_own_tokens_and_only_the_first_of_a_group_the_shared_one
 
     assert list(found) == [1 + 10 + 150 - 150, 1 + 10 + 170, 1 + 10 + 101]
     assert row_tokens(WindowPlan((0, 1)), [], [{}, {}]).tolist() == [1.0, 1.0]
+
+
+def test_shards_take_turns_until_each_is_over() -> None:
+    assert in_turns([(3, 1, 4), (), (2,)]) == (3, 2, 1, 4)
 
 
 def test_there_is_at_least_one_shard() -> None:

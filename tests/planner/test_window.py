@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tenter.planner.graph import LLM, Each, Graph, Ref, Step, ToolCall
 from tenter.planner.prompt import Prompt
-from tenter.planner.window import leads, plan_window, share_out
+from tenter.planner.window import leads, plan_window
 
 LONG = "x" * 200
 
@@ -102,17 +102,3 @@ def test_every_row_runs_once_and_is_in_one_group_of_a_step(
         lead = next(lead for lead in known if lead.step == group.step)
         prompts = ["".join(lead.texts(rows[row])) for row in group.rows]
         assert all(prompt.startswith(group.text) for prompt in prompts)
-
-
-def test_workers_take_turns_and_a_share_begins_where_a_group_does() -> None:
-    rows = [{"doc": f"{n % 5}{LONG}", "q": str(n)} for n in range(20)]
-    plan = plan_window(leads(graph(asks("a", "{{ doc }}{{ q }}"))), rows)
-    shared, worker = share_out(plan, 2)
-
-    assert sorted(shared.order) == list(range(20))
-    assert [worker[row] for row in shared.order[:6]] == [0, 1] * 3
-    for group in plan.groups:
-        assert len({worker[row] for row in group.rows}) == 1
-    assert {list(worker).count(number) for number in (0, 1)} == {8, 12}
-    mine = [row for row in shared.order if worker[row] == 1]
-    assert mine == [row for row in plan.order if worker[row] == 1]

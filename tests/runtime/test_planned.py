@@ -1,20 +1,22 @@
 """Plans carried out over rows, in virtual time: order, groups, pins, and nothing left behind."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tenter.planner.graph import LLM, Graph, Ref, ToolCall
+from tenter.planner.graph import LLM, Graph, ListOf, Ref, ToolCall
 from tenter.planner.optimize import optimize
 from tenter.planner.plan import Context
 from tenter.planner.prompt import Prompt
 from tenter.runtime.backends.fake import FakeBackend
 from tenter.runtime.clock import VirtualLoop
 from tenter.runtime.journal.base import RowRecord
-from tenter.runtime.journal.memory import MemoryJournal
+from tenter.runtime.journal.memory import MemoryJournal, NoJournal
 from tenter.runtime.run.control import Control
 from tenter.runtime.run.local import open_host
+from tenter.runtime.run.placed import turns_on
 from tenter.runtime.run.planned import PINNED_PROMPTS, Planned
 from tenter.runtime.run.program import Programs
 from tenter.runtime.run.rows import Limits, Row, RowRun
@@ -25,7 +27,9 @@ from tenter.runtime.scheduler.events import (
     PrefixKnown,
     PrefixOver,
     Release,
+    WorkerDown,
 )
+from tenter.runtime.scheduler.loop import Scheduler
 from tenter.runtime.trace import MemoryTrace
 from tenter.runtime.workflow import Input, Workflow
 from tenter.tools import Tool
@@ -110,10 +114,10 @@ class Ran:
     def left(self) -> list[Any]:
         """What of the plan is still remembered; nothing should be when all rows have ended."""
         planned = self.planned
-        states = (planned._places, planned._groups, planned._of_row, planned._passing)
+        states = (planned._placing._spots, planned._groups, planned._of_row, planned._passing)
         return [
             state
-            for state in (*states, planned._of_call, planned._variants, planned._shares)
+            for state in (*states, planned._of_call, planned._variants, planned._placing._shares)
             if state
         ]
 
@@ -248,3 +252,71 @@ async def test_replicas_share_a_window_out_so_that_each_prefix_is_on_one_of_them
     assert documents[0].isdisjoint(documents[1])
     calls, sent = ran.records(CallReady), {r.call: r.worker for r in ran.records(Dispatch)}
     assert all(call.worker == sent[call.call] for call in calls) and not ran.left()
+
+
+STEPS = (
+    asks("draft", "Draft. {{ q }}", model="small"),
+    asks("judge", "Judge. {{ draft }}", model="large"),
+    asks("title", "Title. {{ q }}", model="small"),
+)
+TWO_MODELS = Workflow(
+    "w",
+    (Input("doc"), Input("q")),
+    Graph("w", ("doc", "q"), STEPS, ListOf((Ref("judge"), Ref("title")))),
+)
+
+
+async def placed_run(gone: str | None = None) -> tuple[MemoryTrace, Collected]:
+    """40 rows through two models of two workers each, by the placement; one worker dies at 3 s."""
+    trace, sink = MemoryTrace(), Collected()
+    backends = {
+        model: [FakeBackend(lambda prompt: prompt[:5], 1.0, 2) for _ in range(2)]
+        for model in ("small", "large")
+    }
+    graph = TWO_MODELS.graph
+    assert graph is not None
+    async with open_host(backends, trace=trace, share=False) as host:
+        plan = optimize(graph, Context())
+        turns = turns_on(plan, host.scheduler, host.models, 40)
+        pools = ["large", "small"]
+        host.planned = Planned(plan, host.scheduler, pools=pools, turns=turns)
+        programs = Programs(host, TWO_MODELS)
+        about = (NoJournal(), sink, Control(), (), Limits(64))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_die(host.scheduler, gone))
+            await RowRun(programs, *about, planned=host.planned).run(iter(given(40)))
+        host.scheduler.core.check()
+        assert not host.planned._placing._spots
+    return trace, sink
+
+
+async def _die(scheduler: Scheduler, worker: str | None) -> None:
+    if worker is not None:
+        await asyncio.sleep(3)
+        scheduler.send(WorkerDown(worker=worker, error="unplugged", returns=False))
+
+
+def calls_of(trace: MemoryTrace) -> list[CallReady]:
+    return [record for _, record in trace.records if isinstance(record, CallReady)]
+
+
+async def test_each_steps_rows_have_the_worker_and_the_turn_of_the_placement() -> None:
+    trace, sink = await placed_run()
+    calls = calls_of(trace)
+    assert len(sink.values) == 40 and len(calls) == 120
+    for step, model in {"draft": "small", "judge": "large", "title": "small"}.items():
+        mine = [call for call in calls if call.step == step]
+        assert {call.worker for call in mine} == {f"{model}/0", f"{model}/1"}
+        assert all(call.order_key is not None and 0 <= call.order_key <= 40 for call in mine)
+    mean = {
+        step: sum(call.order_key or 0.0 for call in calls if call.step == step) / 40
+        for step in ("draft", "title")
+    }
+    assert mean["draft"] < mean["title"]  # the large model waits for drafts, nobody for titles
+
+
+async def test_what_a_dead_worker_was_to_do_others_do_and_the_trace_tells() -> None:
+    trace, sink = await placed_run(gone="small/0")
+    deviated = [record for _, record in trace.records if isinstance(record, Deviated)]
+    assert len(sink.values) == 40 and all("error" not in str(v) for v in sink.values.values())
+    assert {(one.planned, one.chosen) for one in deviated} >= {("small/0", "small/1")}

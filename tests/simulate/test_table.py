@@ -263,3 +263,35 @@ def test_errors_name_the_cure(
     names = {"FLOW": flow, "ROWS": rows}
     assert main(["simulate", *(names.get(word, word) for word in given)]) == 2
     assert message in capsys.readouterr().err
+
+
+LONG = """
+version: 1
+name: long
+inputs: {words: {type: array, items: {type: string}}}
+models: {default: {backend: embedded}, small: {backend: embedded, dtype: bfloat16}}
+steps:
+  short:
+    reduce: "Sum up: {% for word in words %}{{ word }} {% endfor %}"
+    over: words
+    batch_tokens: 100
+    max_tokens: 20
+  kind:
+    llm: "Which? {{ short }}"
+    choices: [a, b]
+    cascade: {model: small}
+  told: {llm: "Tell. {{ kind }}", pack: 4}
+output: "{{ told }}"
+"""
+
+
+def test_a_reduce_is_a_tree_of_calls_and_what_is_not_simulated_is_said(tmp_path: Path) -> None:
+    rows = [{"words": [f"word number {n}" for n in range(40)]}, {"words": ["one"]}]
+    found, (long, short) = made(tmp_path, LONG, rows)
+    calls = [len(stage) for stage in long.stages]
+    assert calls[0] > 1 and calls[-3:] == [1, 1, 1] and sorted(calls, reverse=True) == calls
+    assert all(turn.prompt_tokens <= 110 for stage in long.stages for turn in stage)
+    assert [len(stage) for stage in short.stages][:2] == [1, 1]
+    told = " ".join(found.notes)
+    assert "told: each row has a prompt of its own; packs are not simulated" in told
+    assert "kind: all rows are answered by the step's own model" in told
