@@ -8,7 +8,7 @@
 so that its peak memory is its own; of Ray that is the driver's, its workers and its object store
 come on top. `peak_mb_ratio` is the peak of a run over that of 10,000 rows, wanted is at most 1.2;
 `rows_per_s` is of the wall clock, from reading to the finished file. LangGraph and Ray live in
-`.cache/peers`; what cannot be installed there is left out. `--quick`: 40,000 rows, without them.
+`.cache/peers`; what cannot be installed there is left out. `--quick`: 30,000 rows, without them.
 """
 
 import argparse
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 PEERS = HERE.parent / ".cache" / "peers"
 PACKAGES = {"langgraph": ("langgraph", "langgraph-checkpoint-sqlite"), "ray": ("ray[data]",)}
 FEW = 10_000
-QUICK = 40_000
+QUICK = 30_000
 MILLION = 1_000_000
 PEER_ROWS = 100_000
 ENDS_S = 3600  # of one measurement

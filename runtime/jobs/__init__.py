@@ -5,7 +5,8 @@ Everything that can be wrong with a job is found before a model is loaded or a r
 
 from ..run.control import Control
 from .job import Job
-from .run import Outcome, map_table, resume, run_once, summary_numbers
+from .once import run_once
+from .run import Outcome, map_table, resume, summary_numbers
 from .spec import MapSpec
 from .work import expected_of, first_model, models_of
 

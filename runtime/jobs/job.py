@@ -108,7 +108,7 @@ class Job(RowWork):
         return "group" not in self.without and _worth_pinning(self.table)
 
     def statistics(self, tell: Told | None = None) -> TableStats:
-        """Statistics of the input columns, from the table's first rows; kept in the job's home."""
+        """Statistics of the input columns, from some rows of a big table; kept in the job's home."""
         folder = Store(self.spec.home).home / "stats" if self.spec.journal else None
         limit = self.spec.limit
         return table_stats(self.table, self.columns, self.tokens, folder, limit, tell)

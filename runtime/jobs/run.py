@@ -4,34 +4,31 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..clock import now
 from ..errors import JournalError, RunMismatch
-from ..fleet.peers import open_peers
 from ..journal.base import Journal, Manifest
 from ..journal.memory import NoJournal
 from ..journal.store import Store, new_run_id
-from ..load import load_workflow
 from ..operate.steering import Steered, steered
 from ..predict import Learned, due
 from ..report.expected import planned as expectations
 from ..report.summary import summary
 from ..report.tally import Tally, TallySnapshot
 from ..run.control import Control, Reason
-from ..run.local import bind, open_backends, open_host, open_results, run_program
-from ..run.rows import Limits, Row, RowRun, Status
+from ..run.rows import Limits, Row, RowOrder, RowPrograms, RowRun, Status
 from ..scheduler.events import RunEnded, RunStarted
-from ..tables import TableOutput, coerce
+from ..tables import TableOutput
 from ..trace import TRACE_VERSION, Fanout, Trace, TraceWriter
-from .engine import Begin, Engine, open_engine
+from .engine import Begin, Engine, Work, open_engine
 from .job import Job
+from .running import watched
 from .spec import MapSpec, changed, settings_of
-from .work import models_of
 
 FINGERPRINTS = {
     "workflow_fingerprint": "the workflow (its prompts, steps, sampling or tools)",
@@ -146,13 +143,16 @@ async def _run(
     try:
         if begin.resumed:
             await journal.set_status("running", {})
-        async with engine.begin(begin) as work:
+        async with (
+            engine.begin(begin) as work,
+            _watched(work, journal, start) as (programs, planned),
+        ):
             sink = _Sink(out)
             rows = RowRun(
-                *(work.programs, journal, sink, control),
+                *(programs, journal, sink, control),
                 limits=limits,
                 resumed=begin.resumed,
-                planned=work.planned,
+                planned=planned,
                 retry=start.retry,
             )
             parts = Steered(run, work.host, rows, control, tally, trace)
@@ -175,6 +175,18 @@ async def _run(
     reason = control.reason or ("approval" if snapshot.approvals else None)
     reason = reason if status == "paused" else None
     return Outcome(run, status, sink.done, sink.failed, job.spec.out, dead, snapshot, reason)
+
+
+@asynccontextmanager
+async def _watched(
+    work: Work, journal: Journal, start: Start
+) -> AsyncGenerator[tuple[RowPrograms, RowOrder | None]]:
+    """The programs of a run and their order, watched where one may kill this process."""
+    if start.folder is None or work.programs.takes_all:
+        yield work.programs, work.planned
+        return
+    async with watched(work, journal, start.folder, start.finished) as rows:
+        yield rows, rows
 
 
 def _begin(
@@ -225,34 +237,6 @@ async def _close(journal: Journal) -> None:
     except JournalError:
         if journal.on_failure is not None:  # nobody has been told of it yet
             raise
-
-
-async def run_once(
-    workflow_ref: str,
-    inputs: Mapping[str, Any],
-    *,
-    models: Mapping[str, str] | None = None,
-    home: str | None = None,
-    control: Control | None = None,
-    tally: Tally | None = None,
-    cache: bool | None = None,
-) -> Any:
-    """Run a workflow for one input and return its JSON result; no run is kept.
-
-    `cache`: whether results of earlier runs in `home` answer (None: as the workflow says).
-    """
-    workflow = load_workflow(workflow_ref)
-    specs = models_of(workflow, models or {})
-    schemas = {given.name: given.schema for given in workflow.inputs if given.name in inputs}
-    bound = bind(workflow, coerce(inputs, schemas, "input"))
-    wanted = workflow.cache if cache is None else cache
-    async with (
-        open_results(wanted, home) as results,
-        open_peers(home) as peers,
-        open_backends(specs) as backends,
-        open_host(backends, trace=tally, results=results, peers=peers) as host,
-    ):
-        return await run_program(host, workflow, bound, control)
 
 
 # ---- pieces ------------------------------------------------------------------------------------

@@ -18,7 +18,9 @@ from ..predict import Learned
 from ..run.cascades import Cascades
 from ..run.host import Host
 from ..run.local import Replicas, llm_steps, model_specs, open_results
+from ..run.placed import turns_on
 from ..run.planned import NO_MODELS, Planned
+from ..run.rows import WINDOW_ROWS
 from ..scheduler.policies import DEFAULT_ORDER
 from ..table_stats import tokens_of
 from ..workflow import ModelSpec, Scheduling, Workflow
@@ -40,6 +42,10 @@ class RowWork:
         """The rules that are left out."""
         return left_out((*self.workflow.scheduling.without, *self.spec.without))
 
+    def rows_total(self) -> int | None:
+        """The table's rows; None: not known."""
+        return None
+
     @property
     def consolidate(self) -> bool:
         """Whether equal work is done once."""
@@ -54,8 +60,13 @@ class RowWork:
             host.packs = None
         models = NO_MODELS if "reorder" in self.without else host.models
         pools = {model.pool for model in host.models.values()}
+        placed = self.workflow.scheduling.place and order
+        turns = None
+        if placed:
+            rows = min(WINDOW_ROWS, self.rows_total() or WINDOW_ROWS)
+            turns = turns_on(plan, host.scheduler, host.models, rows)
         cascaded = {s.id: s.step for s in plan.steps if s.cascaded and isinstance(s.step, LLM)}
-        host.cascades = Cascades(host, cascaded) if cascaded else None
+        host.cascades = Cascades(host, cascaded, self.rows_total()) if cascaded else None
         return Planned(
             plan,
             host.scheduler,
@@ -63,6 +74,7 @@ class RowWork:
             group=group,
             models=models,
             pools=sorted(pools),
+            turns=turns,
             cascades=host.cascades,
         )
 
@@ -89,6 +101,7 @@ class RowWork:
             spec.max_errors,
             spec.token_budget,
             spec.time_limit_s,
+            json.dumps(dict(wish.limits)),
         )
 
 

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
+import signal
+import threading
+from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
@@ -38,8 +40,10 @@ class Process:
 
         given = () if message is None else (message,)
         try:
-            answer: Awaitable[bytes] = getattr(self._handle, method).remote(*given)
-            return await asyncio.wait_for(_awaited(answer), limit_s)
+            # No wait_for: before Python 3.12 it loses a cancellation that comes with the answer.
+            async with asyncio.timeout(limit_s):
+                answer: bytes = await getattr(self._handle, method).remote(*given)
+            return answer
         except TimeoutError:
             raise ProcessLost(f"it has not answered for {limit_s:.0f} s") from None
         except RayError as error:
@@ -118,6 +122,7 @@ async def connected(address: str | None, cpus: int | None) -> AsyncGenerator[Clu
         await _reach(address)
     # In a thread: it takes seconds, and on the main thread Ray would take the signals.
     await asyncio.to_thread(_connect, address, cpus)
+    _take_signals_back()
     try:
         yield Cluster()
     finally:
@@ -181,8 +186,13 @@ def _connect(address: str | None, cpus: int | None) -> None:
         ) from None
 
 
-async def _awaited(answer: Awaitable[bytes]) -> bytes:
-    return await answer
+def _take_signals_back() -> None:
+    """Undo what Ray does to SIGTERM: it would abort the process three seconds after one."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGTERM, handler)
+    signal.siginterrupt(signal.SIGTERM, False)
 
 
 def _reason(error: Exception) -> str:

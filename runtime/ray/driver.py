@@ -26,8 +26,9 @@ from . import messages
 from .cluster import Cluster, ProcessLost, connected
 from .failures import raised
 from .messages import Beginning, Hello, Opening
-from .sharding import Sharding
-from .slot import PLACING_S, Placed, Slot
+from .placing import PLACING_S, Placed
+from .sharding import Sharding, may_move
+from .slot import Slot
 from .work import RayWork
 from .worker import Worker
 
@@ -97,11 +98,12 @@ class RayEngine:
     async def begin(self, begin: Begin) -> AsyncGenerator[Work]:
         """The programs of one run, in all shards."""
         trace = begin.trace if begin.learned is None else Fanout(begin.trace, begin.learned)
-        work = RayWork(self._sharding(begin), trace, self._shards)
+        moves = begin.plan is None or may_move(begin.plan)
+        work = RayWork(self._sharding(begin), trace, self._shards, moves)
         begun = self._beginning(begin)
         for shard in range(self._shards):
             first = self._there[shard]
-            slot = Slot(shard, self._place, first, begun, begin.journal, work)
+            slot = Slot(shard, self._place, first, begun, begin.journal, work, work.level)
             work.slots.append(slot)
         serving = [asyncio.create_task(slot.serve(work.give_up)) for slot in work.slots]
         try:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from ..jobs.suspects import Suspicion
 from ..journal.base import StepRecord
 
 MAX_BYTES = 8 * 1024 * 1024  # of rows or records in one message, from which on the rest waits
@@ -82,11 +83,12 @@ class Step(Struct, frozen=True, array_like=True):
 
 
 class Handed(Struct, frozen=True, array_like=True):
-    """A row for a shard, with the steps of it that are recorded."""
+    """A row for a shard, with the steps of it that are recorded, and what is held against it."""
 
     row: int
     inputs: bytes
     steps: tuple[Step, ...] = ()
+    suspicion: Suspicion | None = None
 
 
 class Over(Struct, frozen=True, array_like=True):
@@ -113,9 +115,13 @@ class Found(Struct, frozen=True, array_like=True):
 
 
 class Tell(Struct, frozen=True):
-    """What a shard is told. All records up to `kept` are; None: nothing about this is new."""
+    """What a shard is told. All records up to `kept` are; None: nothing about this is new.
+
+    It is to give `back` those of these rows that it has not announced.
+    """
 
     rows: tuple[Handed, ...] = ()
+    back: tuple[int, ...] = ()
     kept: int = 0
     found: tuple[Found, ...] = ()
     paused: bool | None = None
@@ -126,8 +132,14 @@ class Tell(Struct, frozen=True):
 
 
 class News(Struct, frozen=True):
-    """What a shard has done since it was last asked. `trace` are lines of a trace."""
+    """What a shard has done since it was last asked. `trace` are lines of a trace.
 
+    Rows that are `next` begin when this has been heard; those that are given `back`, since they
+    were asked for, never will.
+    """
+
+    next: tuple[int, ...] = ()
+    back: tuple[int, ...] | None = None
     steps: tuple[Step, ...] = ()
     over: tuple[Over, ...] = ()
     asked: tuple[Asked, ...] = ()

@@ -7,81 +7,41 @@ Whatever a process says after it was given up is heard by nobody.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
-from ..errors import (
-    Drained,
-    JournalError,
-)
-from ..journal.base import Journal, StepRecord
+from ..clock import now
+from ..errors import Drained, JournalError, StepFailed
+from ..jobs.suspects import Suspects, verdict
+from ..journal.base import Journal
 from ..run.codec import decode
 from ..run.program import Ended
 from ..scheduler.core import DRAINED
+from ..scheduler.events import ProgramEnded
 from ..trace import Record, Trace
 from ..trace import decode as decode_trace
 from . import messages
-from .cluster import Process, ProcessLost
+from .cluster import ProcessLost
 from .failures import ShardFailed, error_of, raised
-from .messages import (
-    MAX_BYTES,
-    Asked,
-    Beginning,
-    Found,
-    Handed,
-    Hello,
-    News,
-    Over,
-    Step,
-    Tell,
-)
+from .given import Given, GivenRows, steps_of
+from .messages import Asked, Beginning, Found, News, Over, Step, Tell
+from .placing import Placed, Placing
+from .untold import Untold
 
-DEATHS = 3  # in a row, without a row that ends in between, after which a shard is given up
-PLACING_S = 300.0  # for a process to be there, with its models
+DEATHS = 6  # in a row, without a row that ends in between, after which a shard is given up
+Returned = Callable[[Sequence[tuple[int, Given]]], None]
 WORKER = "worker"  # the field of records that names one
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Given:
-    """A row that a shard has, until it ends."""
-
-    inputs: bytes
-    ended: Ended
-    steps: tuple[Step, ...] = ()
-    stale: bool = False  # the journal has more of its steps than these
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Placed:
-    """A process whose models answer; `shift_s` takes times of its clock to those of ours."""
-
-    process: Process
-    hello: Hello
-    shift_s: float
-
-    @property
-    def host(self) -> str:
-        return self.hello.host
-
-
-class Placing(Protocol):
-    """Makes processes for shards."""
-
-    async def __call__(self, shard: int) -> Placed:
-        """A process whose models answer. Raises TenterError."""
-        ...
 
 
 class Slot:
     """The rows of one shard, and the process that has them.
 
     `beginning` is what a process begins with; one that takes over begins as a resumed one.
-    `trace` hears what the process traces.
+    `trace` hears what the process traces, and `idle` when all rows have begun.
     """
 
     def __init__(
@@ -92,6 +52,7 @@ class Slot:
         beginning: Callable[[bool], Beginning],
         journal: Journal,
         trace: Trace,
+        idle: "Callable[[Slot], None]",
     ) -> None:
         self.shard = shard
         self._place = place
@@ -99,14 +60,14 @@ class Slot:
         self._beginning = beginning
         self._journal = journal
         self._trace = trace
-        self._given: dict[int, Given] = {}
-        self._unsent: dict[int, None] = {}  # in order
+        self._idle = idle
+        self._given = GivenRows()
+        self._suspects = Suspects()
+        self._untold = Untold()
+        self._returned: Returned | None = None  # waits for rows that were recalled
         self._changed = asyncio.Event()
-        self._set = Tell()  # the settings that were changed since the run began
-        self._set_told = True
-        self._found: list[Found] = []
-        self._kept = 0
         self._deaths = 0
+        self._over_rows = 0  # that processes have ended
         self._draining = False
 
     @property
@@ -119,38 +80,51 @@ class Slot:
         """Those rows."""
         return tuple(self._given)
 
-    def hand(
-        self, row: int, inputs: bytes, recorded: Mapping[str, StepRecord], ended: Ended
-    ) -> None:
+    @property
+    def waiting(self) -> int:
+        """How many of them have not begun."""
+        return self._given.waiting
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    def hand(self, row: int, given: Given) -> None:
         """Have a row run."""
-        steps = tuple(_step(step) for step in recorded.values())
-        self._given[row] = Given(inputs, ended, steps)
-        self._unsent[row] = None
+        self._given.hand(row, given)
+        if self._draining:
+            self._end(row, None, Drained(DRAINED))
         self._changed.set()
 
     def drop(self, row: int) -> Ended | None:
         """Forget a row, which ends otherwise."""
-        self._unsent.pop(row, None)
-        given = self._given.pop(row, None)
+        self._suspects.ended(row)
+        given = self._given.drop(row)
         return None if given is None else given.ended
+
+    def recall(self, cut: Callable[[Sequence[int]], Sequence[int]], returned: Returned) -> None:
+        """Have rows run elsewhere: those that `cut` chooses of the rows that have not begun.
+
+        `returned` is handed those of them that have not begun by then, once.
+        """
+        rows = [row for row in self._given.not_begun() if self._suspects.of(row) is None]
+        if not rows:
+            returned([])
+            return
+        self._returned = returned
+        self._untold.ask_back(cut(rows))
+        self._changed.set()
 
     def drain(self) -> None:
         """Let what runs end, and start nothing any more."""
         self._draining = True
-        for row in tuple(self._unsent):
+        for row in self._given.unsent:
             self._end(row, None, Drained(DRAINED))
         self._changed.set()
 
     def steer(self, change: Tell) -> None:
         """Go on with the settings that `change` has."""
-        known = self._set
-        self._set = Tell(
-            paused=known.paused if change.paused is None else change.paused,
-            concurrency=change.concurrency or known.concurrency,
-            order=change.order or known.order,
-            retention=change.retention or known.retention,
-        )
-        self._set_told = False
+        self._untold.steer(change)
         self._changed.set()
 
     # ---- the life of the shard ---------------------------------------------------------------------
@@ -205,6 +179,7 @@ class Slot:
             "shard %d: process %d on %s is lost (%s); another takes its %d rows",
             *(self.shard, self._placed.hello.pid, self._placed.host, lost, self.rows),
         )
+        self._blame()
         if self._deaths >= DEATHS:
             why = f"{self._deaths} processes in a row were lost, at last: {lost}"
             raise ShardFailed(self.shard, why, self.rows)
@@ -214,18 +189,27 @@ class Slot:
             raise ShardFailed(
                 self.shard, f"no process takes its place: {error}", self.rows
             ) from None
-        self._kept = 0
-        self._found.clear()
-        for row, given in tuple(self._given.items()):
-            if given.stale:
-                steps = await self._journal.steps(row, row)
-                given.steps = tuple(_step(step) for step in steps.values())
-                given.stale = False
-        self._unsent = dict.fromkeys(self._given)
-        self._set_told = False
+        self._untold.begin_again()
+        self._return(())
+        for row, given in self._given.stale():
+            steps = await self._journal.steps(row, row)
+            given.steps, given.stale = steps_of(steps.values()), False
+        self._given.send_again(self._suspects)
         if self._draining:
             self.drain()
         self._changed.set()
+
+    def _blame(self) -> None:
+        """Fail the row that the process has died of, once it is known which that is."""
+        moved = [row for row, _ in self._given.stale()]
+        row = self._suspects.died(self._given.begun, moved, self._over_rows)
+        if row is not None:
+            deaths = self._suspects.known[row].deaths
+            log.warning("row %d is failed: the processes that run it die", row)
+            error = verdict(deaths)
+            failed = ProgramEnded(program=f"r{row}", row=row, ok=False, error=error)
+            self._trace.write(now(), failed)
+            self._end(row, None, StepFailed(error))
 
     # ---- telling -----------------------------------------------------------------------------------
 
@@ -234,24 +218,12 @@ class Slot:
             await self._changed.wait()
             self._changed.clear()
             await self._placed.process.ask("tell", messages.encode(self._news()))
-            if self._unsent:
+            if self._given.unsent:
                 self._changed.set()
 
     def _news(self) -> Tell:
-        rows: list[Handed] = []
-        size = 0
-        while self._unsent and size < MAX_BYTES:
-            row = next(iter(self._unsent))
-            del self._unsent[row]
-            given = self._given[row]
-            rows.append(Handed(row, given.inputs, given.steps))
-            size += len(given.inputs) + sum(len(step.value) for step in given.steps)
-        found, self._found = tuple(self._found), []
-        told = Tell() if self._set_told else self._set
-        self._set_told = True
-        return msgspec.structs.replace(
-            told, rows=tuple(rows), kept=self._kept, found=found, drain=self._draining
-        )
+        rows = self._given.send(self._suspects)
+        return self._untold.take(rows, self._draining)
 
     # ---- hearing -----------------------------------------------------------------------------------
 
@@ -265,12 +237,17 @@ class Slot:
                 raise raised(news.failure, self.shard, self._placed.host)
 
     def _hear(self, news: News) -> None:
+        self._given.begin(news.next)
+        if news.back is not None:
+            self._return(news.back)
         for step in news.steps:
             self._record(step)
         for over in news.over:
             self._over(over)
         for at_s, record in decode_trace(news.trace):
             self._trace.write(at_s + self._placed.shift_s, self._named(record))
+        if not self.waiting:
+            self._idle(self)
 
     def _record(self, step: Step) -> None:
         given = self._given.get(step.row)
@@ -280,7 +257,7 @@ class Slot:
 
         def kept() -> None:
             if placed is self._placed:
-                self._kept = max(self._kept, step.seq)
+                self._untold.keep(step.seq)
                 self._changed.set()
 
         try:
@@ -290,9 +267,10 @@ class Slot:
                 raise ShardFailed(self.shard, str(error), self.rows) from error
 
     def _over(self, over: Over) -> None:
-        if over.row not in self._given:
+        if self._given.get(over.row) is None:
             return
         self._deaths = 0
+        self._over_rows += 1
         if over.value is not None:
             self._end(over.row, decode(over.value), None)
         else:
@@ -303,12 +281,19 @@ class Slot:
         if ended is not None:
             ended(value, error)
 
+    def _return(self, rows: Sequence[int]) -> None:
+        """Let go of rows that the process has given back."""
+        returned, self._returned = self._returned, None
+        if returned is not None:
+            dropped = [(row, self._given.drop(row)) for row in rows]
+            returned([(row, given) for row, given in dropped if given is not None])
+
     async def _look_up(self, asked: Asked) -> None:
         try:
             results = dict(await self._journal.results(asked.signatures))
         except JournalError:  # a broken one tells the run; what is damaged is made anew
             results = {}
-        self._found.append(Found(asked.number, results))
+        self._untold.answer(Found(asked.number, results))
         self._changed.set()
 
     def _named(self, record: Record) -> Record:
@@ -317,7 +302,3 @@ class Slot:
         if not isinstance(name, str):
             return record
         return msgspec.structs.replace(record, **{WORKER: f"{self.shard}:{name}"})
-
-
-def _step(record: StepRecord) -> Step:
-    return Step(record.row, record.path, record.value, record.signature, record.spare)

@@ -1,29 +1,35 @@
 """The programs of a run whose rows are in shards: what starts, steers and counts them."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from math import ceil
 from typing import Any
 
 from ..clock import now
-from ..errors import BackendUnavailable, StepFailed
+from ..errors import BackendUnavailable, InvalidInput, StepFailed
 from ..journal.base import StepRecord
 from ..run.program import NOTHING, Ended
 from ..scheduler.events import CallEnded, Change, ProgramEnded
 from ..trace import Record, Trace
 from . import messages
 from .failures import ShardFailed
+from .given import Given, steps_of
 from .messages import Tell
 from .sharding import Sharding
 from .slot import Slot
 
+WORTH_ROWS = 4  # that have not begun, from which on another shard may take the half of them
+
 
 class RayWork:
-    """Implements `jobs.engine.Work`, and is the trace that shards write to."""
+    """Implements `jobs.engine.Work`, and is the trace that shards write to.
+
+    `moves`: rows may run in another shard than that which they were planned for.
+    """
 
     takes_all = True
 
-    def __init__(self, sharding: Sharding, trace: Trace, shards: int) -> None:
+    def __init__(self, sharding: Sharding, trace: Trace, shards: int, moves: bool) -> None:
         self.planned = sharding
         self.slots: list[Slot] = []
         self.paused = False
@@ -31,6 +37,8 @@ class RayWork:
         self._shards = shards
         self._budget_tokens: int | None = None
         self._used_tokens = 0
+        self._moves = moves
+        self._moving = False  # rows are on their way from one shard to another
         self._failed: BackendUnavailable | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -60,7 +68,23 @@ class RayWork:
         except (TypeError, ValueError) as error:
             ended(None, StepFailed(f"the inputs of the row cannot be sent to a shard: {error}"))
             return
-        self.slots[self.planned.shard_of(row)].hand(row, packed, recorded, ended)
+        given = Given(packed, ended, steps_of(recorded.values()))
+        self.slots[self.planned.shard_of(row)].hand(row, given)
+
+    def level(self, idle: Slot) -> None:
+        """Have a shard whose rows have all begun take a part of those that another one has left."""
+        rich = max(self.slots, key=lambda slot: slot.waiting)
+        still = self._moving or self.paused or self._failed is not None or idle.draining
+        if still or not self._moves or rich.waiting < WORTH_ROWS:
+            return
+
+        def take(rows: Sequence[tuple[int, Given]]) -> None:
+            self._moving = False
+            for row, given in rows:
+                idle.hand(row, given)
+
+        self._moving = True
+        rich.recall(self.planned.second_half, take)
 
     def refuse(self, row: int, problem: str) -> None:
         """Note a row that no program can be run for."""
@@ -110,7 +134,12 @@ class RayWork:
             slot.steer(Tell(paused=paused))
 
     def change(self, change: Change) -> None:
-        """Go on with other settings; the token budget is kept here."""
+        """Go on with other settings; the token budget is kept here.
+
+        Raises InvalidInput for limits, which were shared out among the shards.
+        """
+        if change.limits is not None:
+            raise InvalidInput("--limits: they cannot be changed while a run goes on on Ray")
         if change.token_budget is not None:
             self._budget_tokens = change.token_budget
         many = None if change.max_programs is None else ceil(change.max_programs / self._shards)

@@ -42,6 +42,9 @@ class Worker:
     def __init__(self) -> None:
         self._news = asyncio.Event()
         self._over: list[Over] = []
+        self._next: list[int] = []
+        self._told: tuple[int, ...] = ()  # of them, those that whoever asks will have heard of
+        self._back: tuple[int, ...] | None = None
         self._trace = bytearray()
         self._failure: Failure | None = None
         self._journal = RemoteJournal(self._news.set)
@@ -82,13 +85,19 @@ class Worker:
             )
         if told.concurrency:
             shard.bound(told.concurrency)
+        if told.back:
+            self._back = (*(self._back or ()), *shard.give_back(told.back))
+            self._news.set()
         shard.add([self._row(handed) for handed in told.rows])
         if told.drain:
             shard.drain()
         return b""
 
     async def hear(self) -> bytes:
-        """What is new here, at once or soon."""
+        """What is new here, at once or soon. Who asks again has heard the answer before."""
+        if self._shard is not None:
+            self._shard.heard(self._told)
+        self._told = ()
         if not (self._news.is_set() or self._journal.has_news):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), IDLE_S)
@@ -124,7 +133,7 @@ class Worker:
                     self._work = work
                     if not leases(rows.spec.home):
                         share_evenly(work.host, self._shards)
-                    self._shard = Shard(work, beginning.concurrency)
+                    self._shard = Shard(work, beginning.concurrency, self._announce)
                     self._ready.set_result(Ready())
                     await self._stop.wait()
                     self._journal.let_go()
@@ -181,7 +190,12 @@ class Worker:
             self._news.set()
 
         steps: Mapping[str, StepRecord] = {step.path: step.record() for step in handed.steps}
-        return ShardRow(handed.row, messages.unpack_inputs(handed.inputs), ended, steps)
+        inputs = messages.unpack_inputs(handed.inputs)
+        return ShardRow(handed.row, inputs, ended, steps, handed.suspicion)
+
+    def _announce(self, row: int) -> None:
+        self._next.append(row)
+        self._news.set()
 
     def _take(self) -> News:
         self._news.clear()
@@ -192,7 +206,9 @@ class Worker:
         else:
             over, self._over = self._over, []
         trace, self._trace = bytes(self._trace), bytearray()
-        return News(steps, tuple(over), asked, trace, self._failure)
+        self._told, self._next = tuple(self._next), []
+        back, self._back = self._back, None
+        return News(self._told, back, steps, tuple(over), asked, trace, self._failure)
 
 
 # ---- pieces ------------------------------------------------------------------------------------

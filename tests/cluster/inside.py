@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 from tenter.runtime.ray.cluster import SILENT_S, Cluster, ProcessLost
@@ -9,6 +10,7 @@ from tenter.runtime.ray.messages import Tell, decode_tell
 from tenter.runtime.ray.worker import Worker
 
 Watch = Callable[["LocalProcess", str], None]
+running: ContextVar["LocalProcess"] = ContextVar("running")  # the process whose code this is
 
 
 class LocalProcess:
@@ -31,7 +33,9 @@ class LocalProcess:
         if method == "tell" and message is not None:
             self.told.append(decode_tell(message))
         given = () if message is None else (message,)
-        answer = asyncio.create_task(getattr(self.worker, method)(*given))
+        context = copy_context()
+        context.run(running.set, self)
+        answer = asyncio.create_task(getattr(self.worker, method)(*given), context=context)
         died = asyncio.create_task(self._dead.wait())
         await asyncio.wait({answer, died}, return_when=asyncio.FIRST_COMPLETED)
         if self._dead.is_set():

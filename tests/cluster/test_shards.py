@@ -6,7 +6,7 @@ import json
 import socket
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +17,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the module beside this file
 
-from inside import InsideCluster, LocalProcess
+from inside import InsideCluster, LocalProcess, running
 
 from tenter.runtime.backends import registry
 from tenter.runtime.backends.fake import FakeBackend
+from tenter.runtime.calls import Chunk, Request
 from tenter.runtime.errors import BackendUnavailable, InvalidInput
 from tenter.runtime.jobs import Control, MapSpec, Outcome, map_table, resume
 from tenter.runtime.journal.store import Store
+from tenter.runtime.load import load_workflow
 from tenter.runtime.operate.asking import request
-from tenter.runtime.ray import driver, messages
+from tenter.runtime.ray import driver, messages, work
+from tenter.runtime.ray.sharding import Sharding
 from tenter.runtime.ray.shares import split_limits
 from tenter.runtime.report.tally import Tally
 from tenter.runtime.scheduler.limits import Limits
@@ -47,7 +50,19 @@ output: {kind: "{{ kind }}", note: "{{ note }}"}
 def answer(prompt: str) -> str:
     if "poison" in prompt:
         raise ValueError("poisoned")
+    if "deadly" in prompt:
+        running.get().kill()
     return f"<{prompt[-40:]}>"
+
+
+class Slowed(FakeBackend):
+    """Takes its time for some prompts."""
+
+    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        if "slow" in self.tokenizer.decode(list(request.token_ids)):
+            await asyncio.sleep(0.02)
+        async for chunk in super().generate(request):
+            yield chunk
 
 
 @pytest.fixture
@@ -60,27 +75,28 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return answer(prompt)
 
     def made(latency_s: float = 0.001) -> FakeBackend:
-        return FakeBackend(counted, latency_s=latency_s, max_running=4)
+        return Slowed(counted, latency_s=latency_s, max_running=4)
 
     monkeypatch.setitem(registry.BACKENDS, "counted", made)
     return asked
 
 
-def table(path: Path, poison: tuple[int, ...] = ()) -> str:
+def table(path: Path, texts: Mapping[int, str]) -> str:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["shop", "text"])
         for row in range(ROWS):
-            text = f"poison {row}" if row in poison else f"review {row}"
-            writer.writerow([f"number {row % 7}", text])
+            writer.writerow([f"number {row % 7}", f"{texts.get(row, 'review')} {row}"])
     return str(path)
 
 
-def spec_of(folder: Path, name: str, **more: Any) -> MapSpec:
+def spec_of(
+    folder: Path, name: str, texts: Mapping[int, str] | None = None, **more: Any
+) -> MapSpec:
+    """`texts` are words of rows that are to differ."""
     (folder / "flow.yaml").write_text(FLOW)
     options = {"home": str(folder / "home"), "concurrency": 8} | more
-    source = table(folder / "in.csv", more.pop("poison", ()))
-    options.pop("poison", None)
+    source = table(folder / "in.csv", texts or {})
     return MapSpec(str(folder / "flow.yaml"), source, str(folder / name), **options)
 
 
@@ -134,8 +150,12 @@ async def test_shards_give_the_bytes_of_a_local_run(
 
 
 async def test_rows_that_share_a_prefix_go_to_one_shard(
-    tmp_path: Path, cluster: InsideCluster, prompts: Counter[str]
+    tmp_path: Path,
+    cluster: InsideCluster,
+    prompts: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(work, "WORTH_ROWS", ROWS)  # each shard keeps what it was given
     tally = Tally()
     there = await run(on_ray(tmp_path), tally)
     trace = Store(tmp_path / "home").trace_path(there.run).read_text().splitlines()
@@ -173,6 +193,49 @@ async def test_a_shard_that_dies_is_taken_over_and_nothing_recorded_is_asked_aga
     assert all(row["note"] for row in cells(out.out))
     again = sum(prompts.values()) - len(prompts)
     assert again <= 3, "at most the calls in flight of one shard (8 rows over 3 shards)"
+
+
+@pytest.mark.parametrize("deadly", [(0,), (17,), (30, 31, 59)])
+async def test_rows_that_kill_their_process_are_failed_and_the_others_done(
+    deadly: tuple[int, ...], tmp_path: Path, cluster: InsideCluster, prompts: Counter[str]
+) -> None:
+    tally = Tally()
+    out = await run(on_ray(tmp_path, texts=dict.fromkeys(deadly, "deadly")), tally)
+
+    assert (out.status, out.rows_done, out.rows_failed) == ("done", ROWS - len(deadly), len(deadly))
+    failed = {number for number, row in enumerate(cells(out.out)) if row["error"]}
+    assert failed == set(deadly)
+    assert "died" in cells(out.out)[deadly[0]]["error"], "and says what happened"
+    assert out.dead_letter is not None
+    assert tally.snapshot().rows_failed == len(deadly)
+    assert len(cluster.placed) <= 3 + 5 * len(deadly)
+
+
+async def test_one_row_that_kills_is_failed_though_there_is_no_other(
+    tmp_path: Path, cluster: InsideCluster, prompts: Counter[str]
+) -> None:
+    out = await run(on_ray(tmp_path, texts={0: "deadly"}, limit=1, shards=1))
+
+    assert (out.status, out.rows_failed) == ("done", 1)
+
+
+async def test_a_shard_that_is_done_takes_rows_of_one_that_is_not(
+    tmp_path: Path, cluster: InsideCluster, prompts: Counter[str]
+) -> None:
+    """All slow rows are planned for one shard."""
+    slow = {row: "slow" for row in range(ROWS) if row % 7 < 3}
+    here = await run(spec_of(tmp_path, "here.csv", texts=slow))
+    local = Counter(prompts)
+    prompts.clear()
+    out = await run(on_ray(tmp_path, texts=slow, shards=2, concurrency=2))
+
+    assert cells(out.out) == cells(here.out)
+    assert prompts == local, "each call was made once"
+    asked = [row for process in cluster.placed for tell in process.told for row in tell.back]
+    assert asked and set(asked) <= set(slow)
+    ran = [Counter(row.row for tell in p.told for row in tell.rows) for p in cluster.placed]
+    assert (ran[0] | ran[1]).total() == ROWS
+    assert ran[0] & ran[1], "rows that were planned for one and run by the other"
 
 
 async def test_a_shard_that_always_dies_is_named_with_the_cure(
@@ -216,7 +279,7 @@ async def test_a_run_of_shards_goes_on_without_them(
 async def test_failed_rows_are_retried_and_bound_a_run(
     tmp_path: Path, cluster: InsideCluster, prompts: Counter[str]
 ) -> None:
-    spec = on_ray(tmp_path, poison=(3, 40))
+    spec = on_ray(tmp_path, texts={3: "poison", 40: "poison"})
     out = await run(spec)
     assert (out.status, out.rows_done, out.rows_failed) == ("done", ROWS - 2, 2)
     assert "poisoned" in cells(out.out)[3]["error"]
@@ -314,6 +377,20 @@ async def test_without_ray_the_cure_is_told(
         monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
         with pytest.raises(BackendUnavailable, match=f"no Ray cluster answers at {address}.*head"):
             await run(on_ray(tmp_path, models={"default": "fake"}, ray_address=address))
+
+
+def test_rows_are_given_away_between_two_groups_that_share_a_prefix(tmp_path: Path) -> None:
+    (tmp_path / "flow.yaml").write_text(FLOW)
+    shops = ["ten of them" for _ in range(10)] + ["six of them" for _ in range(6)]
+    inputs = [{"shop": shop, "text": f"review {row}"} for row, shop in enumerate(shops)]
+    graph = load_workflow(str(tmp_path / "flow.yaml")).graph
+    sharding = Sharding(graph, (), 1)
+    order = sharding.window(range(16), inputs)
+    given = sharding.second_half(order)
+
+    assert len({shops[row] for row in given}) == 1
+    assert len(given) == shops.count(shops[given[0]])
+    assert sharding.second_half([3]) == [3]
 
 
 def test_limits_are_split_among_shards() -> None:
