@@ -2,26 +2,36 @@
 and those of which nobody knows whether they had their effect."""
 
 import asyncio
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from .errors import InvalidInput
+import msgspec
+
+from .errors import InvalidInput, JournalError
 from .journal.base import RowRecord, StepRecord
 from .journal.store import Store
 from .run.codec import encode
 from .run.effects import INTENT, QUESTION, WITHDRAWN
+from .run.tool_failures import FAILURE, FORGOTTEN
 from .run.trust import ASKS, approval_id
 
 NOT_GIVEN: Any = object()  # a result may be null
+
+
+class _Asked(msgspec.Struct):
+    """A question as the journal keeps it (`trust.Approval`)."""
+
+    tool: str
+    arguments: dict[str, Any]
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """A call that waits: its tool, its arguments, and whose words the chat had read before it.
 
-    `began`: it was started and cut off, and whether it had its effect is the question.
+    `began`: it was started, and cut off or failed; whether it had its effect is the question.
     """
 
     id: str
@@ -81,6 +91,7 @@ def _answers(question: Question, approve: bool, result: Any) -> Iterator[tuple[s
     if question.began and result is not NOT_GIVEN:
         yield call, encode(result)
     elif question.began and approve:
+        yield f"{call}{FAILURE}", FORGOTTEN
         yield f"{call}{INTENT}", WITHDRAWN
 
 
@@ -96,8 +107,12 @@ def _question(entry: StepRecord) -> Question | None:
     asks = began or step == ASKS or step.endswith(f".{ASKS}")
     if not asks or not entry.value.startswith(b"{"):
         return None
-    asked = cast("dict[str, Any]", json.loads(entry.value))
-    about = asked["tool"], asked["arguments"], tuple(asked["sources"])
+    try:
+        asked = msgspec.json.decode(entry.value, type=_Asked)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        where = f"row {entry.row}: the question at {entry.path!r}"
+        raise JournalError(f"{where} cannot be read: {error}") from None
+    about = asked.tool, asked.arguments, asked.sources
     return Question(approval_id(entry.row, entry.path), entry.row, entry.path, *about, began)
 
 
@@ -110,6 +125,6 @@ def shown(question: Question, width: int = 100) -> Iterator[str]:
     call = f"{question.tool}({', '.join(given)})"
     yield f"{question.id}  row {question.row:,}  {call[:width]}{'…' if len(call) > width else ''}"
     if question.began:
-        yield f"{'':10}was started and cut off: did it have its effect?"
+        yield f"{'':10}was started, and cut off or failed: did it have its effect?"
     else:
         yield f"{'':10}after it had read {', '.join(question.sources)}"

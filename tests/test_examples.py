@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from tenter.runtime.backends.base import Backend
 from tenter.runtime.backends.fake import FakeBackend
 from tenter.runtime.backends.registry import open_replicas
 from tenter.runtime.calls import Chunk, Request
+from tenter.runtime.scheduler.events import ToolRefused
+from tenter.runtime.trace import MemoryTrace
 from tenter.runtime.workflow import ModelSpec
 
 from .tools import conftest
@@ -37,8 +39,15 @@ async def tiny() -> AsyncIterator[Backend]:
 
 
 async def answer(example: str, tiny: Backend, **inputs: Any) -> Any:
-    workflow = load_workflow(str(EXAMPLES / example))
-    return await run_workflow(workflow, inputs, backends={"default": tiny})
+    return await run(example, inputs, tiny)
+
+
+async def run(example: str, inputs: Mapping[str, Any], backend: Backend) -> Any:
+    """The answer of an example, in which no call may be taken for one that strangers chose."""
+    workflow, trace = load_workflow(str(EXAMPLES / example)), MemoryTrace()
+    found = await run_workflow(workflow, inputs, backends={"default": backend}, trace=trace)
+    assert not [record for _, record in trace.records if isinstance(record, ToolRefused)]
+    return found
 
 
 @pytest.mark.parametrize("example", ["triage.py", "triage.yaml"])
@@ -112,9 +121,8 @@ async def test_the_analyst_writes_sql_and_only_reads(
                 yield Chunk(text, (*text.encode(), 256), finish=chunk.finish, usage=chunk.usage)
 
     heard: list[str] = []
-    workflow = load_workflow(str(EXAMPLES / "text_to_sql.py:analyst"))
     inputs = {"question": "What is cheap?"}
-    said = await run_workflow(workflow, inputs, backends={"default": Writer()})
+    said = await run("text_to_sql.py:analyst", inputs, Writer())
 
     assert json.loads(said)["rows"] == [["pen", 3], ["lamp", 24]]
     assert all(text.startswith("error:") for text in heard[:2])
@@ -158,8 +166,7 @@ async def test_debaters_hear_what_the_others_said() -> None:
 
     numbers = count()
     backend = FakeBackend(reply)
-    workflow = load_workflow(str(EXAMPLES / "debate.py"))
-    found = await run_workflow(workflow, {"question": "?"}, backends={"default": backend})
+    found = await run("debate.py", {"question": "?"}, backend)
 
     first, second = found["rounds"]
     assert len(set(first.values())) == 3
@@ -177,9 +184,8 @@ async def test_the_coding_loop_ends_when_its_tests_pass(tiny: Backend, tmp_path:
 async def test_failed_attempts_do_not_make_the_chat_longer(tmp_path: Path) -> None:
     left = iter(["3", "4", "125"])
     backend = FakeBackend(lambda prompt: next(left), remember=True)
-    workflow = load_workflow(str(EXAMPLES / "coding.py"))
     inputs = {"numbers": [91, -17, 64, -38, 25], "folder": str(tmp_path)}
-    found = await run_workflow(workflow, inputs, backends={"default": backend})
+    found = await run("coding.py", inputs, backend)
 
     assert found == {"solution": "125", "attempts": 3}
     assert "Earlier attempts failed." in backend.asked[2]

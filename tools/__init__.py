@@ -3,8 +3,9 @@
 registry.py   the nouns: a tool, its side-effect class, its limits, what can go wrong
 python.py     tools from Python functions
 http.py       requests to one place, and pages that a model chooses; addresses.py: where to
-sql.py        PostgreSQL, SQLite, DuckDB (sql_embedded.py); sql_rows.py: what they answer;
-              sql_text.py: what a statement is before it runs; sql_calls.py: and what it calls
+sql.py        PostgreSQL (sql_postgres.py), SQLite, DuckDB (sql_embedded.py);
+              sql_rows.py: what they answer; sql_text.py: what a statement is before it runs;
+              sql_calls.py: and what it calls
 shell.py      programs under limits; shell_guard.py: the process between
 files.py      files below one folder
 mcp.py        tools of servers that speak the Model Context Protocol
@@ -25,6 +26,7 @@ from .registry import (
     InvalidArguments,
     InvalidResult,
     InvalidTool,
+    NoEffect,
     Tool,
     ToolError,
     ToolTimeout,
@@ -37,6 +39,7 @@ __all__ = [
     "InvalidArguments",
     "InvalidResult",
     "InvalidTool",
+    "NoEffect",
     "Reach",
     "Tool",
     "ToolContext",

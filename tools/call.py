@@ -14,7 +14,7 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from .registry import InvalidArguments, InvalidResult, Tool, ToolError, ToolTimeout
+from .registry import InvalidArguments, InvalidResult, NoEffect, Tool, ToolError, ToolTimeout
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -70,7 +70,7 @@ async def _with_retries(
         except Exception as error:
             if attempt == retries:
                 tries = f" ({retries + 1} attempts)" if retries else ""
-                said = error.message if isinstance(error, ToolError) else _spell(error)
+                said = _said(error)
                 raise ToolError(tool.name, f"{said}{tries}", error) from error
         await sleep(backoff_s(attempt, random or Random()))
     raise AssertionError("unreachable")
@@ -138,6 +138,19 @@ def to_json(name: str, result: Any) -> Any:
             error,
         ) from None
     return plain
+
+
+def did_nothing(error: BaseException) -> bool:
+    """Whether a call that ended with `error` had no effect, by the tool's own word or for sure."""
+    cause = error.cause if isinstance(error, ToolError) else None
+    return any(isinstance(each, InvalidArguments | NoEffect) for each in (error, cause))
+
+
+def _said(error: Exception) -> str:
+    """What a failed attempt says."""
+    if isinstance(error, NoEffect):
+        return str(error)
+    return error.message if isinstance(error, ToolError) else _spell(error)
 
 
 def _spell(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from .addresses import Reach, Unreachable
 from .arguments import arguments
 from .capped import Capped
 from .context import tool_context
-from .registry import Effect, InvalidArguments, InvalidTool, Tool, ToolError
+from .registry import Effect, InvalidArguments, InvalidTool, NoEffect, Tool, ToolError
 from .secrets import redact, resolve
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class _Endpoint:
 
     async def ask(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """One request, its redirects followed; {"status", "type", "body"}, and "json" if it is."""
-        from aiohttp import ClientError
+        from aiohttp import ClientConnectorError, ClientError
 
         url, rest = _fill(self.tool, self.url, values)
         resolved = {name: resolve(value) for name, value in self.headers.items()}
@@ -54,22 +54,28 @@ class _Endpoint:
         key = tool_context().key
         if key and self.effect == "idempotent":
             headers.setdefault("Idempotency-Key", key)
+        answered: list[str] = []  # what was asked and has answered, of several with redirects
         try:
             async with asyncio.timeout(self.timeout_s), _session(self.reach) as session:
-                found = await self._follow(session, url, headers, rest)
+                found = await self._follow(session, url, headers, rest, answered)
         except TimeoutError:
             raise ToolError(self.tool, f"no whole answer within {self.timeout_s:g} s") from None
-        except Unreachable as error:
-            raise ToolError(self.tool, str(error)) from None
         except (ClientError, OSError, ValueError) as error:
-            if isinstance(error.__cause__, Unreachable):
-                raise ToolError(self.tool, str(error.__cause__)) from None
+            refused = isinstance(error, Unreachable | ClientConnectorError)
+            why = error.__cause__ if isinstance(error.__cause__, Unreachable) else error
             text = redact(f"{type(error).__name__}: {error}", secrets)
-            raise ToolError(self.tool, f"the request failed: {text}") from None
+            said = str(why) if isinstance(why, Unreachable) else f"the request failed: {text}"
+            nothing_sent = refused and not answered
+            raise (NoEffect(said) if nothing_sent else ToolError(self.tool, said)) from None
         return {key: redact(v, secrets) if isinstance(v, str) else v for key, v in found.items()}
 
     async def _follow(
-        self, session: "ClientSession", url: str, headers: dict[str, str], rest: dict[str, Any]
+        self,
+        session: "ClientSession",
+        url: str,
+        headers: dict[str, str],
+        rest: dict[str, Any],
+        answered: list[str],
     ) -> dict[str, Any]:
         method: str = self.method
         body = rest if rest and method != "GET" else None
@@ -79,6 +85,7 @@ class _Endpoint:
             async with session.request(
                 method, url, headers=headers, json=body, params=query, allow_redirects=False
             ) as response:
+                answered.append(url)
                 to = response.headers.get("Location")
                 if response.status not in (301, 302, 303, 307, 308) or not to:
                     return await self._read(response)

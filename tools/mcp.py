@@ -19,7 +19,7 @@ from .arguments import by_schema
 from .capped import Capped
 from .context import ToolContext, tool_context
 from .lifetime import forget, kept_open
-from .registry import Effect, InvalidArguments, InvalidTool, Tool, ToolError
+from .registry import Effect, InvalidArguments, InvalidTool, NoEffect, Tool, ToolError
 from .secrets import redact, resolve
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ class _Connection:
                 await forget(self, client)
             if not isinstance(error, MCPError):
                 text = redact(f"{type(error).__name__}: {error}", secrets)
-                raise ToolError(tool, f"{self.shown} cannot be asked: {text}") from None
+                said = f"{self.shown} cannot be asked: {text}"
+                raise (NoEffect(said) if client is None else ToolError(tool, said)) from None
             if error.error.code == INVALID_PARAMS:
                 raise InvalidArguments(tool, redact(str(error), secrets)) from None
             raise ToolError(tool, redact(f"{self.shown}: {error}", secrets)) from None

@@ -30,6 +30,10 @@ class InvalidArguments(ToolError):
     """The arguments do not fit the tool's schema; the tool was not called."""
 
 
+class NoEffect(Exception):
+    """Raised by a tool that has done nothing yet: one with effect `once` may be called again."""
+
+
 class InvalidResult(ToolError):
     """What the tool returned cannot be written as JSON."""
 

@@ -14,6 +14,8 @@ from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import quote, unquote, urlsplit
 
+from .registry import NoEffect
+
 REFERENCE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 SHOWN = "[secret]"
 MIN_LENGTH = 4  # a shorter text is in too many others to be a secret
@@ -26,7 +28,7 @@ MIN_NAMED = 8  # of the value of a variable that only sounds like a secret
 _used: set[str] = set()  # what references stood for in this process
 
 
-class SecretMissing(ValueError):
+class SecretMissing(NoEffect, ValueError):
     """The environment has no such variable."""
 
 

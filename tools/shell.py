@@ -24,7 +24,7 @@ from pydantic import Field
 from .arguments import arguments, optional
 from .capped import Capped
 from .ending import to_its_end
-from .registry import Effect, InvalidArguments, InvalidTool, Tool, ToolError
+from .registry import Effect, InvalidArguments, InvalidTool, NoEffect, Tool, ToolError
 from .secrets import SecretMissing, redact, resolve
 
 GUARD = Path(__file__).with_name("shell_guard.py")
@@ -68,7 +68,7 @@ class _Shell:
                 environment[name], found = resolve(value)
                 secrets += found
         except SecretMissing as error:
-            raise ToolError(tool, f"environment: {error}") from None
+            raise NoEffect(f"environment: {error}") from None
         return environment, secrets
 
     def path_of(self, tool: str, program: str) -> str:

@@ -9,17 +9,16 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from .arguments import arguments
-from .context import tool_context
 from .registry import (
     Effect,
     InvalidArguments,
     InvalidTool,
+    NoEffect,
     Tool,
     ToolError,
     Touched,
@@ -27,11 +26,11 @@ from .registry import (
 )
 from .secrets import redact, resolve
 from .sql_embedded import ask_duckdb, ask_sqlite
-from .sql_rows import Answer, Limits
-from .sql_text import SQLRefused, Statement, read_sql
+from .sql_postgres import ask_postgres
+from .sql_rows import Limits
+from .sql_text import SQLRefused, Statement, bound, read_sql
 
 ENGINES = ("postgresql", "sqlite", "duckdb")
-BYTES_PER_ROW = 32_768  # as many rows are fetched at once as of this size would fill the answer
 NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)?")
 
 
@@ -137,68 +136,17 @@ async def _ask(
             if engine == "sqlite":
                 ask = ask_sqlite(_path(address), sql, values, write, limits, functions)
             elif engine == "duckdb":
-                spelled, given = _bound(sql, values, "${}") if values else (sql, {})
+                spelled, given = bound(sql, values, "${}") if values else (sql, {})
                 ask = ask_duckdb(_path(address), spelled, given, write, limits)
             else:
-                ask = _postgres(address, sql, values, write, limits)
+                ask = ask_postgres(address, sql, values, write, limits)
             return (await ask).result()
     except TimeoutError:
         raise ToolError(tool, f"the statement took longer than {limits.timeout_s:g} s") from None
+    except NoEffect as error:
+        raise NoEffect(redact(str(error), secrets)) from None
     except Exception as error:  # noqa: BLE001 (each driver has its own)
         raise ToolError(tool, redact(f"{type(error).__name__}: {error}".strip(), secrets)) from None
-
-
-async def _postgres(
-    address: str, sql: str, values: Mapping[str, Any], write: bool, limits: Limits
-) -> Answer:
-    """Through psycopg, in one transaction. A read is a cursor of the server's: nothing but a query
-    can be declared one, no more rows are fetched than wanted, and it is rolled back in any case."""
-    import psycopg
-
-    statement, given = _bound(sql, values, "%({})s") if values else (sql, None)
-    connection = await psycopg.AsyncConnection.connect(
-        address,
-        autocommit=True,
-        application_name=f"tenter {tool_context().key}".strip(),
-        connect_timeout=max(2, int(limits.timeout_s)),
-    )
-    async with connection:
-        _keep_dates(connection)
-        settings = (
-            f"SET statement_timeout = {int(limits.timeout_s * 1000)};"
-            "SET standard_conforming_strings = on"  # as the parser takes them
-        )
-        await connection.execute(settings.encode())
-        await connection.execute("BEGIN" if write else "BEGIN READ ONLY")
-        cursor = connection.cursor() if write else connection.cursor("tenter")
-        async with cursor:
-            await cursor.execute(statement.encode(), given)
-            answer = Answer(limits, [column.name for column in cursor.description or ()])
-            answer.changed = cursor.rowcount
-            at_once = min(max(1, limits.bytes // BYTES_PER_ROW), limits.rows + 1)
-            found = await cursor.fetchmany(at_once) if answer.columns else []
-            while found and all(map(answer.take, found)):
-                found = await cursor.fetchmany(at_once)
-        await connection.execute("COMMIT" if write else "ROLLBACK")
-        return answer
-
-
-def _keep_dates(connection: Any) -> None:
-    """Give dates that Python has not, such as "infinity", as their text."""
-    from psycopg import DataError
-    from psycopg.types import datetime as kinds
-
-    def lenient(kind: Any) -> Any:
-        def load(self: Any, data: Any) -> Any:
-            try:
-                return kind.load(self, data)
-            except DataError:
-                return bytes(data).decode()
-
-        return type(kind.__name__, (kind,), {"load": load})
-
-    for name in ("Date", "Timestamp", "Timestamptz"):
-        connection.adapters.register_loader(name.lower(), lenient(getattr(kinds, f"{name}Loader")))
 
 
 def _address(database: str) -> tuple[str, list[str]]:
@@ -212,24 +160,6 @@ def _address(database: str) -> tuple[str, list[str]]:
         return address, [*hidden, *secrets]
     pieces = re.split("[:/?#@]+", address.rpartition("@")[0])[2:]  # after the scheme and the user
     return address, [*hidden, *secrets, *pieces, *map(unquote, pieces)]
-
-
-def _bound(sql: str, values: Mapping[str, Any], mark: str) -> tuple[str, dict[str, Any]]:
-    """`sql` with its `:name` parameters spelled as the driver wants them."""
-    import sqlglot
-    from sqlglot.tokens import TokenType  # pyright: ignore[reportPrivateImportUsage]
-
-    spelled, last = "", 0
-    tokens = sqlglot.tokenize(sql, dialect="postgres")
-    for before, after in pairwise(tokens):
-        if before.token_type == TokenType.COLON and after.start == before.end + 1:
-            name = sql[after.start : after.end + 1]
-            if name in values:
-                text = sql[last : before.start]
-                spelled += (text.replace("%", "%%") if "%" in mark else text) + mark.format(name)
-                last = after.end + 1
-    rest = sql[last:]
-    return spelled + (rest.replace("%", "%%") if "%" in mark else rest), dict(values)
 
 
 def _engine(name: str, database: str) -> str:

@@ -14,7 +14,7 @@ from anyio.lowlevel import RunVar
 
 from .ending import to_its_end
 from .sql_functions import ALLOWED
-from .sql_rows import Answer, Limits
+from .sql_rows import Answer, Limits, statement_failed
 
 MAX_THREADS = 32  # of embedded databases together, on one event loop
 LOOK_S = 0.05
@@ -150,7 +150,10 @@ def _answer(
 ) -> Answer:
     if gone.is_set():
         raise TimeoutError
-    cursor = connection.execute(sql, dict(values)) if values else connection.execute(sql)
+    try:
+        cursor = connection.execute(sql, dict(values)) if values else connection.execute(sql)
+    except Exception as error:
+        raise statement_failed(error) from error
     answer = Answer(limits, [str(column[0]) for column in cursor.description or ()])
     row = cursor.fetchone() if answer.columns else None
     while row is not None and answer.take(row) and not gone.is_set():

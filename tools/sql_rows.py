@@ -9,6 +9,8 @@ from math import isfinite
 from typing import Any
 from uuid import UUID
 
+from .registry import NoEffect
+
 MAX_CELL = 10_000  # characters of one value
 EXACT_DIGITS = 6  # a fraction that is no longer is an amount, and kept exactly
 MAX_DIGITS = 1_000  # of a whole number
@@ -52,6 +54,11 @@ class Answer:
         if self.full:
             found["cut"] = f"only the first {len(self.rows)} rows; ask for fewer, or aggregate"
         return found
+
+
+def statement_failed(error: Exception) -> NoEffect:
+    """The error of a statement that was not committed."""
+    return NoEffect(f"{type(error).__name__}: {error}".strip())
 
 
 def plain(value: Any) -> Any:

@@ -4,9 +4,10 @@ The parser is sqlglot's. It says no to what only a statement that changes someth
 database says no again (`sql.py`), since a parser may be wrong about a dialect.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from .sql_calls import calls_foreign, refused_call
@@ -143,3 +144,21 @@ def _written(root: Any, exp: Any) -> Iterator[str]:
 
 def _name(table: Any) -> str:
     return ".".join(part.name.lower() for part in table.parts)
+
+
+def bound(sql: str, values: Mapping[str, Any], mark: str) -> tuple[str, dict[str, Any]]:
+    """`sql` with its `:name` parameters spelled as the driver wants them."""
+    import sqlglot
+    from sqlglot.tokens import TokenType  # pyright: ignore[reportPrivateImportUsage]
+
+    spelled, last = "", 0
+    tokens = sqlglot.tokenize(sql, dialect="postgres")
+    for before, after in pairwise(tokens):
+        if before.token_type == TokenType.COLON and after.start == before.end + 1:
+            name = sql[after.start : after.end + 1]
+            if name in values:
+                text = sql[last : before.start]
+                spelled += (text.replace("%", "%%") if "%" in mark else text) + mark.format(name)
+                last = after.end + 1
+    rest = sql[last:]
+    return spelled + (rest.replace("%", "%%") if "%" in mark else rest), dict(values)

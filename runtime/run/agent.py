@@ -69,8 +69,9 @@ async def agent_loop(
                 f"the agent still calls tools after {turn} turns; allow more by max_turns"
             )
         if message.tool_calls:
-            calls = [_call(session, tools, *call) for call in message.tool_calls]
-            message = await session.give(await _all(calls), tools, budget.turn())
+            calls = [_asked(session, tools, *call) for call in message.tool_calls]
+            results = await _all(_answer(session, call) for call in calls)
+            message = await session.give(results, tools, budget.turn())
             repairs = 0
         else:
             repairs += 1
@@ -131,8 +132,18 @@ async def _final(session: "ChatSession", budget: _Budget, schema: str) -> Any:
         return parse_json(said.content, schema, session.name)
 
 
-async def _call(session: "ChatSession", tools: list[Tool], name: str, arguments: str) -> Any:
-    """One tool call that the model asked for; what it is told of it."""
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call that a turn asks for. Its `path` is given before any of its turn starts: who approves
+    of them, or how long that takes, does not change which is which."""
+
+    tool: Tool
+    values: Mapping[str, Any]
+    path: str
+
+
+def _asked(session: "ChatSession", tools: list[Tool], name: str, arguments: str) -> "_Call | str":
+    """One tool call of a turn, or what the model is told of one that cannot be made."""
     tool = next((tool for tool in tools if tool.name == name), None)
     if tool is None:
         known = ", ".join(tool.name for tool in tools) or "none"
@@ -144,13 +155,21 @@ async def _call(session: "ChatSession", tools: list[Tool], name: str, arguments:
     if not isinstance(values, dict):
         return "error: the arguments must be a JSON object"
     given = cast("Mapping[str, Any]", values)
+    return _Call(tool, given, session.place(tool, given))
+
+
+async def _answer(session: "ChatSession", call: _Call | str) -> Any:
+    """What the model is told of a call."""
+    if isinstance(call, str):
+        return call
+    tool, given = call.tool, call.values
     if not session.trust.permits(tool) and not await _approved(session, tool, given):
         refusal = session.trust.refusal(tool)
         sources = tuple(session.trust.sources)
         session.note(ToolRefused(program=session.program, tool=tool.name, sources=sources))
         return f"error: {refusal}"
     try:
-        return await session.use(tool, given)
+        return await session.use(tool, given, call.path)
     except ToolFailed as error:
         session.check_stopped()  # by an agent that it was handed over to
         if isinstance(error, OutcomeUnknown) and session.trust.approve == "pause":

@@ -1,13 +1,23 @@
 """The parts of a chat: what was said in a turn, the tokens so far, a turn on its way."""
 
-import asyncio
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
-from ..calls import Chunk, Message, Request, ToolSpec
+from ...planner.graph import Sampling
+from ..calls import CallId, Chunk, Message, Request, SessionId, ToolSpec
+from ..clock import now
+from ..errors import StepFailed, TenterError
 from ..scheduler.loop import Answer
+from .asking import Model, check_answer, seed_for
+from .draft import CHUNK_TOKENS, GROWTH
+from .owner import Owner
+from .sharing import Settled
+
+if TYPE_CHECKING:
+    from .host import Host
 
 
 class Said(msgspec.Struct):
@@ -15,6 +25,15 @@ class Said(msgspec.Struct):
 
     text: str
     token_ids: tuple[int, ...] = ()
+
+
+def read_said(value: Any) -> Said:
+    """What was said, of a recorded or shared value; 0.1.0 kept the text alone."""
+    if isinstance(value, msgspec.Raw):
+        said = msgspec.json.decode(value, type=Said | str)
+    else:
+        said = msgspec.convert(value, Said | str)
+    return Said(said) if isinstance(said, str) else said
 
 
 class ChatContext(NamedTuple):
@@ -48,21 +67,90 @@ class Hearer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a chat asks of its model next; `path` is its place in the program."""
+
+    path: str
+    token_ids: tuple[int, ...]
+    messages: tuple[Message, ...]
+    specs: tuple[ToolSpec, ...]
+    sampling: Sampling
+    schema: str | None
+    session: SessionId
+
+    def key(self, model: Model) -> bytes | None:
+        """16 bytes that equal turns have in common; None where an answer is not repeatable."""
+        if not self.sampling.deterministic:
+            return None
+        fingerprint = model.capabilities.model_fingerprint
+        asked = ["turn", fingerprint, self.token_ids, self.specs, self.sampling, self.schema]
+        return blake2b(msgspec.json.encode(asked), digest_size=16).digest()
+
+
 class TurnWork:
-    """One turn on its way through the scheduler (a `Submission`): never shared with others."""
+    """One turn on its way through the scheduler (a `Submission`)."""
 
     shared_tokens = 0
     gang = 0
 
     def __init__(
-        self, request: Request, program: str, step: str, model: str, hearers: Sequence[Hearer]
+        self,
+        host: "Host",
+        owner: Owner,
+        step: str,
+        model: Model,
+        turn: Turn,
+        key: bytes | None,
+        done: Settled,
+        early: Hearer | None,
     ) -> None:
-        self.request = request
+        self._host = host
+        self._owner = owner
+        self._model = model
+        self._turn = turn
+        self._key = key
+        self._done = done
+        self._hearers: list[Hearer] = [early] if early is not None else []
+        self.request = Request(CallId(f"{owner.name}/{turn.path}"), turn.token_ids)
         self.step = step
-        self.program = program
-        self.model = model
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._hearers = hearers
+
+    @property
+    def program(self) -> str:
+        return self._owner.name
+
+    @property
+    def model(self) -> str:
+        return self._model.pool
+
+    def start(self) -> None:
+        """Hand the turn to the scheduler."""
+        host, owner, turn = self._host, self._owner, self._turn
+        if owner.ended:
+            host.abandon(self._key)
+            return
+        sampling = turn.sampling
+        if sampling.temperature > 0 and sampling.seed is None:
+            sampling = replace(sampling, seed=seed_for(host.seed, owner.row, turn.path))
+        draft = host.draft(owner, turn.path, self._model, sampling.max_tokens, turn.schema)
+        if draft is not None:
+            self._hearers.insert(0, draft)
+        self.request = Request(
+            call=self.request.call,
+            token_ids=turn.token_ids,
+            sampling=sampling,
+            schema=turn.schema,
+            session=turn.session,
+            deadline_s=now() + host.call_timeout_s if host.call_timeout_s else None,
+            stream=bool(self._hearers),
+            chunk_tokens=CHUNK_TOKENS,
+            chunk_growth=GROWTH,
+            drawn=draft.drawn if draft is not None else (),
+            messages=turn.messages,
+            tools=turn.specs,
+        )
+        owner.session = turn.session
+        host.scheduler.submit(self)
 
     def heard(self, chunk: Chunk) -> None:
         """The answer grows."""
@@ -75,6 +163,21 @@ class TurnWork:
             hearer.restart()
 
     def done(self, answer: Answer) -> None:
-        """Hand the answer to the program, if it still waits."""
-        if not self.answer.done():
-            self.answer.set_result(answer)
+        """Record what was said, and hand it on."""
+        host, owner = self._host, self._owner
+        if owner.ended:
+            host.abandon(self._key)
+            return
+        try:
+            check_answer(answer, self._turn.path)
+        except TenterError as error:
+            owner.note(error)
+            host.failed(self._key, error, self._done)
+            return
+        try:
+            said = msgspec.Raw(msgspec.json.encode(Said(answer.text, answer.token_ids)))
+        except ValueError as error:  # such as half a surrogate pair
+            failure = StepFailed(f"the answer is not JSON: {error}", self._turn.path)
+            host.failed(self._key, failure, self._done)
+            return
+        host.record(owner, self._turn.path, said, self._key, self._done, usage=answer.usage)

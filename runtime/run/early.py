@@ -31,7 +31,7 @@ Outcome = tuple[Any, Exception | None]
 
 
 class EarlyCall:
-    """One such call: running, taken over or dropped.
+    """One such call: looked up elsewhere, running, taken over or dropped.
 
     Its flight (`Sharing`) is its own until then, so that equal calls wait for it, and make the call
     themselves if it is dropped.
@@ -48,13 +48,23 @@ class EarlyCall:
         self.ended_s: float | None = None
         self.progress = Progress(started, _to_nobody)  # until it is taken over
         self.outcome: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
-        self.task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._thread = threading.get_ident()
         self._open = True
 
     @property
     def tool(self) -> str:
         return self._started.tool
+
+    @property
+    def open(self) -> bool:
+        """Whether it is not known yet if somebody takes it over."""
+        return self._open
+
+    def begin(self, task: asyncio.Task[None]) -> None:
+        """It runs; until then nobody takes it over."""
+        self._task = task
+        self.began_s = now()
 
     def end(self, outcome: Outcome) -> None:
         """It has answered or failed."""
@@ -74,10 +84,10 @@ class EarlyCall:
     def take(self, signature: bytes | None) -> bool:
         """The turn has ended with it: whoever asks goes on with it, and with its flight.
 
-        Not if it was dropped, nor if equal calls would not be equal any more: what it has read was
-        written to.
+        Not if it was dropped or has not begun, nor if equal calls would not be equal any more: what
+        it has read was written to.
         """
-        if not self._open or signature != self.signature:
+        if not self._open or self._task is None or signature != self.signature:
             return False
         self._open = False
         self._note(used=True)
@@ -101,7 +111,8 @@ class EarlyCall:
     def drop(self) -> None:
         """Nobody will take it over."""
         if self._open:
-            self._note(used=False)
+            if self._task is not None:
+                self._note(used=False)
             self._close()
 
     def _close(self) -> None:
@@ -109,8 +120,8 @@ class EarlyCall:
             self._open = False
             self.progress.over = True
             self._host.abandon(self.signature)
-            if self.task is not None and self.task is not asyncio.current_task():
-                self.task.cancel()
+            if self._task is not None and self._task is not asyncio.current_task():
+                self._task.cancel()
 
     def _note(self, used: bool) -> None:
         started = self._started

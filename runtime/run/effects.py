@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...tools import Tool
-from ..errors import JournalError, OutcomeUnknown, StepFailed
+from ..errors import JournalError, OutcomeUnknown, StepFailed, ToolFailed
 from ..journal.base import StepRecord
 from ..scheduler.events import EffectUnknown
 from .codec import decode, encode, identity
@@ -17,13 +17,14 @@ from .tool_call import Call
 if TYPE_CHECKING:
     from .host import Host
 
-INTENT = "?"  # behind a call's path: that it is about to start
+INTENT = "?"  # behind a call's path: that it is about to start, as [identity of its arguments];
+# without the brackets where the calls of chats had no places of their own yet
 QUESTION = "!"  # and whether it had its effect, asked of its author
 WITHDRAWN = b"false"  # an intent: it was not started after all, or did nothing
-CUT_OFF = "had been started when the run stopped"
+CUT_OFF = "was started before, and cut off"
 UNKNOWN = (
     "tool {!r} {}, and may have had its effect; it is not repeated. Declare it idempotent if it "
-    "may be, or give it an outcome= that can tell"
+    "may be, give it an outcome= that can tell, or let it raise NoEffect where it has done nothing"
 )
 AGAIN = (
     "tool {!r} was started with the same arguments before, and it is not known whether that had "
@@ -33,8 +34,13 @@ OTHERWISE = (
     "tool {!r} had been started with other arguments when the run stopped; the program does not "
     "take the same way again"
 )
+NAMED_OTHERWISE = (
+    "tool {!r} was called in this row by an earlier version of Tenter, which named the calls of "
+    "chats otherwise: finish the run with that version, or begin a new one"
+)
 
-Ask = Callable[[Call, Tool], Awaitable[tuple[Any, Exception | None]]]
+Result = tuple[Any, Exception | None]
+Ask = Callable[[Call, Tool], Awaitable[Result]]
 
 
 class Effects:
@@ -70,23 +76,47 @@ class Effects:
                 start()
 
         try:
-            value = encode(identity(call.values))
+            value = encode([identity(call.values)])
             journal.record(StepRecord(owner.row, intent, value), declared, sync=True)
         except JournalError as error:
             done(None, error)
 
     def unknown(self, call: Call, why: str) -> OutcomeUnknown:
         """The error of a call that may have had its effect; its equals are refused from now on."""
-        owner, name = call.owner, call.tool.name
-        owner.unknown.setdefault(_same(call), call.path)
-        self._host.note(EffectUnknown(program=owner.name, step=call.started.step, tool=name))
-        return OutcomeUnknown(UNKNOWN.format(name, why), call.started.step, call.path)
+        said = UNKNOWN.format(call.tool.name, why)
+        error = OutcomeUnknown(said, call.started.step, call.path)
+        self.remember(call, error)
+        return error
+
+    def remember(self, call: Call, error: ToolFailed) -> None:
+        """A call ended, now or in an earlier attempt, with `error`: equals of one of unknown outcome
+        are refused."""
+        if isinstance(error, OutcomeUnknown) and error.path == call.path:
+            owner, step, name = call.owner, call.started.step, call.tool.name
+            owner.unknown.setdefault(_same(call), call.path)
+            self._host.note(EffectUnknown(program=owner.name, step=step, tool=name))
+
+    async def after_failure(self, call: Call, said: str, error: ToolFailed) -> Result:
+        """What came of a call that raised: it may have had its effect before that.
+
+        Its author's `outcome` tells; None says that it had none, and `error` is handed on.
+        """
+        if call.tool.outcome is None:
+            return None, self.unknown(call, f"failed ({said})")
+        value, lost = await self._looked_up(call)
+        if lost is not None:
+            return None, self.unknown(call, f"failed ({said}), then its outcome= did")
+        return (value, None) if value is not None else (None, error)
+
+    async def _looked_up(self, call: Call) -> Result:
+        """What the tool's author says of an earlier start of the call."""
+        assert call.tool.outcome is not None
+        asked = replace(call.tool, function=call.tool.outcome, effect="idempotent", outcome=None)
+        return await self._ask(call, asked)
 
     async def _ask_outcome(self, call: Call, start: Callable[[], None], done: Settled) -> None:
         """A crash interrupted the call: its author knows what it came to, or that it is to be made."""
-        assert call.tool.outcome is not None
-        asked = replace(call.tool, function=call.tool.outcome, effect="idempotent", outcome=None)
-        value, error = await self._ask(call, asked)
+        value, error = await self._looked_up(call)
         if call.owner.ended:
             return
         if error is not None:
@@ -104,9 +134,21 @@ def differs(
     """The error where an earlier attempt started a tool at this place with other arguments."""
     record = owner.recorded.get(f"{path}{INTENT}") if tool.effect == "once" else None
     given = None if record is None else decode(record.value)
-    if not isinstance(given, str) or given == identity(values):
-        return None
-    return StepFailed(OTHERWISE.format(tool.name), step)
+    if isinstance(given, str | list):
+        same = identity(values)
+        if given not in (same, [same]):
+            return StepFailed(OTHERWISE.format(tool.name), step)
+    return None
+
+
+def check_named_alike(owner: Owner, path: str, step: str) -> None:
+    """Raise StepFailed where the chats of an earlier Tenter counted their calls at `path`.
+
+    They did so in the order of approval, so that it cannot be told which call was which.
+    """
+    record = owner.recorded.get(f"{path}{INTENT}")
+    if record is not None and isinstance(decode(record.value), str):
+        raise StepFailed(NAMED_OTHERWISE.format(step), step)
 
 
 def _same(call: Call) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from .machine import Body, compile_graph
 from .owner import Owner
 from .session import ChatSession
 from .trust import EMPTY, Toolbox, Trust
+from .waiter import Waiter
 from .walk import Walk
 
 Ended = Callable[[Any, Exception | None], None]
@@ -149,7 +150,11 @@ class AsyncProgram:
             step = f"{step}@{identity(values)}"
         visit = self._visits.get(step, 0)
         self._visits[step] = visit + 1
-        return f"{self._prefix}{step}" if visit == 0 else f"{self._prefix}{step}#{visit}"
+        return self.place(step) if visit == 0 else f"{self.place(step)}#{visit}"
+
+    def place(self, step: str) -> str:
+        """The place of the first visit of a step."""
+        return f"{self._prefix}{step}"
 
     async def llm(self, step: LLM, values: Mapping[str, Any], toolbox: Toolbox = EMPTY) -> Any:
         """Run one LLM step on values by field name; its JSON value."""
@@ -173,12 +178,16 @@ class AsyncProgram:
         values: Mapping[str, Any],
         step: str | None = None,
         early: EarlyCall | None = None,
+        path: str | None = None,
     ) -> Any:
-        """Call `tool` as a step of this program; `early` is that call, if it was started before."""
+        """Call `tool` as a step of this program; `early` is that call, if it was started before.
+
+        Its `path` is given where the order in which calls start does not tell them apart.
+        """
         waiter = Waiter()
         name = step or tool.name
-        path = self.path(name, None if tool.effect == "once" else values)
-        self.host.use(self.owner, path, name, tool, values, waiter.settle, early)
+        path = path or self.path(name, None if tool.effect == "once" else values)
+        self.host.tools.use(self.owner, path, name, tool, values, waiter.settle, early)
         return _own(await waiter.future)
 
     async def workflow(self, workflow: Workflow, values: Mapping[str, Any]) -> Any:
@@ -204,18 +213,3 @@ class AsyncProgram:
 def _own(value: Any) -> Any:
     """A value for the author's code to change: equal work elsewhere was given the same one."""
     return decode(encode(value)) if isinstance(value, list | dict) else value
-
-
-class Waiter:
-    """Turns a callback into something to await."""
-
-    def __init__(self) -> None:
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def settle(self, value: Any, error: Exception | None) -> None:
-        if self.future.done():
-            return
-        if error is not None:
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(value)

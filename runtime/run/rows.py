@@ -15,6 +15,7 @@ from ..journal.base import Journal, RowRecord, StepRecord
 from .codec import decode, encode
 from .control import Control, Wish
 from .program import NOTHING, Ended
+from .tool_failures import is_failure
 
 WINDOW_ROWS = 8_192
 WINDOW_CHARS = 16_000_000
@@ -155,6 +156,9 @@ class RowRun:
                 if not self._has_window:
                     break  # the rows of a whole window wait for approval
             await self._wait_for_rest()
+        except asyncio.CancelledError:
+            self._break(Drained("the run was cancelled"))  # which is no row's fault
+            raise
         finally:
             self._control.detach()
         if self._broken is not None:
@@ -214,8 +218,10 @@ class RowRun:
         if self._resumed:
             first, last = window[0].row, window[-1].row
             finished = await self._journal.rows(first, last)
+            anew = {row for row, end in finished.items() if self._retry and end.error is not None}
             for (row, path), step in (await self._journal.steps(first, last)).items():
-                recorded.setdefault(row, {})[path] = step
+                if row not in anew or not is_failure(path):
+                    recorded.setdefault(row, {})[path] = step
             window = [row for row in window if not self._restore(row, finished.get(row.row))]
         window = [row for row in window if not self._refuse(row)]
         if self._planned is not None:

@@ -2,32 +2,27 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import replace
 from functools import partial
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ...planner.graph import Sampling
 from ...tools import Tool
-from ..calls import CallId, Message, Request, SessionId, ToolSpec
-from ..clock import now
+from ..calls import Message, SessionId, ToolSpec
 from ..errors import ApprovalWanted, StepFailed
 from ..journal.base import StepRecord
-from ..journal.results import Kept
 from ..scheduler.events import ApprovalAsked, CallShared, SessionEnded
-from ..scheduler.loop import Answer
 from ..trace import Record
 from .agent import AgentLimits, agent_loop, said_of
-from .asking import check_answer, seed_for
-from .chat_work import ChatContext, Said, TurnWork
+from .chat_work import ChatContext, Said, Turn, TurnWork, read_said
 from .context import HasTool
-from .draft import CHUNK_TOKENS, GROWTH, is_draft
+from .draft import is_draft
 from .early import EarlyCalls, may_be_early
+from .effects import check_named_alike
 from .trust import Approval, Trust, approval_id
 from .turns import read_turn
+from .waiter import Waiter
 
 if TYPE_CHECKING:
     from .program import AsyncProgram
@@ -58,7 +53,9 @@ class ChatSession:
         self._program = program
         self._step = step  # that its turns are counted under
         self._model = program.host.models[model]
-        self._name = SessionId(f"{program.owner.name}/{program.path('session')}")
+        place = program.path("session")
+        self._calls = f"{place.removeprefix(program.place(''))}."  # before the names of its calls
+        self._name = SessionId(f"{program.owner.name}/{place}")
         self.messages: list[Message] = [Message("system", system)] if system else []
         self.trust = trust or Trust()
         self.output_tokens = 0  # that the model has written in it
@@ -166,11 +163,19 @@ class ChatSession:
     def program(self) -> str:
         return self._program.owner.name
 
-    async def use(self, tool: Tool, values: Mapping[str, Any]) -> Any:
+    def place(self, tool: Tool, values: Mapping[str, Any]) -> str:
+        """Where a call that the model asks for is recorded: to be asked for in the order of its
+        turn, whatever that of approvals is, and for those too that are refused."""
+        if tool.effect != "once":
+            return self._program.path(tool.name, values)
+        check_named_alike(self._program.owner, self._program.place(tool.name), tool.name)
+        return self._program.path(f"{self._calls}{tool.name}")
+
+    async def use(self, tool: Tool, values: Mapping[str, Any], path: str | None = None) -> Any:
         """Call `tool`, while this session's KV waits for it."""
         self._program.owner.session = self._name
         early = self._early.find(tool, values) if self._early is not None else None
-        return await self._program.use(tool, values, early=early)
+        return await self._program.use(tool, values, early=early, path=path)
 
     def note(self, record: Record) -> None:
         """Write down what is no event of the scheduler."""
@@ -218,13 +223,13 @@ class ChatSession:
         prompt = self._prompt(specs)
         if record is not None and not is_draft(record):
             host.note(CallShared(program=owner.name, step=self._step, how="journal"))
-            found = msgspec.json.decode(record.value, type=Said | str)
-            said = Said(found) if isinstance(found, str) else found  # 0.1.0 kept the text alone
+            said = read_said(msgspec.Raw(record.value))
         else:
             if self._speculates:
                 self._early = self._early_calls(path, tools)
-            said = await self._say(path, prompt, specs, sampling, schema)
-            await self._keep(StepRecord(owner.row, path, msgspec.json.encode(said)))
+            messages = tuple(self.messages)
+            turn = Turn(path, prompt, messages, specs, sampling, schema, self._name)
+            said = await self._say(turn)
         message = read_turn(said.text, [tool.name for tool in tools])
         if self._early is not None:
             self._early.keep(message.tool_calls)
@@ -267,74 +272,21 @@ class ChatSession:
                 return known.followed_by(rest, tokenizer.eos_ids)
         return tuple(tokenizer.chat(self.messages, specs))
 
-    async def _say(
-        self,
-        path: str,
-        prompt: tuple[int, ...],
-        specs: tuple[ToolSpec, ...],
-        sampling: Sampling,
-        schema: str | None,
-    ) -> Said:
-        """What the model says: from the result cache, where it has said it before to the letter."""
-        host, said = self._program.host, None
-        key = b""
-        if host.results is not None and sampling.deterministic:
-            model = self._model.capabilities.model_fingerprint
-            asked = ["turn", model, prompt, specs, sampling, schema]
-            key = blake2b(msgspec.json.encode(asked), digest_size=16).digest()
-            kept = await host.find_result(self._program.owner, self._step, key)
-            with suppress(msgspec.ValidationError):
-                said = None if kept is None else msgspec.json.decode(kept.value, type=Said)
-        if said is None:
-            answer = await self._generate(path, prompt, specs, sampling, schema)
-            said = Said(answer.text, answer.token_ids)
-            if key and host.results is not None:
-                usage, value = answer.usage, msgspec.json.encode(said)
-                host.results.keep(key, Kept(value, usage.prompt_tokens, usage.output_tokens))
-        return said
-
-    async def _generate(
-        self,
-        path: str,
-        prompt: tuple[int, ...],
-        specs: tuple[ToolSpec, ...],
-        sampling: Sampling,
-        schema: str | None,
-    ) -> Answer:
-        host, owner, model = self._program.host, self._program.owner, self._model
-        if sampling.temperature > 0 and sampling.seed is None:
-            sampling = replace(sampling, seed=seed_for(host.seed, owner.row, path))
-        draft = host.draft(owner, path, model, sampling.max_tokens, schema)
-        hearers = [hearer for hearer in (draft, self._early) if hearer is not None]
-        request = Request(
-            call=CallId(f"{owner.name}/{path}"),
-            token_ids=prompt,
-            sampling=sampling,
-            schema=schema,
-            session=self._name,
-            deadline_s=now() + host.call_timeout_s if host.call_timeout_s else None,
-            stream=bool(hearers),
-            chunk_tokens=CHUNK_TOKENS,
-            chunk_growth=GROWTH,
-            drawn=draft.drawn if draft is not None else (),
-            messages=tuple(self.messages),
-            tools=specs,
+    async def _say(self, turn: Turn) -> Said:
+        """What the model says; once for all who ask for the same, where that is repeatable."""
+        program, host, waiter = self._program, self._program.host, Waiter()
+        key = None if host.sharing is None else turn.key(self._model)
+        work = TurnWork(
+            host, program.owner, self._step, self._model, turn, key, waiter.settle, self._early
         )
-        owner.session = self._name
-        turn = TurnWork(request, owner.name, self._step, model.pool, hearers)
-        host.scheduler.submit(turn)
-        answer = await turn.answer
-        try:
-            check_answer(answer, path)
-        except Exception as error:
-            owner.note(error)
-            raise
-        return answer
+        host.share(program.owner, turn.path, self._step, key, work.start, waiter.settle)
+        return read_said(await waiter.future)
 
-    def _early_calls(self, turn: str, tools: list[Tool]) -> EarlyCalls | None:
+    def _early_calls(self, turn: str, offered: list[Tool]) -> EarlyCalls | None:
         """What starts the calls of the turn at that path before it ends, if any may."""
-        early = [tool for tool in tools if may_be_early(tool)]
-        start = partial(self._program.host.use_early, self._program.owner, turn, self._name)
+        early = [tool for tool in offered if may_be_early(tool)]
+        tools = self._program.host.tools
+        start = partial(tools.start_early, self._program.owner, turn, self._name)
         return EarlyCalls(early, start) if early else None
 
     def _drop_early(self) -> None:

@@ -1,6 +1,5 @@
 """Tool steps: answered from the journal, joined with equal calls, or run and timed."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import blake2b
@@ -8,20 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from ...tools import Tool
 from ...tools.call import call as call_tool
+from ...tools.call import did_nothing
 from ...tools.context import ToolContext, enter
-from ...tools.registry import ToolTimeout, Touched
+from ...tools.registry import ToolError, ToolTimeout
 from ...tools.secrets import named, redact, redact_data, used
 from ..clock import now
-from ..errors import Drained, ToolFailed
+from ..errors import BackendUnavailable, Drained, ToolFailed
 from ..scheduler.core import DRAINED
-from ..scheduler.events import ToolEnded, ToolStarted
+from ..scheduler.events import CallShared, ToolEnded, ToolStarted
 from .codec import decode, encode, identity
 from .early import EarlyCall, outside
-from .effects import Effects, differs
+from .effects import Effects, Result, differs
 from .owner import Owner
 from .sharing import Settled
-from .tool_call import Call, first_word, touched_by
+from .tool_call import Call, first_word, shared_as, touched_by
+from .tool_failures import failed_before
 from .tool_progress import Progress
+from .tool_records import ToolRecords
 
 if TYPE_CHECKING:
     from .host import Host
@@ -37,6 +39,7 @@ class ToolSteps:
         self._run = run
         self._secrets = named()
         self._effects = Effects(host, self._outcome)
+        self._records = ToolRecords(host)
 
     def use(
         self,
@@ -50,8 +53,29 @@ class ToolSteps:
     ) -> None:
         """Run one; `done(value, error)` is called once, perhaps before this returns.
 
-        `early` is the same call, if it was started before.
+        `early` is the same call, if it was started before its turn had ended.
         """
+        gate = self._host.gate
+
+        def begin() -> None:
+            if not owner.ended:
+                self._begin(owner, path, step, tool, values, done, early)
+
+        if gate.shut:
+            gate.wait(begin)
+        else:
+            begin()
+
+    def _begin(
+        self,
+        owner: Owner,
+        path: str,
+        step: str,
+        tool: Tool,
+        values: Mapping[str, Any],
+        done: Settled,
+        early: EarlyCall | None,
+    ) -> None:
         host = self._host
         if host.draining:
             owner.stopped = Drained(DRAINED, step)
@@ -65,6 +89,13 @@ class ToolSteps:
             return
         # The chat that spoke last: others may, before this starts.
         call = self._call(owner, path, step, tool, values, owner.session)
+        failure = failed_before(owner.recorded, path) if owner.recorded else None
+        if failure is not None:
+            self._effects.remember(call, failure)
+            host.note(CallShared(program=owner.name, step=step, how="journal", tool=tool.name))
+            done(None, failure)
+            return
+        done = self._records.failures_kept(call, done)
 
         def start() -> None:
             if owner.ended:
@@ -79,9 +110,12 @@ class ToolSteps:
             call = replace(call, early=early, started=early.since(call.started))
             start()
         else:
+            if early is not None:
+                early.drop()
             # What other runs wrote is not known: reads of tables answer this run alone.
             local = call.touched is not None
-            host.share(owner, path, step, call.signature, start, done, call.started, local)
+            told = done if call.keep_s is None else self._records.for_this_call_too(call, done)
+            host.share(owner, path, step, call.signature, start, told, call.started, local)
 
     def _call(
         self,
@@ -93,7 +127,7 @@ class ToolSteps:
         session: str | None,
     ) -> Call:
         touched = touched_by(tool, values)
-        signature, keep_s = self._shared(tool, values, touched)
+        signature, keep_s = shared_as(self._host.sharing, tool, values, touched)
         started = ToolStarted(
             program=owner.name,
             step=step,
@@ -123,43 +157,33 @@ class ToolSteps:
                 return None
             sharing.begin(signature)
         early = EarlyCall(host, call.started, same, signature)
-        early.task = host.run_for(owner, self._run_early(call, early))
+        if signature is not None and host.looks_elsewhere:
+            host.run_task(self._look_first(call, early, signature))
+        else:
+            self._go_early(call, early)
         return early
 
-    async def _run_early(self, call: Call, early: EarlyCall) -> None:
-        if call.signature is not None and await self._host.has_result(call.signature):
-            early.undo()
+    async def _look_first(self, call: Call, early: EarlyCall, signature: bytes) -> None:
+        """Start a call early unless its result is there, or another process makes it.
+
+        No part of its program, so that a claim that was asked for is always heard of.
+        """
+        first = await self._host.enter_first(signature)
+        sharing = self._host.sharing
+        if first and early.open and not call.owner.ended:
+            self._go_early(call, early)
             return
+        early.undo()
+        if first and sharing is not None and not sharing.in_flight(signature):
+            self._host.abandon(signature)
+
+    def _go_early(self, call: Call, early: EarlyCall) -> None:
+        early.begin(self._host.run_for(call.owner, self._run_early(call, early)))
+
+    async def _run_early(self, call: Call, early: EarlyCall) -> None:
         outside(early)
         context = ToolContext(self._key(call), early.progress.report)
         early.end(await self._value(call, call.tool, context))
-
-    # ---- equal calls ------------------------------------------------------------------------------
-
-    def _shared(
-        self, tool: Tool, values: Mapping[str, Any], touched: Touched | None
-    ) -> tuple[bytes | None, float | None]:
-        """What equal calls have in common, if they are made once; for how long a result answers.
-
-        What reads a table is told apart from what read it before a write.
-        """
-        sharing = self._host.sharing
-        reads = touched is not None and not touched.writes
-        if sharing is None or not (
-            tool.effect == "pure" or (tool.effect == "idempotent" and reads)
-        ):
-            return None, None
-        keep_s, versions = tool.memo_s, list[int]()
-        if touched is not None:
-            versions = sharing.versions(touched.reads)
-            lasting = math.inf if tool.effect == "pure" else 0.0
-            keep_s = lasting if keep_s is None else keep_s
-        try:
-            same = tool.identity(values) if tool.identity else dict(values)
-            kind = ["tool", tool.name, tool.source_hash, same, *([versions] if touched else [])]
-            return blake2b(encode(kind, order="sorted"), digest_size=16).digest(), keep_s
-        except ValueError:  # arguments that the tool itself will refuse, and say why
-            return None, None
 
     # ---- running ----------------------------------------------------------------------------------
 
@@ -170,8 +194,8 @@ class ToolSteps:
         once = call.tool.effect == "once"
         if owner.ended:
             host.abandon(signature)
-            if once and error is None:  # its effect is there, and a resumed run is to know
-                host.record(owner, call.path, value, None, _to_nobody, sync=True)
+            if once:  # a resumed run is to know of its effect
+                self._records.keep(call, value, error)
         elif error is not None:
             host.failed(signature, error, done)
         else:
@@ -179,7 +203,7 @@ class ToolSteps:
             keep_s = call.keep_s
             host.record(owner, call.path, value, signature, done, once, keep_s, known=local)
 
-    async def _run_tool(self, call: Call) -> tuple[Any, Exception | None]:
+    async def _run_tool(self, call: Call) -> Result:
         """The tool's result, or why there is none; the scheduler hears of its start and its end."""
         host, send, started = self._host, self._host.scheduler.send, call.started
         early = call.early
@@ -213,24 +237,30 @@ class ToolSteps:
         )
         return value, error
 
-    async def _value(
-        self, call: Call, tool: Tool, context: ToolContext
-    ) -> tuple[Any, Exception | None]:
+    async def _value(self, call: Call, tool: Tool, context: ToolContext) -> Result:
         """What `tool` returns, or why it does not, without the secrets in it."""
         enter(context)
         try:
             data = encode(await call_tool(tool, call.values))
             return redact_data(decode(data), data, self._secrets | used()), None
         except Exception as failure:
-            late = isinstance(failure, ToolTimeout) or isinstance(
-                getattr(failure, "cause", None), ToolTimeout
-            )
-            if late and tool.effect == "once":
+            cause = failure.cause if isinstance(failure, ToolError) else None
+            if isinstance(cause, Drained | BackendUnavailable):
+                return None, cause  # of a step that it took: no failure of its own
+            error = ToolFailed(self._told(failure), call.started.step)
+            if tool.effect != "once" or did_nothing(failure):
+                return None, error
+            if isinstance(failure, ToolTimeout) or isinstance(cause, ToolTimeout):
                 return None, self._effects.unknown(call, "did not end in its time")
-            said = redact(f"{failure}", self._secrets | used())
-            return None, ToolFailed(said, call.started.step)
+            said = failure.message if isinstance(failure, ToolError) else f"{failure}"
+            return await self._effects.after_failure(call, self._told(said), error)
 
-    async def _outcome(self, call: Call, asked: Tool) -> tuple[Any, Exception | None]:
+    def _told(self, said: object) -> str:
+        """What may leave a tool of an error: Unicode without secrets."""
+        text = f"{said}".encode("utf-8", "replace").decode()
+        return redact(text, self._secrets | used())
+
+    async def _outcome(self, call: Call, asked: Tool) -> Result:
         """What `asked` says of an earlier start of the call, under the same key."""
         return await self._value(call, asked, ToolContext(self._key(call)))
 
@@ -238,7 +268,3 @@ class ToolSteps:
         """What a service may know a call again by, after a retry or a resume."""
         place = f"{self._run}/{call.owner.row}/{call.path}".encode("utf-8", "surrogatepass")
         return blake2b(place, digest_size=16).hexdigest()
-
-
-def _to_nobody(value: Any, error: Exception | None) -> None:
-    """The program has ended."""

@@ -166,7 +166,8 @@ class Walk:
         value = node.value(frame.values)
         if isinstance(step, ToolCall):
             tool, path = self._tools[step.tool], frame.prefix + node.id
-            self._host.use(self._owner, path, node.id, tool, value, _Wait(self, frame, index))
+            wait = _Wait(self, frame, index)
+            self._host.tools.use(self._owner, path, node.id, tool, value, wait)
         elif isinstance(step, Repeat):
             self._iterate(_RepeatRun(frame, index), value, 0)
         elif node.body is not None:

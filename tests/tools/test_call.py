@@ -14,13 +14,14 @@ from tenter.runtime.clock import VirtualLoop, now
 from tenter.tools import (
     InvalidArguments,
     InvalidResult,
+    NoEffect,
     Tool,
     ToolError,
     ToolTimeout,
     call,
     python_tool,
 )
-from tenter.tools.call import backoff_s
+from tenter.tools.call import backoff_s, did_nothing
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,24 @@ async def test_retries_end_and_say_how_many_there_were() -> None:
     with pytest.raises(ToolError, match=r"ConnectionError: no route \(3 attempts\)"):
         await call(tool, {"url": "x"})
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "nothing", "said"),
+    [
+        (NoEffect("there is none left"), True, "tool 'take': there is none left"),
+        (OSError("cut off"), False, "tool 'take': OSError: cut off"),
+    ],
+)
+async def test_a_tool_may_say_that_it_has_done_nothing(
+    error: Exception, nothing: bool, said: str
+) -> None:
+    async def take() -> str:
+        raise error
+
+    with pytest.raises(ToolError) as raised:
+        await call(python_tool(take), {})
+    assert (did_nothing(raised.value), str(raised.value)) == (nothing, said)
 
 
 async def test_once_is_once() -> None:

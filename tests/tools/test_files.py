@@ -30,8 +30,10 @@ def home_fixture(tmp_path: Path) -> Path:
 
 def traversals(tmp_path: Path) -> list[str]:
     outside = tmp_path / "secret.txt"
-    ups = [f"{'../' * n}secret.txt" for n in range(1, 20)]
-    middles = [f"sub/{'../' * n}secret.txt" for n in range(1, 20)]
+    begins = ("", "./", ".//", "sub/", "sub/./", "sub//", "sub/a.txt/", "link/", "up/")
+    ups = [f"{begin}{'../' * n}secret.txt" for begin in begins for n in range(1, 20)]
+    processes = [f"/proc/self/fd/{n}" for n in range(20)]
+    processes += ["/proc/self/root/etc/passwd", "/proc/1/environ", "/dev/stdin", "/dev/fd/0"]
     odd = [
         "..",
         "sub/..",
@@ -59,11 +61,12 @@ def traversals(tmp_path: Path) -> list[str]:
         "．．/secret",
     ]
     nul = ["sub/a.txt\0.png", "\0", "../secret.txt\0"]
-    return ["", ".", *ups, *middles, *odd, *absolute, *links, *encoded, *nul]
+    return ["", ".", *ups, *processes, *odd, *absolute, *links, *encoded, *nul]
 
 
 async def test_nothing_outside_is_read_or_written(home: Path) -> None:
     read, listing, write = file_tools(home, write=True)
+    assert len(set(traversals(home.parent))) >= 200, "X2"
     for path in traversals(home.parent):
         with pytest.raises(ToolError):
             await call(read, {"path": path})

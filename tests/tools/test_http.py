@@ -12,6 +12,7 @@ from aiohttp import web
 
 from tenter.tools import InvalidArguments, InvalidTool, ToolError, call
 from tenter.tools.addresses import Reach, Unreachable
+from tenter.tools.call import did_nothing
 from tenter.tools.context import ToolContext, enter
 from tenter.tools.http import fetch_tool, http_tool
 
@@ -137,6 +138,31 @@ async def test_a_redirect_to_a_private_address_is_not_followed() -> None:
     async with serving(answer) as url:
         with pytest.raises(ToolError, match=r"169\.254\.169\.254"):
             await call(fetch_tool(reach=LOCAL), {"url": url})
+
+
+@pytest.mark.parametrize(
+    "to",
+    ["", "http://169.254.169.254/", "http://127.0.0.1:9/"],
+    ids=["garbage", "redirect-refused", "redirect-unreachable"],
+)
+async def test_what_a_server_has_heard_may_have_had_an_effect(to: str) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if to:
+            raise web.HTTPSeeOther(to)
+        return web.Response(text="{", content_type="application/json")
+
+    async with serving(answer) as url:
+        tool = http_tool("post", url, {"q": str}, method="POST")
+        with pytest.raises(ToolError) as raised:
+            await call(tool, {"q": "x"})
+    assert not did_nothing(raised.value)
+
+
+async def test_what_nobody_has_heard_had_none() -> None:
+    tool = http_tool("post", "http://127.0.0.1:9/", {"q": str}, method="POST")
+    with pytest.raises(ToolError) as raised:
+        await call(tool, {"q": "x"})
+    assert did_nothing(raised.value)
 
 
 async def test_redirects_have_an_end() -> None:

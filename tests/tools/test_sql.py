@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenter.tools import InvalidArguments, InvalidTool, ToolError, call, sql_embedded
+from tenter.tools.call import did_nothing
 from tenter.tools.sql import _address, sql_tool
 from tenter.tools.sql_rows import plain
 from tenter.tools.sql_text import SQLRefused, read_sql
@@ -183,6 +184,14 @@ async def test_a_writing_tool_says_how_many_rows(orders: Path) -> None:
     assert tool.effect == "once"
     assert tool.sensitive
     assert await call(tool, {"id": 7}) == {"changed": 1}
+
+
+@pytest.mark.parametrize("sql", ["UPDATE orders SET nope = 1", "INSERT INTO orders SELECT 1"])
+async def test_a_statement_that_was_not_committed_had_no_effect(orders: Path, sql: str) -> None:
+    tool = sql_tool("change", f"sqlite:///{orders}", write=True)
+    with pytest.raises(ToolError, match="OperationalError") as raised:
+        await call(tool, {"sql": sql})
+    assert did_nothing(raised.value)
 
 
 async def test_an_answer_is_bounded_while_it_is_read(orders: Path) -> None:
@@ -376,6 +385,9 @@ class TestPostgres:
             },
         )
         assert added == {"changed": 300}
+        with pytest.raises(ToolError, match="InvalidTextRepresentation") as raised:
+            await call(make, {"sql": "INSERT INTO orders VALUES (1, 2, NULL), ('x', 2, NULL)"})
+        assert did_nothing(raised.value)
         ask = sql_tool("ask", postgres)
         found = await call(ask, {"sql": "SELECT id, total, at FROM orders WHERE id % 100 = 1"})
         assert found["rows"][0] == [1, 1.25, "2026-01-01"]
