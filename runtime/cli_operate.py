@@ -162,16 +162,22 @@ def change(
         str | None,
         Parameter(help="How long an agent's KV is kept, as for `tenter map --retention`."),
     ] = None,
+    limits: Annotated[
+        str | None,
+        Parameter(help="Limits as for `tenter map --limits`; those that are not named stay."),
+    ] = None,
     home: Home = None,
     json: Json = False,
 ) -> int:
-    """Change how a live run goes on: its concurrency, its budgets, its policies.
+    """Change how a live run goes on: its concurrency, its budgets, its policies, its limits.
 
     ```
     tenter set last --concurrency 8
     tenter set last --order fair --token-budget 2000000
+    tenter set last --limits '{models: {default: {tokens_per_minute: 200000}}}'
     ```
     """
+    from .cli_work import limits_of
     from .operate.settings import check_change
 
     given = {
@@ -181,6 +187,7 @@ def change(
         "max_errors": max_errors,
         "order": order,
         "retention": retention,
+        "limits": None if limits is None else jsonlib.dumps(limits_of(limits)),
     }
     values = {name: value for name, value in given.items() if value is not None}
     check_change(values)

@@ -4,7 +4,7 @@ A plain `def` under `@workflow` is traced once into a graph; an `async def` runs
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, cast, overload
 
 from pydantic import TypeAdapter
@@ -194,6 +194,7 @@ def workflow(
     limits: Mapping[str, Any] | Limits | None = None,
     tenant: str | None = None,
     without: Sequence[str] = (),
+    place: bool = False,
     cache: bool = False,
 ) -> Callable[[Callable[..., Any]], WorkflowHandle]: ...
 def workflow(
@@ -207,6 +208,7 @@ def workflow(
     limits: Mapping[str, Any] | Limits | None = None,
     tenant: str | None = None,
     without: Sequence[str] = (),
+    place: bool = False,
     cache: bool = False,
 ) -> WorkflowHandle | Callable[[Callable[..., Any]], WorkflowHandle]:
     """Make a workflow of a function; its parameters are the inputs.
@@ -214,12 +216,14 @@ def workflow(
     `models` says what serves each model name: a backend's name, a dict with `backend` and its
     settings, or a ModelSpec. `order` and `retention` name policies, `limits` bounds what runs, and
     `tenant` is the input that says for whom: see `docs/scheduling.md`. `without` names rules of the
-    planner to leave out: see `docs/planning.md`. With `cache`, calls that give the same answer each
-    time are answered from earlier runs: see `docs/how-to.md`.
+    planner to leave out, and `place` has rows over several models' workers follow a placement: see
+    `docs/planning.md`. With `cache`, calls that give the same answer each time are answered from
+    earlier runs: see `docs/how-to.md`.
     """
-    place, local = here(), _locals()
+    at, local = here(), _locals()
     scheduling = _scheduling(order, retention, limits, tenant, without)
-    known = {key: model_spec(key, given, place) for key, given in (models or {}).items()}
+    scheduling = replace(scheduling, place=place)
+    known = {key: model_spec(key, given, at) for key, given in (models or {}).items()}
 
     def made(function: Callable[..., Any]) -> WorkflowHandle:
         own = name or function.__name__

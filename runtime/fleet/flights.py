@@ -17,6 +17,7 @@ from .claims import LEASE_S, Claims, ClaimsAway
 
 BEAT_S = LEASE_S / 3
 FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.5  # between looks for somebody else's result
+HEARING_LOOK_S = 2.0  # between the last of them where one is told of ends
 REST_S = 10.0  # after which claims are asked about again, where they could not be
 CLOSE_S = 1.0
 
@@ -44,6 +45,8 @@ class Flights:
         self._mine: set[bytes] = set()
         self._over: dict[bytes, bool] = {}  # work that has ended, and whether its result was kept
         self._stirred = asyncio.Event()
+        self._rings: dict[bytes, asyncio.Event] = {}  # set where work that is waited for has ended
+        self._hears = False  # of ends
         self._stopped = False
         self._beat_s = 0.0  # when the next sign of life is due
         self.paused = False  # what was claimed does not go on
@@ -54,6 +57,15 @@ class Flights:
 
         `unwanted` says that nobody waits any more.
         """
+        ring = self._rings.setdefault(key, asyncio.Event())
+        try:
+            return await self._wait_for(key, unwanted, ring)
+        finally:
+            self._rings.pop(key, None)
+
+    async def _wait_for(
+        self, key: bytes, unwanted: Callable[[], bool], ring: asyncio.Event
+    ) -> Kept | None:
         look_s = FIRST_LOOK_S
         while self._able and not unwanted():
             mine = await self._guarded(self._claims.claim(key))
@@ -62,14 +74,22 @@ class Flights:
             if mine:
                 self._mine.add(key)
             else:
-                await asyncio.sleep(look_s)
-                look_s = min(2 * look_s, LAST_LOOK_S)
+                rung = await _is_set(ring, look_s)
+                last_s = HEARING_LOOK_S if self._hears else LAST_LOOK_S
+                look_s = FIRST_LOOK_S if rung else min(2 * look_s, last_s)
             kept = await self._results.find(key)  # it may have come just before the claim, too
             if kept is not None:
                 self.leave(key, kept=True)
             if kept is not None or mine:
                 return kept
         return None
+
+    async def try_enter(self, key: bytes) -> bool:
+        """Whether nobody else does this work now: then do it, and `leave` it."""
+        mine = await self._guarded(self._claims.claim(key)) if self._able else None
+        if mine:
+            self._mine.add(key)
+        return mine is not False
 
     def leave(self, key: bytes, kept: bool) -> None:
         """Work is over, if it was this process's; `kept`: the cache has its result, or soon will."""
@@ -85,16 +105,37 @@ class Flights:
 
     async def keep(self) -> None:
         """Give signs of life until `stop`; others do not wait for a run that is paused."""
+        listening = asyncio.ensure_future(self._listen())
+        try:
+            while not self._stopped:
+                await _is_set(self._stirred, self._beat_s - now())
+                await self._tell()
+                if now() >= self._beat_s:
+                    self._beat_s = now() + BEAT_S
+                    work = self._claims.rest() if self.paused else self._claims.beat()
+                    await self._guarded(work)
+        finally:
+            listening.cancel()
+            await asyncio.wait([listening])
+
+    async def _listen(self) -> None:
+        """Hear of the ends of others' work; while nobody can be heard, one looks more often."""
         while not self._stopped:
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(self._beat_s):
-                    await self._stirred.wait()
-            self._stirred.clear()
-            await self._tell()
-            if now() >= self._beat_s:
-                self._beat_s = now() + BEAT_S
-                work = self._claims.rest() if self.paused else self._claims.beat()
-                await self._guarded(work)
+            try:
+                await self._claims.hear(self._begin_hearing, self._heard)
+                return
+            except ClaimsAway:
+                pass
+            finally:
+                self._hears = False
+            await asyncio.sleep(REST_S)
+
+    def _begin_hearing(self) -> None:
+        self._hears = True
+
+    def _heard(self, key: bytes) -> None:
+        if key in self._rings:
+            self._rings[key].set()
 
     async def _tell(self) -> None:
         """Let others hear what is over, until the next beat; what they cannot hear, later."""
@@ -130,3 +171,13 @@ class Flights:
                 _log.warning("equal work of others is not waited for, for %g s: %s", REST_S, away)
             self._rest_until_s = now() + REST_S
             return None
+
+
+async def _is_set(event: asyncio.Event, within_s: float) -> bool:
+    """Whether it is set within so many seconds; it is cleared then."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    was = event.is_set()
+    event.clear()
+    return was

@@ -1,7 +1,11 @@
 """The connection to the Redis that processes share, for scripts; it asks nothing twice by itself."""
 
 import asyncio
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+
+from anyio import CancelScope
 
 from ..journal.address import RedisAddress
 from ..journal.redis_link import (
@@ -15,6 +19,7 @@ from ..journal.redis_link import (
 from ..journal.redis_scripts import Script
 
 AT_ONCE = 16  # connections; a pool of redis-py refuses more than 100
+LISTEN_S = 2.0  # for one message; then its connection is looked at
 
 
 class Link:
@@ -51,6 +56,32 @@ class Link:
             self._failures += 1
             await self._reconnect(client)
             raise
+
+    async def listen(
+        self, channel: str, begun: Callable[[], None], heard: Callable[[bytes], None]
+    ) -> None:
+        """Call `heard` with what is published, once `begun` was called. Not in a Cluster.
+
+        Goes on until it is cancelled or the connection breaks.
+        """
+        if self.address.kind == "cluster":  # redis-py's client of one may know no subscriptions
+            return
+        with answering(self.address):
+            messages = self._client.pubsub()
+            try:
+                await messages.subscribe(channel)
+                while True:
+                    message = await messages.get_message(timeout=LISTEN_S)
+                    match message:
+                        case {"type": "subscribe"}:
+                            begun()
+                        case {"type": "message", "data": bytes(data)}:
+                            heard(data)
+                        case _:
+                            pass
+            finally:
+                with CancelScope(shield=True), suppress(Exception):  # it is of no use any more
+                    await messages.aclose()
 
     async def _reconnect(self, client: Any) -> None:
         """Leave idle connections: the name may lead to another server by now."""

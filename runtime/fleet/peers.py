@@ -46,6 +46,14 @@ async def _kept(part: Part) -> None:
         log.exception("%s is shared with other processes no more", type(part).__name__)
 
 
+async def _closed(part: Part) -> None:
+    """Let go of what others may have; what fails of that ends by itself."""
+    try:
+        await part.close()
+    except Exception:
+        log.exception("%s could not be given back", type(part).__name__)
+
+
 @asynccontextmanager
 async def open_peers(home: Path | str | None = None) -> AsyncGenerator[Peers | None]:
     """What is shared in `home`; None where that is a folder, or says `fleet=off`."""
@@ -89,16 +97,20 @@ async def together(
         parts.append(
             Prefixes(seen, places, scheduler.core.kv_tokens, peers.directory, scheduler.send)
         )
-    for part in parts:
-        await part.begin()
-    tasks = [asyncio.create_task(_kept(part)) for part in parts]
+    begun: list[Part] = []
+    tasks: list[asyncio.Task[None]] = []
     try:
+        for part in parts:
+            begun.append(part)  # what fails in the midst of it is closed, too
+            await part.begin()
+        tasks += [asyncio.create_task(_kept(part)) for part in parts]
         yield flights
     finally:
-        for part, task in zip(parts, tasks, strict=True):
-            part.stop()  # too, since redis-py may swallow the other
+        for part in begun:
+            part.stop()
+        for task in tasks:
             task.cancel()
         with CancelScope(shield=True):
             await asyncio.gather(*tasks, return_exceptions=True)
-            for part in parts:
-                await part.close()
+            for part in begun:
+                await _closed(part)

@@ -3,6 +3,7 @@
 redis-py is told to try nothing again by itself: whoever asks knows what may be asked twice.
 """
 
+import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -123,8 +124,42 @@ def _of_sentinel(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
+def heeding() -> Generator[None]:
+    """Raise CancelledError where the task was cancelled and what it did has not heeded that.
+
+    redis-py writes within asyncio.wait_for, which until Python 3.12 loses a cancel that comes when
+    the write is just done (CPython issue 81839).
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # a client that waits, in a thread
+        task = None
+    if task is None:
+        yield
+        return
+    before = task.cancelling()
+    try:
+        yield
+    except Exception as error:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError from error
+        raise
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
+
+
+@contextmanager
 def answering(address: RedisAddress) -> Generator[None]:
-    """Redis's errors as ours: RedisAway for what may pass, JournalError for what will not."""
+    """Redis's errors as ours: RedisAway for what may pass, JournalError for what will not.
+
+    A task that was cancelled meanwhile ends (see `heeding`).
+    """
+    with heeding(), _named(address):
+        yield
+
+
+@contextmanager
+def _named(address: RedisAddress) -> Generator[None]:
     from redis import exceptions
 
     try:

@@ -1,12 +1,14 @@
 """What of a run may be changed while it goes on, and what it may be."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 from ...kvpolicy import DEFAULT_POLICY, named
-from ..errors import InvalidInput
+from ..errors import InvalidConfig, InvalidInput
+from ..scheduler.limits import Limits
 from ..scheduler.policies import DEFAULT_ORDER, ordered
 
 LEAST = {"limit": 1, "concurrency": 1, "max_errors": 0, "token_budget": 1}  # whole numbers
@@ -16,7 +18,10 @@ POLICIES = {"order": ordered, "retention": named}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of a live run. `token_budget` and `time_limit_s` count from its last start."""
+    """The settings of a live run. `token_budget` and `time_limit_s` count from its last start.
+
+    `limits` are those of calls and programs, as JSON.
+    """
 
     concurrency: int
     order: str = DEFAULT_ORDER
@@ -24,6 +29,7 @@ class Settings:
     max_errors: int | None = None
     token_budget: int | None = None
     time_limit_s: float | None = None
+    limits: str = "{}"
 
 
 def check(values: Mapping[str, Any]) -> None:
@@ -62,3 +68,26 @@ def check_change(values: Mapping[str, Any]) -> None:
     if not values:
         raise InvalidInput("name what is to change, as in --concurrency 8")
     check(values)
+    if values.get("limits") is not None:
+        read_limits(values["limits"])
+
+
+def read_limits(text: Any) -> dict[str, Any]:
+    """The limits that `text` writes in JSON. Raises InvalidInput for what cannot be."""
+    try:
+        found: Any = json.loads(text)
+        Limits.read(found)
+    except (ValueError, TypeError, RecursionError):
+        raise InvalidInput("--limits: write a mapping, as in {working_set: 0.9}") from None
+    except InvalidConfig as error:
+        raise InvalidInput(f"--{error}") from None
+    return found
+
+
+def changed_limits(before: str, text: str) -> dict[str, Any]:
+    """Limits in force, where `text` names those that change, by their first keys."""
+    old = read_limits(before)
+    new = {**old, **read_limits(text)}
+    if Limits.read(new).past_future != Limits.read(old).past_future:
+        raise InvalidInput("--limits: past_future cannot be changed while a run goes on")
+    return new

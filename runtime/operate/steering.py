@@ -1,6 +1,7 @@
 """The run's own side of the door: it heeds requests, keeps its bounds, and tells how far it is."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -21,7 +22,7 @@ from ..run.rows import RowRun
 from ..scheduler.events import Asked, Change
 from ..trace import Trace
 from .door import Answer, Live, Request, Requests, State, Value, write_live
-from .settings import Settings, check_change
+from .settings import Settings, changed_limits, check_change
 
 POLL_S = 0.25  # between looks at what is asked
 LIVE_S = 1.0  # between two that tell how far the run is, if nothing else happens
@@ -194,17 +195,21 @@ class Steering:
     def _set(self, values: Mapping[str, Value]) -> str:
         check_change(values)
         before = asdict(self._settings)
-        self._settings = replace(self._settings, **values)
-        after = asdict(self._settings)
-        rows, settings = self._parts.rows, self._settings
+        limits: dict[str, Any] | None = None
+        if "limits" in values:
+            limits = changed_limits(self._settings.limits, str(values["limits"]))
+            values = {**values, "limits": json.dumps(limits)}
+        given = {name: values.get(name) for name in ("order", "retention", "token_budget")}
+        self._parts.host.change(
+            Change(max_programs=values.get("concurrency"), limits=limits, **given)  # type: ignore[arg-type]
+        )
+        self._settings = settings = replace(self._settings, **values)
+        after = asdict(settings)
+        rows = self._parts.rows
         bounds = replace(
             rows.limits, concurrency=settings.concurrency, max_errors=settings.max_errors
         )
         rows.bound(bounds)
-        given = {name: values.get(name) for name in ("order", "retention", "token_budget")}
-        self._parts.host.change(
-            Change(max_programs=values.get("concurrency"), **given)  # type: ignore[arg-type]
-        )
         return ", ".join(f"{name} {_text(before[name])} -> {_text(after[name])}" for name in values)
 
 

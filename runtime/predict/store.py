@@ -160,6 +160,7 @@ class Shelf:
         document.rows = [*document.rows, *fresh.rows][-ROWS_KEPT:]
         document.rows_since_fit += len(fresh.rows)
         shadows = _shadows(document)
+        shadows.heed(known.shadows)
         shadows.add(known.shadows.fresh)
         document.shadows = {name: each.state() for name, each in shadows.monitors.items()}
         if fresh.fitted:

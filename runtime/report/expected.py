@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
-from ...planner.cost import CallSeconds
 from ...planner.graph import LLM, Each, Repeat, Select, Step, ToolCall, reads
 from ...planner.plan import Plan, PlanStep
+from ...planner.seconds import CallSeconds
 from ..scheduler.events import StepPlanned
 
 Seconds = Callable[[PlanStep], CallSeconds | None]

@@ -105,9 +105,12 @@ class Attempts:
             if event.gang > 1:
                 self._waiting.gang_without(self._waiting.gangs.refuse(event), now_s)
             return
+        sequence = self._sequence
+        if event.chain is not None:
+            sequence = program.chains.setdefault(event.chain, sequence)
         call = CallState(
             event,
-            self._sequence,
+            sequence,
             now_s,
             0,
             tenant=program.tenant,
@@ -148,6 +151,8 @@ class Attempts:
                 self._tenants.worked(program, work)
             if call.ready.session is not None:
                 self.kept.grow(call, event, out)
+        if call.ready.chain is not None and event.finish == "length":
+            self._waiting.linger(call.ready.model, now_s)
         self._end_call(call, context, context if program is not None else 0, now_s, out)
         self._pause_programs(call.ready.model, out)
 

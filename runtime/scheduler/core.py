@@ -236,7 +236,19 @@ class Core(Upkeep):
             self.kept.follow(named(event.retention))
         if event.token_budget is not None:
             self._budget_tokens = event.token_budget
+        if event.limits is not None:
+            self._limit(Limits.read(event.limits), now_s, out)
         self._go_on(out)
+
+    def _limit(self, limits: Limits, now_s: float, out: list[Command]) -> None:
+        """Go on with other limits; what they will never let run is stopped."""
+        self._tenants.follow(limits)
+        self._waiting.follow(limits, now_s)
+        for name in [name for name, call in self.calls.items() if call.worker is None]:
+            call = self.calls[name]
+            refused = self._waiting.refusal(call.ready, call.tenant)
+            if refused is not None:
+                self._stop_call(name, refused, now_s, out)
 
     def _go_on(self, out: list[Command]) -> None:
         """Look at all that waits, if it may go."""

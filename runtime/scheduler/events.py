@@ -4,7 +4,7 @@ Both go into the trace as they are, so that a trace replays into the core. Names
 calls, sessions and workers are short strings; times are seconds on the run's clock.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from ..calls import FinishReason
 from ..trace import Record
@@ -48,6 +48,8 @@ class CallReady(Record, frozen=True):
     `expected_tokens` and `remaining_tokens` are predictions: the length of its answer, and the work
     that its program still takes, this call included: prompt tokens to compute, plus OUTPUT_WEIGHT
     (8) for each output token.
+    Calls of one `chain` come one behind the other, the next as soon as one was cut at its limit:
+    all have the turn of the first, and the room that one leaves is the next one's before others'.
     """
 
     call: str
@@ -67,6 +69,7 @@ class CallReady(Record, frozen=True):
     leader: str | None = None
     order_key: float | None = None
     worker: str | None = None
+    chain: str | None = None
 
 
 class CallBegan(Record, frozen=True):
@@ -276,7 +279,9 @@ class Continue(Record, frozen=True):
 class Change(Record, frozen=True):
     """Other settings from now on; None leaves one as it is.
 
-    `order` and `retention` are names of policies that exist. Once calls have used `token_budget`
+    `order` and `retention` are names of policies that exist, `limits` is plain data for
+    `Limits.read`, in the place of all that were given before; `past_future` stays as it was. Calls
+    and programs that run beyond a lower limit go on. Once calls have used `token_budget`
     tokens in all, prompts and answers, nothing starts any more.
     """
 
@@ -284,6 +289,7 @@ class Change(Record, frozen=True):
     order: str | None = None
     retention: str | None = None
     token_budget: int | None = None
+    limits: dict[str, Any] | None = None
 
 
 class PrefixKnown(Record, frozen=True):

@@ -244,13 +244,17 @@ class Line:
         self._skipped.clear()
 
     def park(self, call: CallState, reason: str) -> None:
-        """Hold a waiting call back until `reason` is lifted."""
+        """Hold a waiting call back until `reason` is lifted.
+
+        What held it back before does so no more: the next of those comes in its place.
+        """
         item = call.item
         assert item is not None and not call.parked
         self._step_out(call)
         key, priority, sequence, name = item
         item = call.item = (key, priority, sequence, name)  # a tuple of its own: a new place
-        call.parked, call.lifted = reason, ""
+        before, call.lifted = call.lifted, ""
+        call.parked = reason
         if reason == SET:
             self.outside_calls += 1
             self.outside_tokens += need(call.ready)
@@ -259,6 +263,8 @@ class Line:
         heapq.heappush(parked.heap, item)
         if len(parked.heap) > SPARE + 2 * parked.size:
             parked.heap = sorted({one for one in parked.heap if self._holds(one, reason)})
+        if before and before != reason:
+            self.lift(before)
 
     def lift(self, reason: str) -> None:
         """What held calls back does so no more: the first of each lane comes back."""

@@ -110,6 +110,7 @@ class PlanHint(msgspec.Struct, frozen=True):
     worker: str | None = None
     expected_tokens: float | None = None
     remaining_tokens: float | None = None  # known better than foretold
+    chain: str | None = None
 
 
 NO_PLAN = PlanHint()
@@ -299,6 +300,7 @@ class Scheduler:
                 leader=plan.leader,
                 order_key=plan.order_key,
                 worker=plan.worker,
+                chain=plan.chain,
             )
         )
 

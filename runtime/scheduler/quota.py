@@ -4,7 +4,7 @@ A token budget is a bucket that fills evenly and holds what a minute brings. A c
 most that it may use, and what it did not use goes back when it ends.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .events import CallReady
@@ -48,6 +48,13 @@ class Bucket:
         self.owed -= paid
         self.tokens = min(float(self.per_minute), self.tokens + tokens - paid)
 
+    def refilled(self, per_minute: int, now_s: float) -> "Bucket":
+        """A bucket of another size, with what is in this one and what is owed."""
+        self._fill(now_s)
+        found = Bucket(per_minute, now_s)
+        found.tokens, found.owed = min(found.tokens, self.tokens), self.owed
+        return found
+
     def full(self, now_s: float) -> bool:
         """Whether it is as a new one."""
         self._fill(now_s)
@@ -65,6 +72,7 @@ class _Account:
     limit: Limit
     bucket: Bucket | None
     running: int = 0
+    before: int = 0  # of them, when limits were last changed
     held: bool = False  # its calls wait until it is looked at again
 
 
@@ -80,6 +88,27 @@ class Quota:
         self._accounts: dict[str, _Account] = {}
         self._many = MANY
         self.any = bool(limits.models or limits.tenants)
+
+    def follow(self, limits: Limits, running: Sequence[CallState], now_s: float) -> list[str]:
+        """Go on with other limits; calls beyond them go on, and what a minute has had is known.
+
+        Returns the accounts that held calls back: they hold none any more.
+        """
+        old, self._accounts = self._accounts, {}
+        self._limits, self.any = limits, bool(limits.models or limits.tenants)
+        for call in running:
+            for reason, limit in self._bounds(call.ready.model, call.tenant):
+                account = self._account(reason, limit, now_s)
+                account.running += 1
+                account.before = account.running
+                if account.bucket is not None and not _counted(old, reason):
+                    account.bucket.take(need(call.ready), now_s)
+        for reason, before in old.items():
+            limit = self._limit_of(reason)
+            if before.bucket is not None and limit.tokens_per_minute is not None:
+                account = self._account(reason, limit, now_s)
+                account.bucket = before.bucket.refilled(limit.tokens_per_minute, now_s)
+        return [reason for reason, account in old.items() if account.held]
 
     def refusal(self, call: CallReady, tenant: str) -> str | None:
         """Why a call can never run; None: it may."""
@@ -153,6 +182,10 @@ class Quota:
                 freed.append(reason)
         return freed
 
+    def _limit_of(self, reason: str) -> Limit:
+        kind, _, name = reason.partition(" ")
+        return self._limits.of_model(name) if kind == "model" else self._limits.of_tenant(name)
+
     def _bounds(self, model: str, tenant: str) -> list[tuple[str, Limit]]:
         found = [
             (f"model {model}", self._limits.of_model(model)),
@@ -187,10 +220,15 @@ class Quota:
         for reason, account in self._accounts.items():
             assert account.running == running.get(reason, 0), reason
             most = account.limit.max_running
-            assert most is None or account.running <= most, reason
+            assert most is None or account.running <= max(most, account.before), reason
             if account.bucket is not None:
                 assert 0 <= account.bucket.tokens <= account.bucket.per_minute, reason
                 assert account.bucket.owed >= 0, reason
+
+
+def _counted(accounts: Mapping[str, _Account], reason: str) -> bool:
+    """Whether the account has taken the tokens of calls that run."""
+    return reason in accounts and accounts[reason].bucket is not None
 
 
 def _named(reason: str) -> str:

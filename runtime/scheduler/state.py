@@ -29,6 +29,7 @@ class ProgramState:
     waited_s: float = 0.0
     served_s: float = 0.0
     turns: int = 0  # finished calls of its sessions
+    chains: dict[str, int] = field(default_factory=dict[str, int])  # the sequence of their first
 
 
 Item = tuple[float, int, int, str]  # key, priority, sequence, call: the smallest goes first

@@ -9,6 +9,7 @@ from .fair import FairLine
 from .fleet import Fleet
 from .gangs import Gangs
 from .groups import PrefixGroups, hold_reason
+from .limits import Limits
 from .line import SET, Line
 from .placement import OUTPUT_WEIGHT
 from .policies import PASSED, Order
@@ -20,7 +21,9 @@ from .timers import Timers
 from .working_set import WorkingSet
 
 LOOK_PAST = 32  # calls that wait for their own worker or for memory, while others go first
+LEAST_WAIT_S = 1e-6  # for a worker: so that a wait is known by its end, at 0 s too
 PARK_AT_ONCE = 256  # calls that limits hold back, before other events have their turn
+LINGER_S = 0.005  # for the next call of a chain to come, before others get the room of the last
 
 
 class Waiting:
@@ -55,6 +58,7 @@ class Waiting:
         self.gangs = Gangs()
         self.groups = PrefixGroups()
         self.weighing: set[str] = set()  # models that a timer will have looked at
+        self._linger_s: dict[str, float] = {}  # model -> until when nobody goes
         self.changed: list[str] = []
 
     def line(self, model: str) -> Line:
@@ -137,6 +141,16 @@ class Waiting:
 
     # ---- limits ---------------------------------------------------------------------------------
 
+    def follow(self, limits: Limits, now_s: float) -> None:
+        """Go on with other limits."""
+        running = [call for call in self._calls.values() if call.worker is not None]
+        for reason in self._quota.follow(limits, running, now_s):
+            self._lift(reason)
+        self._working.follow(limits)
+        self.limited = self._quota.any or self._working.on
+        for model in self.models:
+            self.lift_set(model)
+
     def lift_quota(self, reason: str) -> None:
         """It is time to look again at what an account holds back."""
         self._quota.again(reason)
@@ -180,7 +194,7 @@ class Waiting:
     def fill(self, model: str, now_s: float, out: list[Command]) -> None:
         """Dispatch waiting calls of `model` in order, while the first one fits somewhere."""
         line = self._lines.get(model)
-        if line is None or not line.calls:
+        if line is None or not line.calls or now_s < self._linger_s.get(model, 0.0):
             return
         skipped = parked = 0
         elsewhere: Sequence[CallState] = ()
@@ -225,6 +239,12 @@ class Waiting:
         if skipped:
             line.restore()
             self._deviate(elsewhere, line, now_s, out)
+
+    def linger(self, model: str, now_s: float) -> None:
+        """A call was cut that is gone on with at once: let its next one come before others go."""
+        if self.line(model).calls and now_s >= self._linger_s.get(model, 0.0):
+            self._linger_s[model] = now_s + LINGER_S
+            self._timers.add(now_s + LINGER_S, "weigh", model, len(self._calls))
 
     def _deviate(
         self, calls: Sequence[CallState], line: Line, now_s: float, out: list[Command]
@@ -388,7 +408,7 @@ class Waiting:
         if rebuild_s is None:
             return False
         if not call.home_until_s:
-            call.home_until_s = now_s + rebuild_s
+            call.home_until_s = now_s + max(rebuild_s, LEAST_WAIT_S)
             self._timers.add(call.home_until_s, "home", ready.call, len(self._calls))
         return ready.worker is not None or now_s < call.home_until_s
 

@@ -73,8 +73,12 @@ class WorkingSet:
         self._sets: dict[str, _Set] = {}
         self._contexts: dict[str, _Context] = {}
         self._ends: list[tuple[float, str]] = []
-        lives = any(limit.max_live is not None for limit in limits.models.values())
-        self.on = limits.working_set is not None or lives
+        self.on = _bounds(limits)
+
+    def follow(self, limits: Limits) -> None:
+        """Go on with other limits. Once it keeps accounts, it goes on to."""
+        self._limits = limits
+        self.on = self.on or _bounds(limits)
 
     def member(self, program: str, model: str) -> bool:
         """Whether the program's calls may enter as they come."""
@@ -225,6 +229,12 @@ class WorkingSet:
                 assert member.tokens == tokens.pop((model, program), 0), program
                 assert member.tokens or member.calls, program
         assert not tokens
+
+
+def _bounds(limits: Limits) -> bool:
+    """Whether anything is to be counted."""
+    lives = any(limit.max_live is not None for limit in limits.models.values())
+    return limits.working_set is not None or lives
 
 
 def _resident(call: CallReady) -> int:

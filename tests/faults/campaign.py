@@ -18,9 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where `faults` is
 
 from faults.disk import scratch
-from faults.runs import Report, run, shrunk
-from faults.stories import story_of
-from faults.worlds import Verdict, tell
+from faults.runs import Report, any_story_of, run, shrunk, tell_any
+from faults.worlds import Verdict
 
 SHOWN = 3  # broken stories that are cut down
 LINES = 60  # of the log of one
@@ -57,7 +56,7 @@ def main() -> int:
 
 def _one(seed: int) -> int:
     with tempfile.TemporaryDirectory(dir=scratch()) as folder:
-        verdict = tell(story_of(seed), Path(folder), log=True)
+        verdict = tell_any(any_story_of(seed), Path(folder), log=True)
     _show(verdict)
     return 1 if verdict.rule is not None else 0
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ class Life:
         self._disk: dict[int, Fault] = {}
         self._workers: list[Worker] = []
         self.meets_at = 0  # the turn of the other process at which it goes on, once frozen
-        self._base_s = world.boot_s
+        self.began_s = world.boot_s
         self._set_out()
 
     @property
@@ -56,7 +56,7 @@ class Life:
     @property
     def now_s(self) -> float:
         """Seconds since the machine was started."""
-        return self._base_s + self.loop.time()
+        return self.began_s + self.loop.time()
 
     def _set_out(self) -> None:
         for fault in self.world.faults_of(self.number):
@@ -82,12 +82,14 @@ class Life:
             self.world.breach(broken)
             return None
 
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def run(self, work: Coroutine[Any, Any, Any]) -> Generator[None, None, Any]:
         """The result of `work`; raises Stopped where the process stops before."""
         self.task = self.loop.create_task(work)
-        return self.go_on()
+        return (yield from self.go_on())
 
-    def go_on(self) -> Any:
+    def go_on(self) -> Generator[None, None, Any]:
+        """The same; it yields where other processes may go on meanwhile (see `fleets`)."""
+        yield from ()
         return self.loop.run_until_complete(self.task)
 
     # ---- what stops it ------------------------------------------------------------------------------

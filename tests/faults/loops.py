@@ -1,7 +1,9 @@
 """The event loop of one life: virtual time, counted turns, and things that happen between them."""
 
 import asyncio
+import heapq
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from tenter.runtime.clock import VirtualLoop
@@ -50,6 +52,22 @@ class FaultLoop(VirtualLoop):
         except Exception as error:  # noqa: BLE001  whoever waits for it gets it
             done.set_exception(error)
         return done
+
+    @property
+    def next_s(self) -> float:
+        """When its next callback is due; infinite if there is none."""
+        if self._ready:
+            return self.time()
+        while self._scheduled and self._scheduled[0]._cancelled:
+            self._timer_cancelled_count -= 1
+            heapq.heappop(self._scheduled)._scheduled = False
+        return max(self.time(), self._scheduled[0]._when) if self._scheduled else inf
+
+    def step(self) -> None:
+        """Go on to its next callbacks, and do them."""
+        self._selector_clock.now_s = self.next_s
+        self.stop()
+        self.run_forever()
 
     def stop_now(self) -> None:
         """Run no further callback."""

@@ -14,9 +14,14 @@ from itertools import islice
 from pathlib import Path
 
 from .disk import scratch
+from .fleet_stories import FleetStory, fleet_story_of, simpler_fleet
+from .fleets import tell_fleet
 from .stories import Story, simpler, story_of
 from .worlds import Verdict, tell, unbegun_ignored
 
+AnyStory = Story | FleetStory
+
+FLEETS = 16  # one seed of so many is that of a fleet
 CHUNK = 50  # stories that a process is given at once
 MOST_TRIES = 400  # of a story that is being cut down
 
@@ -48,6 +53,18 @@ class Report:
             f"{self.seeds:,} seeds, {self.lives:,} lives ({ends}), {self.faults:,} faults, "
             f"{len(self.broken)} broken; trace {self.digest}"
         )
+
+
+def any_story_of(seed: int) -> AnyStory:
+    """The story of a seed: of one process, or of a fleet."""
+    return fleet_story_of(seed) if seed % FLEETS == FLEETS - 1 else story_of(seed)
+
+
+def tell_any(story: AnyStory, folder: Path, log: bool = False) -> Verdict:
+    """Live through a story in `folder`, which is emptied; `log` keeps what happened."""
+    if isinstance(story, FleetStory):
+        return tell_fleet(story, folder, log)
+    return tell(story, folder, log)
 
 
 def run(
@@ -88,7 +105,7 @@ def _tell_all(seeds: range, folder: str) -> list[Verdict]:
     gc.disable()
     logging.disable(logging.CRITICAL)
     try:
-        return [tell(story_of(seed), place) for seed in seeds]
+        return [tell_any(any_story_of(seed), place) for seed in seeds]
     finally:
         logging.disable(quiet)
         with unbegun_ignored():
@@ -104,13 +121,16 @@ def shrunk(verdict: Verdict) -> Verdict:
         best = verdict.story
         while (found := _simpler(best, verdict.rule, place, tries)) is not None:
             best = found
-        return tell(best, place, log=True)
+        return tell_any(best, place, log=True)
 
 
-def _simpler(story: Story, rule: str | None, place: Path, tries: Iterator[int]) -> Story | None:
-    for candidate in simpler(story):
+def _simpler(
+    story: AnyStory, rule: str | None, place: Path, tries: Iterator[int]
+) -> AnyStory | None:
+    fewer = simpler_fleet(story) if isinstance(story, FleetStory) else simpler(story)
+    for candidate in fewer:
         if next(tries, None) is None:
             return None
-        if tell(candidate, place).rule == rule:
+        if tell_any(candidate, place).rule == rule:
             return candidate
     return None

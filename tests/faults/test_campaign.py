@@ -4,16 +4,23 @@ import dataclasses
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from faults.runs import Report, run, shrunk
-from faults.stories import KINDS, Story, story_of
+from faults.disk import scratch
+from faults.fleet_stories import HAPPENS, FleetStory, fleet_story_of
+from faults.fleets import tell_fleet
+from faults.keeper import SCRIPTS, Keeper
+from faults.runs import FLEETS, Report, any_story_of, run, shrunk
+from faults.stories import KINDS, Fault, Story, story_of
 from faults.worlds import Verdict, tell
+from tenter.runtime.fleet import claims, ledger
 from tenter.runtime.journal.file import JournalFile
+from tenter.runtime.journal.redis_scripts import COMMIT
 from tenter.runtime.run.rows import RowRun
 
 CAMPAIGN = Path(__file__).with_name("campaign.py")
@@ -60,6 +67,9 @@ def test_stories_hold_every_kind_of_fault() -> None:
     told = {fault.kind for seed in range(3000) for fault in story_of(seed).faults}
     assert told == set(KINDS)
     assert len({story_of(seed) for seed in range(500)}) > 490
+    fleets = [fleet_story_of(seed) for seed in range(1000)]
+    assert {each.kind for story in fleets for each in story.happenings} == set(HAPPENS)
+    assert isinstance(any_story_of(FLEETS - 1), FleetStory)
 
 
 # ---- it finds what is broken ---------------------------------------------------------------------
@@ -102,6 +112,43 @@ def test_a_row_that_is_lost_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(RowRun, "_give", careless)
     assert tell(story, tmp_path).rule is not None
+
+
+def first_broken_fleet(stories: Iterable[FleetStory]) -> str:
+    """The rule that one of these breaks."""
+    with TemporaryDirectory(dir=scratch()) as folder:
+        for story in stories:
+            rule = tell_fleet(story, Path(folder)).rule
+            if rule is not None:
+                return rule
+    pytest.fail("the campaign has not noticed")
+
+
+def test_a_process_back_from_the_dead_that_writes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    fenced = SCRIPTS[COMMIT.sha]
+
+    def careless(keeper: Keeper, key: str, token: bytes, *given: bytes) -> Any:
+        return fenced(keeper, key, keeper.keys[key][b"token"], *given)
+
+    monkeypatch.setitem(SCRIPTS, COMMIT.sha, careless)
+    frozen = [Story(faults=(Fault("freeze", turn, amount=44.0),)) for turn in (60, 80, 90)]
+    rule = first_broken_fleet(FleetStory((each,), (0,)) for each in frozen)
+    assert rule == "a process that was taken over is acknowledged"
+
+
+def test_waiting_for_the_work_of_a_dead_process_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCRIPTS, claims._LIVES.sha, lambda keeper, key: 1)
+    killed = [Story(faults=(Fault("kill", turn),)) for turn in (60, 70, 80, 90)]
+    stories = (FleetStory((each, Story()), (0, 1)) for each in killed)
+    assert first_broken_fleet(stories) == "a life never ends"
+
+
+def test_a_server_that_is_overcommitted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "_granted", lambda whole, *rest: whole)
+    words = ("ash", "birch", "cedar", "elm")
+    busy = [Story(job="fan", rows=(*words[at:], *words[:at]), slots=2) for at in (0, 2, 3)]
+    story = FleetStory(tuple(busy), (0, 0, 0))
+    assert first_broken_fleet([story]) == "a server is overcommitted"
 
 
 # ---- by hand ---------------------------------------------------------------------------------------

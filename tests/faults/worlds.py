@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -49,7 +49,7 @@ MOST_LIVES = LIVES + 12  # by then no fault is left, and the job must have ended
 class Verdict:
     """What came of a story: how its lives ended, a hash of all that happened, and what broke."""
 
-    story: Story
+    story: Any  # a Story, or the FleetStory of several processes
     ends: tuple[str, ...]
     trace: str
     fired: int
@@ -61,23 +61,25 @@ class Verdict:
 def tell(story: Story, folder: Path, log: bool = False) -> Verdict:
     """Live through a story in `folder`, which is emptied; `log` keeps what happened."""
     answers(story.job, story.suffix)
-    with unbegun_ignored():
-        verdict = _told(World(story, folder, log))
-        if gc.isenabled():  # else whoever has disabled it collects
-            gc.collect()
-    return verdict
-
-
-def _told(world: "World") -> Verdict:
-    rule, detail = None, ""
-    try:
-        with world.installed():
-            world.run()
-    except Broken as broken:
-        rule, detail = broken.rule, str(broken)
+    world = World(story, folder, log)
+    with world.installed():
+        rule, detail = quietly(world.live)
     trace = world.hash.hexdigest()
     ends, log = tuple(world.ends), tuple(world.log)
     return Verdict(world.story, ends, trace, world.fired, rule, detail, log)
+
+
+def quietly(live: Callable[[], None]) -> tuple[str | None, str]:
+    """Live through a story; the rule that it broke, and how."""
+    with unbegun_ignored():
+        try:
+            live()
+        except Broken as broken:
+            return broken.rule, str(broken)
+        finally:
+            if gc.isenabled():  # else whoever has disabled it collects
+                gc.collect()
+    return None, ""
 
 
 @contextmanager
@@ -109,7 +111,7 @@ class World(Account):
         self.draw = Random(story.seed)
         fails = any(fault.kind.startswith("power") for fault in story.faults)
         self.durable = disk.Durable(self.folder) if fails else None
-        self.life = Life(self, 0)
+        self.life = self.new_life(0)
         rows = table or [(x, row) for row, x in enumerate(story.rows)]
         body = "".join(f"{x},{row}\n" for x, row in rows)
         (folder / "in.csv").write_text(f"x,id\n{body}")
@@ -143,36 +145,44 @@ class World(Account):
 
     # ---- lives ------------------------------------------------------------------------------------
 
-    def run(self) -> None:
+    def new_life(self, number: int) -> Life:
+        return Life(self, number)
+
+    def live(self) -> None:
         """Live until the job is done, then compare what is there with what should be."""
+        for _ in self.lives():
+            pass
+
+    def lives(self) -> Generator[None]:
+        """The same; it yields where other processes may go on meanwhile."""
         for number in range(MOST_LIVES):
             if number:
-                self.life = Life(self, number)
+                self.life = self.new_life(number)
             try:
-                end = self._live(self.life)
+                end = yield from self._live(self.life)
             except (StandsStill, Endless) as problem:
                 raise Broken("a life never ends", problem) from None
             self.ends.append(end)
             self.tell(f"life {number}: {end}")
-            if end == "done" and not self.checks:
+            if end == "lost" or (end == "done" and not self.checks):
                 return
             if end == "done":
                 self._check_output()
                 if self.story.seed % 4 == 0:
-                    self._check_resume()
+                    yield from self._check_resume()
                 if self.story.seed % 4 == 1:
                     self._check_journal()
                 return
         raise Broken("the job never ends", self.ends)
 
-    def _live(self, life: Life) -> str:
+    def _live(self, life: Life) -> Generator[None, None, str]:
         """How a life ended."""
         try:
-            end = life.run(self._work(life))
+            end = yield from life.run(self._work(life))
         except Stopped:
             self._check()
             if not life.over:
-                return self._thaw(life, life.meets_at)
+                return (yield from self._thaw(life, life.meets_at))
             self._bury(life)
             return "killed"
         self._check()
@@ -217,11 +227,10 @@ class World(Account):
         """Begin the job, or go on with it; how it ended, or why not."""
         life.loop.set_exception_handler(self._heard_exception)
         try:
-            names = tuple(Store(self.home).runs.names())
-            if names and self.book.began:
-                outcome = await resume(names[-1], str(self.home), life.control, Heard(self, life))
-            else:  # what was cut off before it had begun is begun anew
-                shutil.rmtree(self.home, ignore_errors=True)
+            run = self._begun()
+            if run is not None:
+                outcome = await resume(run, str(self.home), life.control, Heard(self, life))
+            else:
                 outcome = await map_table(self.spec, life.control, Heard(self, life))
         except (StandsStill, Endless):
             raise
@@ -229,36 +238,44 @@ class World(Account):
             return error
         return outcome.status
 
+    def _begun(self) -> str | None:
+        """The run to go on with; what was cut off before it had begun is begun anew."""
+        names = tuple(Store(self.home).runs.names())
+        if names and self.book.began:
+            return names[-1]
+        shutil.rmtree(self.home, ignore_errors=True)
+        return None
+
     def _heard_exception(self, loop: Any, context: dict[str, Any]) -> None:
         problem = context.get("exception")
         self.breach(Broken("an error that nobody took", f"{context['message']}: {problem!r}"))
 
-    def _thaw(self, frozen: Life, meets_at: int) -> str:
+    def _thaw(self, frozen: Life, meets_at: int) -> Generator[None, None, str]:
         """Another process takes over from a frozen one, which goes on in the midst of that."""
         self.boot_s = frozen.now_s
-        other = self.life = Life(self, MOST_LIVES)
+        other = self.life = self.new_life(MOST_LIVES)
         other.loop.at[meets_at] = [(0, other.loop.stop_now)]
         try:
-            end: str | BaseException | None = other.run(self._work(other))
+            end: str | BaseException | None = yield from other.run(self._work(other))
         except Stopped:
             end = None
         self._check()
         if isinstance(end, JournalError) and "is running already" in str(end):
             self._leave(other)
-            return self._go_on(frozen, other)
+            return (yield from self._go_on(frozen, other))
         frozen.taken_over = frozen.holds and other.journal is not None
-        self._go_on(frozen, other)
+        yield from self._go_on(frozen, other)
         if end is None:
-            return self._go_on(other, frozen)
+            return (yield from self._go_on(other, frozen))
         self._leave(other)
         return self._outcome(other, end)
 
-    def _go_on(self, life: Life, after: Life) -> str:
+    def _go_on(self, life: Life, after: Life) -> Generator[None, None, str]:
         """How a life ends that goes on when another has stopped or ended."""
         self.life = life
         life.skip(max(0.0, after.now_s - life.now_s))
         try:
-            end = life.go_on()
+            end = yield from life.go_on()
         except Stopped:
             self._check()
             self._bury(life)
@@ -303,11 +320,11 @@ class World(Account):
         if self.out.with_name(self.out.name + ".partial").exists():
             raise Broken("a partial file is left")
 
-    def _check_resume(self) -> None:
+    def _check_resume(self) -> Generator[None]:
         """A finished run that is resumed is left as it is."""
         before = (self.out.read_bytes(), self.requests, self.uses)
-        self.life = Life(self, MOST_LIVES)
-        end = self.life.run(self._work(self.life))
+        self.life = self.new_life(MOST_LIVES)
+        end = yield from self.life.run(self._work(self.life))
         self._leave(self.life)
         if end != "done" or (self.out.read_bytes(), self.requests, self.uses) != before:
             raise Broken("a finished run is not left alone", end)
@@ -343,5 +360,5 @@ def answers(job: str, suffix: str) -> dict[tuple[str, int], dict[str, Any]]:
         world = World(Story(job=job, suffix=suffix), Path(folder), table=table)
         world.checks = False
         with world.installed():
-            world.run()
+            world.live()
         return dict(zip(table, read(world.out), strict=True))

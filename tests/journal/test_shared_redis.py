@@ -389,3 +389,23 @@ def test_without_redis_nothing_is_known_and_nothing_kept(
     assert not learned.save()
     assert "going on without what earlier runs have learned" in caplog.text
     assert "what this run has learned is not kept" in caplog.text
+
+
+async def test_who_listens_is_told_of_ends(redis: RedisServer) -> None:
+    mine, other = Link(parse_redis(redis.url())), Link(parse_redis(redis.url()))
+    begun, heard = asyncio.Event(), asyncio.Queue[bytes]()
+    listening = asyncio.ensure_future(claims.RedisClaims(other).hear(begun.set, heard.put_nowait))
+    await begun.wait()
+    worker = claims.RedisClaims(mine)
+    await worker.beat()
+    for key, kept in ((b"x", True), (b"y", False)):
+        assert await worker.claim(key)
+        await worker.end(key, kept)
+        assert await heard.get() == key
+    assert not await claims.RedisClaims(other).claim(b"x")
+    assert await claims.RedisClaims(other).claim(b"y")
+    redis.kill()
+    with pytest.raises(claims.ClaimsAway):
+        await listening
+    await mine.close()
+    await other.close()

@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio.from_thread
 import pytest
 
 import tenter.runtime
 from tenter.runtime.cli import main
+from tenter.runtime.journal.store import Store
 
 ROUTE = """\
 version: 1
@@ -383,6 +386,52 @@ def test_resume_of_a_changed_workflow_exits_6(project: Project) -> None:
 
     assert code == 6
     assert "the workflow" in err
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "said"),
+    [
+        ("route.yaml", 6, "the workflow"),
+        ("table.csv", 6, "the input table"),
+        ("journal.db", 1, "journal.db"),
+        ("", 1, "is running already"),
+    ],
+    ids=["workflow", "table", "corrupt journal", "two at once"],
+)
+def test_a_resume_that_cannot_be_is_told_and_loses_nothing(
+    project: Project, file: str, code: int, said: str
+) -> None:
+    assert project.map("--token-budget", "40", "--concurrency", "1")[0] == 4
+    (journal,) = (project.folder / "home" / "runs").glob("*/journal.db")
+    path = journal if file == "journal.db" else project.folder / file
+    with _in_the_way(path, Store(project.folder / "home")):
+        refused, _, err = project.run("resume", "last")
+    assert (refused, said in err) == (code, True), err
+    assert project.run("resume", "last", "--json")[0] in (0, 4)
+    while not (project.folder / "out.csv").exists():
+        assert project.run("resume", "last")[0] in (0, 4)
+    assert [row["id"] for row in project.rows()] == [f"{number}" for number in range(6)]
+
+
+@contextmanager
+def _in_the_way(path: Path, store: Store) -> Iterator[None]:
+    """Another text of a file, or, of a folder, somebody who runs its last run."""
+    if path.is_dir():
+        with anyio.from_thread.start_blocking_portal() as portal:
+            _, journal = portal.call(store.open, store.find("last"))
+            try:
+                yield
+            finally:
+                portal.call(journal.close)
+        return
+    before = path.read_bytes()
+    damaged = before[:100] + b"x" * 300 + before[400:]
+    edited = before.replace(b"row 5", b"row 50").replace(b"Say something", b"Say a lot")
+    path.write_bytes(damaged if path.suffix == ".db" else edited)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
 
 
 def test_a_finished_run_whose_output_is_gone_is_written_again_from_elsewhere(

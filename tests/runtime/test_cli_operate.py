@@ -193,6 +193,7 @@ def test_a_run_that_was_killed_hears_nothing_and_its_successor_not_what_was_said
         (["set", "last", "--concurrency", "0"], "--concurrency 0: it must be at least 1"),
         (["set", "last", "--time-limit", "soon"], "write seconds, or 90s, 15m, 8h, 2d"),
         (["set", "last", "--retention", "x"], "there is no retention policy 'x'"),
+        (["set", "last", "--limits", "{tenants: {a: {runs: 1}}}"], "there is no 'runs'; known:"),
         (["map", "f.yaml", "t.csv", "--out", "o.csv", "--token-budget", "0"], "must be at least 1"),
         (["map", "f.yaml", "t.csv", "--out", "o.csv", "--time-limit", "0s"], "more than 0 s"),
         (["continue"], "RUN"),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from tenter.runtime.run.program import Programs
 from tenter.runtime.run.trust import Trust
 from tenter.runtime.workflow import Workflow
 from tenter.tools.registry import ToolTimeout
+
+from .lives import Book, live
 
 JOB = Path(__file__).with_name("payer_job.py")
 paid: list[str] = []
@@ -78,14 +81,15 @@ class Payer(FakeBackend):
             yield Chunk(text, (*text.encode(), 256), finish=chunk.finish, usage=chunk.usage)
 
 
+async def work(orders: str) -> Any:
+    program: Any = current_program.get()
+    chat = program.session(trust=Trust(allow=frozenset({"pay"})))
+    return await chat.run(f"Pay {orders}", [pay])
+
+
 async def agent_says(orders: str, journal: MemoryJournal, tally: Tally) -> list[str]:
     """What the agent was told of each payment, with what an earlier attempt recorded."""
     recorded = {path: record for (_, path), record in (await journal.steps(0, 0)).items()}
-
-    async def work() -> Any:
-        program: Any = current_program.get()
-        chat = program.session(trust=Trust(allow=frozenset({"pay"})))
-        return await chat.run(f"Pay {orders}", [pay])
 
     async with open_host({"default": Payer()}, journal=journal, trace=tally) as host:
         ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -94,13 +98,16 @@ async def agent_says(orders: str, journal: MemoryJournal, tally: Tally) -> list[
             assert error is None, error
             ended.set_result(value)
 
-        Programs(host, Workflow("w", (), program=work)).arrive(0, {}, over, recorded)
+        Programs(host, Workflow("w", (), program=partial(work, orders))).arrive(
+            0, {}, over, recorded
+        )
         return (await ended).split(" | ")
 
 
 async def test_a_model_cannot_have_a_call_repeated_that_a_crash_cut_off() -> None:
     journal, tally = MemoryJournal(), Tally()
-    journal.record(StepRecord(0, "pay?", encode(identity({"order": "a1"}))), lambda: None)
+    intent = encode([identity({"order": "a1"})])
+    journal.record(StepRecord(0, "session.pay?", intent), lambda: None)
     first, again, other = await agent_says("a1 a1 b2", journal, tally)
     assert "may have had its effect; it is not repeated" in first
     assert "started with the same arguments before" in again
@@ -108,6 +115,14 @@ async def test_a_model_cannot_have_a_call_repeated_that_a_crash_cut_off() -> Non
     assert paid == ["b2"]
     assert summary(tally.snapshot())["unknown_effects"] == 1
     assert "see whether they had their effect" in render(tally.snapshot())
+
+
+async def test_a_row_whose_chats_an_earlier_version_numbered_otherwise_is_refused() -> None:
+    book = Book()
+    book.steps["pay?"] = StepRecord(0, "pay?", encode(identity({"order": "a1"})))
+    error = await live(lambda: work("a1"), Payer(), book)
+    assert "called in this row by an earlier version of Tenter" in str(error)
+    assert paid == []
 
 
 async def test_nor_one_that_did_not_end_in_its_time() -> None:

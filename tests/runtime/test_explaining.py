@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tenter.planner.plan import Tokens
 from tenter.runtime import analyze, explain, llm, workflow
 from tenter.runtime.cli import main
 from tenter.runtime.errors import InvalidInput
@@ -155,6 +156,32 @@ def test_python_explains_functions_and_rows(folder: Path) -> None:
         analyze("last")
 
 
+PLACED = """
+version: 1
+name: judge
+inputs: {team: string}
+models:
+  default: {backend: sglang, url: ["http://127.0.0.1:1", "http://127.0.0.1:2"]}
+  large: {backend: sglang, url: "http://127.0.0.1:3"}
+scheduling: {place: true}
+steps:
+  draft: {llm: "Draft. {{ team }}", max_tokens: 100}
+  told: {llm: "Judge. {{ draft }}", model: large, max_tokens: 50}
+output: "{{ told }}"
+"""
+
+
+def test_the_placement_on_several_servers_is_told(folder: Path) -> None:
+    (folder / "placed.yaml").write_text(PLACED)
+    found = explain("placed.yaml", "table.csv", hardware="h100")
+    text, record = str(found), found.record()["placement"]
+    assert "placement of 40 rows:" in text and "large/0: told 100%" in text
+    assert "place: true" not in text, "the run follows it"
+    assert record["followed"] and record["makespan_s"] >= record["bound_s"] > 0
+    assert set(record["workers"]) == {"default/0", "default/1", "large/0"}
+    assert explain("placed.yaml", "table.csv").record()["placement"] is None
+
+
 # ---- statistics --------------------------------------------------------------------------------
 
 
@@ -174,6 +201,7 @@ def test_statistics_are_counted_by_the_models_tokenizer_and_kept_by_content(fold
         """The same file, which must not be looked through again."""
 
         fingerprint = table.fingerprint
+        rows_total = 40
 
         def __iter__(self) -> Any:
             raise AssertionError("the statistics were kept")
@@ -187,6 +215,22 @@ def test_statistics_are_counted_by_the_models_tokenizer_and_kept_by_content(fold
     ):
         with pytest.raises(AssertionError):
             other()
+
+
+def test_a_big_sorted_table_is_looked_at_from_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"ROWS": 2_000, "BLOCK_ROWS": 50, "SMALL_BYTES": 0}.items():
+        monkeypatch.setattr(f"tenter.runtime.table_stats.{name}", value)
+    rows = "".join(f"{n // 10},{'x' * (n // 100)}\n" for n in range(20_000))
+    (tmp_path / "sorted.csv").write_text(f"key,text\n{rows}")
+    columns = {"key": "key", "text": "text"}
+    found = table_stats(open_table(tmp_path / "sorted.csv"), columns, Tokens(), None)
+    assert found.sampled and found.rows == 2_000
+    assert found.columns["text"].mean_chars == pytest.approx(99.5, rel=0.06)
+    assert found.columns["key"].same_as_last == pytest.approx(0.9, abs=0.01)
+    whole = table_stats(open_table(tmp_path / "sorted.csv", limit=1_500), columns, Tokens(), None)
+    assert whole.rows == 1_500 and not whole.sampled
 
 
 def test_kept_statistics_that_cannot_be_read_are_taken_anew(folder: Path) -> None:

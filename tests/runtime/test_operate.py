@@ -286,6 +286,21 @@ async def test_policies_change_while_the_run_goes_on(job: Job) -> None:
     assert (change.order, change.retention, change.max_programs) == ("fair", "never", None)
 
 
+async def test_limits_change_while_the_run_goes_on(job: Job) -> None:
+    async with job.live():
+        first = await job.ask("set", limits='{"models": {"default": {"max_running": 2}}}')
+        assert first.said.startswith('limits {} -> {"models": {"default": ')
+        await anyio.sleep(2.1)
+        assert len(job.backend.running) == 2
+        await job.ask("set", limits='{"working_set": 0.5}')
+        await anyio.sleep(1.1)
+        assert len(job.backend.running) == 2  # what is not named stays
+        assert (await job.ask("set", limits='{"models": {}}')).ok
+        await anyio.sleep(2.1)
+        assert len(job.backend.running) == 10
+    assert job.complete
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -296,6 +311,9 @@ async def test_policies_change_while_the_run_goes_on(job: Job) -> None:
         ({"retention": "sometimes"}, "--retention: there is no retention policy 'sometimes'"),
         ({"time_limit_s": -1}, "--time-limit -1: it must be more than 0 s"),
         ({"token_budget": 2.5}, "--token-budget 2.5: it must be a whole number"),
+        ({"limits": '{"models": {"default": 3}}'}, "--limits.models.default: there must be a"),
+        ({"limits": '{"past_future": true}'}, "past_future cannot be changed"),
+        ({"limits": "[["}, "--limits: write a mapping"),
         ({"speed": 3}, "there is no setting 'speed'; there is concurrency, order"),
         ({}, "name what is to change"),
     ],

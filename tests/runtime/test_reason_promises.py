@@ -18,6 +18,7 @@ from tenter.runtime.backends.fake import FakeBackend
 from tenter.runtime.calls import Chunk, Request, Usage
 from tenter.runtime.clock import VirtualLoop
 from tenter.runtime.errors import TenterError
+from tenter.runtime.reasoning.named import STRATEGIES
 from tenter.runtime.reasoning.nouns import Outcome
 from tenter.runtime.reasoning.strategy import Step
 from tenter.runtime.run.local import open_host
@@ -156,6 +157,10 @@ async def run(strategy: str, seed: int, cancel_s: float | None, pool: str) -> No
     for record in records:
         if isinstance(record, Reasoned):
             assert record.thought_tokens + record.probe_tokens <= BUDGET + record.lent_tokens
+
+
+def test_every_strategy_that_a_step_may_name_is_run_live() -> None:
+    assert SETTINGS.keys() == STRATEGIES.keys()
 
 
 @pytest.mark.parametrize("strategy", SETTINGS)

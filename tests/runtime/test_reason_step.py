@@ -18,7 +18,7 @@ from tenter.runtime.report.summary import render, summary
 from tenter.runtime.report.tally import Tally
 from tenter.runtime.run.local import open_host
 from tenter.runtime.run.program import Programs
-from tenter.runtime.scheduler.events import Abort, Dispatch, Reasoned
+from tenter.runtime.scheduler.events import Abort, CallEnded, Dispatch, Reasoned
 from tenter.runtime.spec import dump, loads
 from tenter.runtime.trace import MemoryTrace
 
@@ -287,3 +287,25 @@ def test_the_tiny_model_thinks_shorter_for_the_same_answer() -> None:
     told = [record for _, record in trace.records if isinstance(record, Reasoned)]
     assert len(told) == 4
     assert sum(each.thought_tokens for each in told) < sum(each.full_tokens for each in told)
+
+
+@pytest.mark.slow
+def test_on_the_embedded_engine_a_probe_computes_its_suffix_and_the_rest_of_a_page() -> None:
+    rule = {"version": 1, "name": "twice", "start_tokens": 32, "step_tokens": 32, "agree": 2}
+    suffix = "\n</think>\n"
+    step = reason("Compute {{ x }}. Think hard.", max_tokens=200, suffix=suffix, rule=rule)
+
+    @workflow
+    def answer(x: str) -> str:
+        return step(x=x)
+
+    trace = MemoryTrace()
+    assert asyncio.run(run_workflow(answer.workflow, {"x": "23 + 45 - 7"}, trace=trace)).strip()
+    probes = [
+        record
+        for _, record in trace.records
+        if isinstance(record, CallEnded) and ".probe" in record.call
+    ]
+    assert probes
+    for probe in probes:
+        assert probe.prompt_tokens - probe.cached_tokens <= 32

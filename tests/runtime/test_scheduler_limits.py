@@ -9,6 +9,7 @@ from tenter.runtime.scheduler.core import Core
 from tenter.runtime.scheduler.events import (
     CallEnded,
     CallReady,
+    Change,
     Command,
     Dispatch,
     DropCall,
@@ -326,3 +327,108 @@ def test_limits_are_read_from_plain_values() -> None:
 def test_a_wrong_limit_is_named(data: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         Limits.read(data)
+
+
+def test_what_waits_behind_a_call_that_another_limit_holds_back_has_its_turn() -> None:
+    """Found by changing limits at random: nothing had those behind it looked at again."""
+    bench = Bench(Limits(tenants={"a": Limit(max_running=1)}, working_set=0.1))
+    for name in ("p", "q", "r"):
+        bench.program(name, "b" if name == "r" else "a")
+    assert bench.ask("p/1") == ["p/1"]
+    assert bench.ask("r/1", 700, session="r") == ["r/1"]
+    assert bench.ask("q/1", 700, session="q") == bench.ask("p/2") == []
+    assert bench.end("p/1") == ["p/2"]  # q does not fit into the working set beside r
+    assert bench.end("r/1", 700) == []
+    assert bench.end("p/2") == ["q/1"]
+
+
+# ---- limits that change --------------------------------------------------------------------------
+
+
+def change(bench: Bench, **limits: object) -> list[str]:
+    """What is sent when these are the limits."""
+    return sent(bench.tell(Change(limits={"working_set": None, **limits})))
+
+
+@pytest.mark.parametrize("group", ["models", "tenants"])
+def test_a_limit_of_calls_is_raised_lowered_and_taken_away(group: str) -> None:
+    bench = Bench(Limits(), slots=16)
+    bench.program("p", "m")
+    assert len([call for n in range(3) for call in bench.ask(f"p/{n}")]) == 3
+    assert change(bench, **{group: {"m": {"max_running": 2}}}) == []  # what runs goes on
+    assert [bench.ask(f"p/{n}") for n in range(3, 9)] == [[]] * 6
+    assert bench.end("p/0") == []
+    assert bench.end("p/1") == ["p/3"]
+    assert bench.end("p/2") == ["p/4"]
+    assert change(bench, **{group: {"*": {"max_running": 4}}}) == ["p/5", "p/6"]
+    assert change(bench) == ["p/7", "p/8"]
+
+
+def test_a_limit_of_programs_changes() -> None:
+    bench = Bench(Limits(tenants={"a": Limit(max_live=1)}))
+    started = [type(c) for name in "pqrs" for c in bench.program(name, "a")].count(StartProgram)
+    assert started == 1
+    commands = bench.tell(Change(limits={"tenants": {"a": {"max_live": 3}}}))
+    assert [c.program for c in commands if isinstance(c, StartProgram)] == ["q", "r"]
+    assert bench.tell(Change(limits={"tenants": {"a": {"max_live": 2}}})) == []
+    assert bench.tell(ProgramEnded(program="p", row=0, ok=True)) == []
+    (start,) = bench.tell(ProgramEnded(program="q", row=0, ok=True))
+    assert start == StartProgram(program="s")
+
+
+def test_a_minute_that_was_spent_stays_spent_when_its_budget_changes() -> None:
+    bench = Bench(Limits(models={"m": Limit(tokens_per_minute=240)}))
+    bench.program("p")
+    assert bench.ask("p/1") and bench.ask("p/2") and bench.ask("p/3") == []
+    assert change(bench, models={"m": {"tokens_per_minute": 1200}}) == []
+    bench.now_s = 6.0  # .1 of 1200
+    assert "p/3" in sent(bench.tell(TimerFired()))
+
+
+def test_a_budget_that_begins_counts_what_runs() -> None:
+    bench = Bench(Limits())
+    bench.program("p")
+    assert bench.ask("p/1") and bench.ask("p/2")
+    change(bench, models={"m": {"tokens_per_minute": 300}})
+    assert bench.ask("p/3") == []
+
+
+def test_a_call_that_waits_and_is_too_large_for_new_limits_is_refused() -> None:
+    bench = Bench(Limits(models={"m": Limit(max_running=1)}))
+    bench.program("p")
+    assert bench.ask("p/1") and bench.ask("p/2") == []
+    (drop,) = bench.tell(Change(limits={"models": {"m": {"tokens_per_minute": 50}}}))
+    assert isinstance(drop, DropCall) and "more than the 50 tokens per minute" in drop.reason
+
+
+def test_limits_change_at_random_and_every_call_has_its_turn() -> None:
+    for seed in range(40):
+        draw = Random(seed)
+        bench = Bench(Limits(), slots=6)
+        for name in "abc":
+            bench.program(name, name)
+        running: list[str] = []
+        for number in range(120):
+            match draw.randrange(4):
+                case 0 | 1:
+                    running += bench.ask(f"{draw.choice('abc')}/{number}")
+                case 2 if running:
+                    running += bench.end(running.pop(draw.randrange(len(running))))
+                case _:
+                    running += change(bench, **_drawn(draw))
+            bench.now_s += draw.random()
+        for _ in range(400):
+            while running:
+                running += bench.end(running.pop())
+            bench.now_s += 10.0
+            running += sent(bench.tell(TimerFired()))
+        assert not bench.core.calls
+
+
+def _drawn(draw: Random) -> dict[str, object]:
+    bounds = [{"max_running": 1}, {"max_running": 3}, {"tokens_per_minute": 600}, {"max_live": 1}]
+    return {
+        "models": {"m": draw.choice(bounds)} if draw.random() < 0.5 else {},
+        "tenants": {name: draw.choice(bounds[:3]) for name in "ab*" if draw.random() < 0.4},
+        "working_set": draw.choice([None, 0.5]),
+    }

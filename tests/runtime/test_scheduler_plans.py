@@ -134,6 +134,15 @@ def test_the_planned_worker_is_waited_for_a_moment_and_then_another_one_taken(co
     }
 
 
+def test_a_wait_that_begins_at_0_s_for_a_call_that_shares_nothing_ends(core: Core) -> None:
+    for name in ("m/0", "m/1"):
+        up(core, name, slots=1)
+    core.handle(ready("a", worker="m/1"), 0)
+    commands = core.handle(ready("b", worker="m/1"), 0)
+    assert sent(commands) == [] and 0 < commands[-1].due_s < 0.001
+    assert sent(core.handle(TimerFired(), commands[-1].due_s)) == ["b/s"]
+
+
 def test_a_prefix_is_pinned_where_it_is_wanted_and_let_go_when_it_is_over(core: Core) -> None:
     up(core, "m/0")
     up(core, "m/1")

@@ -15,9 +15,13 @@ from tenter.runtime.backends.fake import FakeBackend
 from tenter.runtime.calls import CallId, Chunk, Request
 from tenter.runtime.clock import VirtualLoop, now
 from tenter.runtime.fleet import lease, ledger
+from tenter.runtime.fleet.claims import Book as Claimed
+from tenter.runtime.fleet.claims import MemoryClaims
 from tenter.runtime.fleet.lease import Lease
 from tenter.runtime.fleet.ledger import Answer, Ask, LedgerAway, MemoryLedger
 from tenter.runtime.fleet.membership import BEAT_S, Membership
+from tenter.runtime.fleet.peers import Peers, together
+from tenter.runtime.fleet.prefixes import MemoryDirectory, Prefixes, Seen
 from tenter.runtime.fleet.shares import LEAST, Amount, fair_share
 from tenter.runtime.scheduler.core import Core
 from tenter.runtime.scheduler.demand import Demand, demands
@@ -367,3 +371,21 @@ async def test_a_ledger_that_was_emptied_gives_nobody_the_share_of_another() -> 
         a.busy = b.busy = False
         await anyio.sleep(3)
     assert worker.most <= 1000
+
+
+async def test_what_has_begun_is_given_back_where_the_next_part_fails_to_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def broken(part: Prefixes) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(Prefixes, "begin", broken)
+    accounts = MemoryLedger(now)
+    peers = Peers(accounts, MemoryClaims(Claimed(), "a", now), MemoryDirectory(now), "the book")
+    core, worker = Core(), Worker()
+    async with Scheduler(core, {"w": worker}, {"w": "m"}) as scheduler:
+        await anyio.sleep(0.1)
+        with pytest.raises(ValueError, match="no"):
+            async with together(peers, scheduler, {"w": "w"}, None, Seen()):
+                raise AssertionError("it has not begun")
+        assert accounts._accounts["w"].members == {}

@@ -373,7 +373,7 @@ class TestEqualCalls:
         async def work(agent: int) -> Any:
             program: Any = current_program.get()
             chat = program.session(model=f"m{agent}")
-            return await chat.run("go", [LOOK], speculate=True)
+            return await chat.run(f"go {agent}", [LOOK], speculate=True)
 
         answers: list[Any] = [None] * len(lines)
         async with open_host(backends) as host:

@@ -131,8 +131,8 @@ class TestJoined:
 
         async def body() -> None:
             chats = [here().session(), here().session()]
-            for chat in chats:
-                await chat.ask("go")
+            for number, chat in enumerate(chats):
+                await chat.ask(f"go {number}")
             await asyncio.gather(*(chat.use(tool, {}) for chat in chats))
 
         records = await run(body)
