@@ -54,9 +54,11 @@ $(READY): | $(STAMPS)/torch
 	@$(PIP) install --editable '.[all]'
 	@touch $@
 
+# litellm only for the cl100k vocabulary in it, with which some benchmarks count tokens.
 $(READY_DEV): | $(READY)
 	@echo "installing what the tests and checks need"
 	@$(PIP) install --group dev
+	@$(PIP) install --no-deps litellm || echo "going on without it: benchmarks that count cl100k tokens will ask for it"
 	@touch $@
 
 demo: $(READY)

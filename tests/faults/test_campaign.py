@@ -45,11 +45,11 @@ def holds(report: Report) -> None:
         )
 
 
-def test_three_hundred_stories_break_no_rule() -> None:
-    report = run(0, 300)
+def test_a_hundred_stories_break_no_rule() -> None:
+    report = run(0, 100)
     holds(report)
-    assert report.faults > 300
-    assert report.ends["killed"] > 100
+    assert report.faults > 100
+    assert report.ends["killed"] > 30
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_ten_thousand_stories_break_no_rule() -> None:
 
 def test_a_seed_is_a_run(tmp_path: Path) -> None:
     """The same seeds give the same trace, in another process with another hash seed too."""
-    assert run(1000, 60).digest == run(1000, 60, processes=2).digest
+    assert run(1000, 24).digest == run(1000, 24, processes=2).digest
     assert tell(story_of(7), tmp_path).trace != tell(story_of(8), tmp_path).trace
 
 
@@ -82,6 +82,7 @@ def first_broken() -> Verdict:
     pytest.fail("the campaign has not noticed")
 
 
+@pytest.mark.slow
 def test_a_journal_that_forgets_is_found_and_the_story_is_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -491,6 +491,7 @@ async def test_a_key_that_is_refused_for_a_while_costs_no_row(
 # ---- B3: servers that take their time -----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("kind", [hang, stall, loris], ids=["hang", "stall", "slow loris"])
 async def test_a_call_that_never_ends_ends_at_its_deadline_and_alone(
