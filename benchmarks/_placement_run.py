@@ -64,6 +64,15 @@ class Case:
     placed: Placed
 
 
+def unknown(workflow: Workflow) -> str:
+    """Why a workflow cannot be executed here; "" if it can."""
+    models = {node.model or "" for node in workflow.values() if node.kind == "llm"}
+    if not models:
+        return "no step asks a model"
+    strange = sorted(models - MODEL_NAMES.keys())
+    return f"no engine is simulated for {', '.join(strange)}" if strange else ""
+
+
 def case_of(name: str, workflow: Workflow, count: int, gpus: int, running: int) -> Case:
     """Each model has one of `gpus` at least, and the others go to those with the most work each.
 

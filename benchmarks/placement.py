@@ -35,7 +35,7 @@ one_thread()
 
 import _halo
 from _exact import optimum
-from _placement_run import METHODS, case_of, executed_s
+from _placement_run import METHODS, case_of, executed_s, unknown
 
 from tenter.planner.placement import AFFINITY, Stage, Worker, load_bound, place
 
@@ -108,6 +108,9 @@ def executed(figures: Figures, workflows: Path, quick: bool) -> None:
     count, fleets = QUICK_EXECUTED if quick else EXECUTED
     for name, workflow in _halo.read_workflows(workflows).items():
         if quick and name not in QUICK_WORKFLOWS:
+            continue
+        if why := unknown(workflow):
+            print(f"{name} is not executed: {why}", file=sys.stderr)
             continue
         for gpus, running in fleets:
             case = case_of(name, workflow, count, gpus, running)

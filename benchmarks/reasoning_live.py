@@ -1,7 +1,8 @@
 """Reasoning that stops early, live: the tiny model thinks about sums on the embedded engine.
 
-    python benchmarks/reasoning_live.py [--quick] [--problems N] [--only thoughts|votes]
-                                        [--seconds S] [--skip N] [--cells FILE]
+    python benchmarks/reasoning_live.py [--quick] [--data DIR] [--problems N]
+                                        [--only thoughts|votes] [--seconds S] [--skip N]
+                                        [--cells FILE]
 
 1,000 held-out sums that the model was trained to think over several times (`Think hard.`), behind
 --skip N others, asked through `reason(...)`. The samples of a step, its probes and its aborts are
@@ -381,6 +382,7 @@ def main() -> None:
     about = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--data", default="../shared/data", help="not read")
     parser.add_argument("--problems", type=int, help=f"how many are judged ({PROBLEMS})")
     parser.add_argument("--only", choices=("thoughts", "votes"), default="", help="one part")
     parser.add_argument("--seconds", type=float, help="begin no further piece after so long")

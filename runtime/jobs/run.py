@@ -185,7 +185,7 @@ async def _watched(
     if start.folder is None or work.programs.takes_all:
         yield work.programs, work.planned
         return
-    async with watched(work, journal, start.folder, start.finished) as rows:
+    async with watched(work, journal, start.folder, start.finished, start.retry) as rows:
         yield rows, rows
 
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from msgspec import Struct
@@ -22,7 +23,9 @@ from .engine import Work
 from .suspects import Gate, Suspects, Suspicion, verdict
 
 RUNNING, SUSPECTS = "running", "suspects.json"  # files in a run's folder
-PLACE_BYTES = 8  # of a row in the first
+PLACE_BYTES = 8  # of a row in the first,
+BOOT_BYTES = 16  # behind what tells when the machine was started
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # a UUID
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +39,16 @@ class Held(Struct):
 
 @asynccontextmanager
 async def watched(
-    work: Work, journal: Journal, folder: Path, finished: int | None
+    work: Work, journal: Journal, folder: Path, finished: int | None, retry: bool = False
 ) -> AsyncGenerator["WatchedRows"]:
     """The programs of `work`, with care for rows that may have killed a process before.
 
-    `finished` rows were recorded before; None: the run is new.
+    `finished` rows were recorded before; None: the run is new. `retry`: failed rows run again.
     """
-    suspects = Suspects() if finished is None else await _suspects(folder, journal, finished)
+    if finished is None:
+        suspects = Suspects()
+    else:
+        suspects = await _suspects(folder, journal, finished, retry)
     running = RunningFile(folder / RUNNING)
     try:
         yield WatchedRows(work, suspects, running)
@@ -50,20 +56,33 @@ async def watched(
         running.close()
 
 
-async def _suspects(folder: Path, journal: Journal, finished: int) -> Suspects:
+async def _suspects(folder: Path, journal: Journal, finished: int, retry: bool) -> Suspects:
     """The suspects, after the death of the process that was the last one, if it died."""
     held = _read(folder / SUSPECTS)
     rows = left_running(folder / RUNNING)
-    if not rows:
-        return Suspects(held.known)
-    known = {row: found for row, found in held.known.items() if not await journal.rows(row, row)}
+    known = {
+        row: found
+        for row, found in held.known.items()
+        if not await _settled(journal, row, found, retry)
+    }
     suspects = Suspects(known)
+    if not rows:
+        return suspects
     now = {row: await _recorded_bytes(journal, row) for row in rows}
     moved = {row for row, size in now.items() if held.recorded.get(row) != size}
     suspects.died(rows, moved, finished)
     recorded = {row: size for row, size in held.recorded.items() if row in known} | now
     _write(folder / SUSPECTS, Held(suspects.known, recorded))
     return suspects
+
+
+async def _settled(journal: Journal, row: int, found: Suspicion, retry: bool) -> bool:
+    """Whether nothing is held against a row any more: it has ended, and is not tried again, or was
+    failed for what is held against it."""
+    record = (await journal.rows(row, row)).get(row)
+    if record is None:
+        return False
+    return found.fatal or record.error is None or not retry
 
 
 async def _recorded_bytes(journal: Journal, row: int) -> int:
@@ -94,6 +113,7 @@ class RunningFile:
         self._free: list[int] = []
         with suppress(OSError):
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.pwrite(self._file, boot(), 0)
 
     def begin(self, row: int) -> None:
         place = self._places[row] = self._free.pop() if self._free else len(self._places)
@@ -105,26 +125,39 @@ class RunningFile:
         self._write(place, 0)
 
     def close(self) -> None:
-        """The process goes on, or ends by itself: nothing is held against rows."""
+        """The process goes on, ends by itself, or was asked to: nothing is held against rows."""
         if self._file is not None:
             os.close(self._file)
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink()
             self._file = None
 
     def _write(self, place: int, value: int) -> None:
         if self._file is not None:
             with suppress(OSError):  # a full disk: the journal will tell of it
                 data = value.to_bytes(PLACE_BYTES, "little")
-                os.pwrite(self._file, data, place * PLACE_BYTES)
+                os.pwrite(self._file, data, BOOT_BYTES + place * PLACE_BYTES)
+
+
+def boot() -> bytes:
+    """What tells this start of the machine from others; zeros where nothing does."""
+    try:
+        return UUID(BOOT_ID.read_text().strip()).bytes
+    except (OSError, ValueError):
+        return bytes(BOOT_BYTES)
 
 
 def left_running(path: Path) -> list[int]:
-    """The rows that were running when a process died; none where it ended by itself."""
+    """The rows that were running when a process died; none where it ended by itself, or with its
+    machine."""
     try:
         data = path.read_bytes()
     except OSError:
         return []
-    places = (data[at : at + PLACE_BYTES] for at in range(0, len(data), PLACE_BYTES))
+    if data[:BOOT_BYTES] != boot():
+        return []
+    starts = range(BOOT_BYTES, len(data), PLACE_BYTES)
+    places = (data[at : at + PLACE_BYTES] for at in starts)
     return [row - 1 for place in places if (row := int.from_bytes(place, "little"))]
 
 
@@ -174,7 +207,9 @@ class WatchedRows:
         self._programs.refuse(row, problem)
 
     def drain(self) -> None:
-        """Let what runs end, and start nothing any more."""
+        """Let what runs end, and start nothing any more. Who asked for that may not wait: a process
+        that is killed meanwhile was not killed by a row."""
+        self._running.close()
         waiting, self._waiting = self._waiting, deque()
         for each in waiting:
             each.ended(None, Drained(DRAINED))

@@ -1,6 +1,6 @@
 """One LLM step, compiled: from values to a request, and from an answer to the step's value."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -86,9 +86,7 @@ class Asking:
         if self._kind is None:
             self._kind = _digest_of_kind(self.step, self.model)
         digest = self._kind.copy()
-        for message in chat:
-            content = message.content.encode("utf-8", "surrogatepass")
-            digest.update(b"%b %d\0%b" % (message.role.encode(), len(content), content))
+        add_chat(digest, chat)
         return digest.digest()
 
     def request(
@@ -152,6 +150,15 @@ class Asking:
     def _fields(self) -> tuple[str, ...]:
         system = self.step.system.fields if self.step.system is not None else ()
         return (*self.step.prompt.fields, *system)
+
+
+def add_chat(digest: "blake2b", chat: Iterable[Message]) -> None:
+    """Have a hash tell a chat from others, also from those that read alike as a whole."""
+    for message in chat:
+        called = (("call", part) for call in message.tool_calls for part in call)
+        for kind, text in ((message.role, message.content), *called):
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(b"%b %d\0%b" % (kind.encode(), len(data), data))
 
 
 def check_answer(answer: Answer, step: str) -> None:

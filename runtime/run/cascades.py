@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -215,8 +216,7 @@ class Cascades:
         sample.found = found
         if not self._host.draining:  # which cuts a sample short: a resumed run takes another
             with suppress(JournalError):  # the run ends by itself where nothing can be recorded
-                record = StepRecord(sample.first, _path(sample.step), encode(found))
-                self._host.journal.record(record)
+                self._host.journal.record(_record(sample, found))
             if found.at is None:
                 log.warning("step %r: %s", sample.step.id, found.message)
         self._host.note(
@@ -306,6 +306,13 @@ def window_share(number: int, rows: int, total: int | None) -> float:
 def _path(step: LLM) -> str:
     """Where the journal has what the sample of a window has told, below its first row."""
     return f"{step.id}.cascade"
+
+
+def _record(sample: _Sample, found: Threshold) -> StepRecord:
+    """What is kept of a sample; with a signature, so that compaction keeps it beyond its row."""
+    path = _path(sample.step)
+    signature = blake2b(f"{sample.first}/{path}".encode(), digest_size=16).digest()
+    return StepRecord(sample.first, path, encode(found), signature)
 
 
 def _cascade(step: LLM) -> Cascade:

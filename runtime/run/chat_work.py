@@ -11,7 +11,7 @@ from ..calls import CallId, Chunk, Message, Request, SessionId, ToolSpec
 from ..clock import now
 from ..errors import StepFailed, TenterError
 from ..scheduler.loop import Answer
-from .asking import Model, check_answer, seed_for
+from .asking import Model, add_chat, check_answer, seed_for
 from .draft import CHUNK_TOKENS, GROWTH
 from .owner import Owner
 from .sharing import Settled
@@ -85,7 +85,9 @@ class Turn:
             return None
         fingerprint = model.capabilities.model_fingerprint
         asked = ["turn", fingerprint, self.token_ids, self.specs, self.sampling, self.schema]
-        return blake2b(msgspec.json.encode(asked), digest_size=16).digest()
+        digest = blake2b(msgspec.json.encode(asked), digest_size=16)
+        add_chat(digest, self.messages)  # what a server is sent that renders chats itself
+        return digest.digest()
 
 
 class TurnWork:

@@ -146,9 +146,11 @@ def check_named_alike(owner: Owner, path: str, step: str) -> None:
 
     They did so in the order of approval, so that it cannot be told which call was which.
     """
-    record = owner.recorded.get(f"{path}{INTENT}")
-    if record is not None and isinstance(decode(record.value), str):
-        raise StepFailed(NAMED_OTHERWISE.format(step), step)
+    places = f"{path}{INTENT}", f"{path}#"  # the first of them may have been withdrawn
+    for name, record in owner.recorded.items():
+        intent = name.startswith(places) and name.endswith(INTENT)
+        if intent and isinstance(decode(record.value), str):
+            raise StepFailed(NAMED_OTHERWISE.format(step), step)
 
 
 def _same(call: Call) -> tuple[str, str]:

@@ -193,8 +193,11 @@ class Waiting:
 
     def fill(self, model: str, now_s: float, out: list[Command]) -> None:
         """Dispatch waiting calls of `model` in order, while the first one fits somewhere."""
+        if now_s < self._linger_s.get(model, 0.0):
+            return
+        self._linger_s.pop(model, None)
         line = self._lines.get(model)
-        if line is None or not line.calls or now_s < self._linger_s.get(model, 0.0):
+        if line is None or not line.calls:
             return
         skipped = parked = 0
         elsewhere: Sequence[CallState] = ()
@@ -241,8 +244,11 @@ class Waiting:
             self._deviate(elsewhere, line, now_s, out)
 
     def linger(self, model: str, now_s: float) -> None:
-        """A call was cut that is gone on with at once: let its next one come before others go."""
-        if self.line(model).calls and now_s >= self._linger_s.get(model, 0.0):
+        """A call was cut that is gone on with at once: let its next one come before others go.
+
+        Others have had their turn since the last time, or nobody would go where cuts are many.
+        """
+        if self.line(model).calls and model not in self._linger_s:
             self._linger_s[model] = now_s + LINGER_S
             self._timers.add(now_s + LINGER_S, "weigh", model, len(self._calls))
 

@@ -315,6 +315,23 @@ async def test_a_resumed_run_keeps_what_its_sample_has_told() -> None:
     assert large.asked == [] and not analyst.analysis().cascades, "nothing is sampled again"
 
 
+async def test_a_compacted_journal_keeps_what_the_sample_has_told() -> None:
+    """Of rows that are done it keeps what has a signature (`tenter journal compact`)."""
+    journal, control = MemoryJournal(), Control()
+    small, large = Stops(control, 300), Chooser()
+    begun = await run(flow(), small, large, journal=journal, control=control, concurrency=16)
+    assert 0 in begun
+    compacted = MemoryJournal()
+    for step in (await journal.steps(0, 999)).values():
+        if step.signature is not None:
+            compacted.record(step)
+    for row in (await journal.rows(0, 999)).values():
+        compacted.record(row)
+    large = Chooser()
+    await run(flow(), Chooser(), large, journal=compacted, resumed=True)
+    assert large.asked == [], "nothing is sampled again"
+
+
 async def test_a_promise_is_shared_out_over_windows() -> None:
     told = Analyst()
     small, large = Chooser(latency_s=0), Chooser(latency_s=0)

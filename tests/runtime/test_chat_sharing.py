@@ -1,6 +1,7 @@
 """Equal turns of chats are said once, and equal early calls made once: in a run, and across processes."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -44,6 +45,7 @@ class Chatter:
         self._sampling = Sampling(temperature=temperature)
         self._latency_s = latency_s
         self.trace = MemoryTrace()
+        self.work: Callable[[str], Awaitable[Any]] = self._work
 
     def _answer(self, prompt: str) -> str:
         self.asked.append(prompt)
@@ -65,7 +67,7 @@ class Chatter:
         async with open_host(
             {"default": backend}, trace=self.trace, journal=journal, resumed=resumed
         ) as host:
-            programs = Programs(host, Workflow("w", (Input("name"),), program=self._work))
+            programs = Programs(host, Workflow("w", (Input("name"),), program=self.work))
             ended = [asyncio.get_running_loop().create_future() for _ in names]
             for row, name in enumerate(names):
 
@@ -87,6 +89,20 @@ async def test_equal_turns_in_flight_are_said_once_and_the_chats_go_on_apart() -
     assert ann == other_ann != bob
     assert len(chatter.asked) == 3
     assert sorted(shared(chatter.trace)) == ["joined"] * 3
+
+
+async def test_turns_are_not_equal_where_only_the_tokens_of_their_chats_are() -> None:
+    chatter = Chatter()
+    chats = {"one": ("Be brief.\nuser: Hi.", "Who?"), "two": ("Be brief.", "Hi.\nuser: Who?")}
+
+    async def work(name: str) -> str:
+        program: Any = current_program.get()
+        system, question = chats[name]
+        return (await program.session(system).ask(question)).content
+
+    chatter.work = work
+    assert await chatter.run("one", "two") == ["answer 1", "answer 2"]
+    assert chatter.asked[0] == chatter.asked[1], "as a tokenizer without a template has it"
 
 
 async def test_turns_that_are_drawn_are_each_chats_own() -> None:

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,8 +20,8 @@ from counted import table as counted_table
 from tenter.runtime.backends import registry
 from tenter.runtime.backends.fake import FakeBackend
 from tenter.runtime.calls import Chunk, Request
-from tenter.runtime.jobs import Control, MapSpec, Outcome, map_table, resume
-from tenter.runtime.jobs.running import RunningFile, left_running
+from tenter.runtime.jobs import Control, MapSpec, Outcome, map_table, resume, running
+from tenter.runtime.jobs.running import RunningFile, WatchedRows, left_running
 from tenter.runtime.jobs.suspects import FATAL_DEATHS, UNPROVEN_DEATHS, Gate, Suspects, Suspicion
 from tenter.runtime.report.tally import Tally
 
@@ -59,6 +60,7 @@ class Jobs:
         self._workflow.write_text(FLOW_TEXT)
         self._table.write_text("text\n" + "".join(f"text {row}.\n" for row in range(ROWS)))
         self.killed = asyncio.Event()
+        self.retry = False
 
     def backend(self) -> FakeBackend:
         return DeadlyBackend(self._reply, latency_s=0.001, max_running=4)
@@ -85,9 +87,17 @@ class Jobs:
     async def job(self, control: Control) -> Outcome:
         """The run, or what is left of it."""
         if (Path(self.home) / "runs").exists():
-            return await resume("last", self.home, control, Tally())
+            return await resume("last", self.home, control, Tally(), retry=self.retry)
         spec = MapSpec(*map(str, (self._workflow, self._table, self.out)), home=self.home)
         return await map_table(spec, control, Tally())
+
+    async def deaths(self) -> tuple[int, Outcome]:
+        """How many processes die until the run ends, and what it comes to."""
+        for deaths in range(8 * max(1, len(self.deadly))):
+            outcome = await self.start()
+            if outcome is not None:
+                return deaths, outcome
+        raise AssertionError("processes die again and again")
 
     def errors(self) -> dict[int, str]:
         with self.out.open(newline="") as file:
@@ -114,10 +124,7 @@ async def test_a_resumed_run_fails_the_row_that_kills_it_and_does_the_others(
     jobs = Jobs(tmp_path, deadly)
     monkeypatch.setitem(registry.BACKENDS, "deadly", jobs.backend)
     die(jobs, monkeypatch)
-    deaths = 0
-    while (outcome := await jobs.start()) is None:
-        deaths += 1
-        assert deaths <= 8 * len(deadly)
+    _, outcome = await jobs.deaths()
 
     assert (outcome.rows_done, outcome.rows_failed) == (ROWS - len(deadly), len(deadly))
     assert set(jobs.errors()) == set(deadly)
@@ -125,6 +132,22 @@ async def test_a_resumed_run_fails_the_row_that_kills_it_and_does_the_others(
     assert outcome.dead_letter is not None
     first = [count for prompt, count in jobs.prompts.items() if prompt.startswith("Before")]
     assert max(first, default=0) <= 2, "what was recorded was not asked again"
+
+
+async def test_a_row_that_was_found_to_kill_is_run_again_where_that_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(tmp_path, (13,))
+    monkeypatch.setitem(registry.BACKENDS, "deadly", jobs.backend)
+    die(jobs, monkeypatch)
+    await jobs.deaths()
+    jobs.retry = True
+    deaths, outcome = await jobs.deaths()
+    assert deaths and (outcome.rows_done, outcome.rows_failed) == (ROWS - 1, 1), "found again"
+
+    jobs.deadly.clear()
+    deaths, outcome = await jobs.deaths()
+    assert (deaths, outcome.rows_done, outcome.rows_failed) == (0, ROWS, 0)
 
 
 async def test_a_run_that_is_cancelled_from_outside_fails_no_row(
@@ -165,9 +188,33 @@ def test_rows_that_run_are_known_after_a_death(tmp_path: Path) -> None:
     file.ended(5)
     file.begin(9)
     assert sorted(left_running(path)) == [0, 7, 9]
-    assert path.stat().st_size == 3 * 8, "places are used again"
+    assert path.stat().st_size == 16 + 3 * 8, "places are used again"
 
     file.close()
+    assert left_running(path) == []
+
+
+def test_a_process_that_was_asked_to_end_may_be_killed(tmp_path: Path) -> None:
+    path = tmp_path / "running"
+    programs = Mock(takes_all=False)
+    rows = WatchedRows(Mock(programs=programs, planned=None), Suspects(), RunningFile(path))
+    rows.arrive(3, {}, Mock())
+    assert left_running(path) == [3]
+
+    rows.drain()
+    assert left_running(path) == [], "it was not the row"
+    over = programs.arrive.call_args.args[2]
+    over("fine", None)
+
+
+def test_a_machine_that_was_restarted_holds_nothing_against_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "running"
+    RunningFile(path).begin(3)
+    assert left_running(path) == [3]
+
+    monkeypatch.setattr(running, "boot", lambda: bytes(range(16)))
     assert left_running(path) == []
 
 

@@ -117,9 +117,17 @@ async def test_a_model_cannot_have_a_call_repeated_that_a_crash_cut_off() -> Non
     assert "see whether they had their effect" in render(tally.snapshot())
 
 
-async def test_a_row_whose_chats_an_earlier_version_numbered_otherwise_is_refused() -> None:
+@pytest.mark.parametrize("withdrawn", [False, True])
+async def test_a_row_whose_chats_an_earlier_version_numbered_otherwise_is_refused(
+    withdrawn: bool,
+) -> None:
     book = Book()
-    book.steps["pay?"] = StepRecord(0, "pay?", encode(identity({"order": "a1"})))
+    for path, value in [
+        ("pay?", False if withdrawn else identity({"order": "b2"})),
+        ("pay#1?", identity({"order": "a1"})),
+        ("pay#1", "receipt of a1"),
+    ]:
+        book.steps[path] = StepRecord(0, path, encode(value))
     error = await live(lambda: work("a1"), Payer(), book)
     assert "called in this row by an earlier version of Tenter" in str(error)
     assert paid == []

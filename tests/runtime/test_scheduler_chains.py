@@ -85,3 +85,19 @@ def test_whoever_lingers_again_holds_up_others_for_an_instant_only(core: Core) -
     core.handle(cut("p/1"), 2)
     assert dispatched(core.handle(TimerFired(), 2 + LINGER_S)) == ["q/2"]
     core.check()
+
+
+def test_cuts_that_follow_each_other_closely_hold_up_nobody_for_ever() -> None:
+    """The timer is late, as in a busy process, so that each cut comes before it."""
+    core = Core()
+    core.handle(WorkerUp(worker="m/0", model="m", max_running=16, kv_tokens=1000), 0)
+    for program in ("p", "q"):
+        core.handle(ProgramArrived(program=program, row=0, workflow="w"), 0)
+    for sample in range(16):
+        core.handle(ready(f"p/{sample}", f"{sample}"), 0)
+    core.handle(ready("q/1"), 0)
+    gone: list[str] = []
+    for sample in range(8):
+        gone += dispatched(core.handle(cut(f"p/{sample}"), 1 + 1.01 * LINGER_S * sample))
+    assert "q/1" in gone
+    core.check()
