@@ -20,7 +20,7 @@ from ..run.program import NOTHING, Ended
 from ..run.rows import RowOrder, RowPrograms
 from ..scheduler.core import DRAINED
 from .engine import Work
-from .suspects import Gate, Suspects, Suspicion, verdict
+from .suspects import OUTSIDE, Gate, Suspects, Suspicion, verdict
 
 RUNNING, SUSPECTS = "running", "suspects.json"  # files in a run's folder
 PLACE_BYTES = 8  # of a row in the first,
@@ -65,7 +65,7 @@ async def _suspects(folder: Path, journal: Journal, finished: int, retry: bool) 
         for row, found in held.known.items()
         if not await _settled(journal, row, found, retry)
     }
-    suspects = Suspects(known)
+    suspects = Suspects(known, OUTSIDE)
     if not rows:
         return suspects
     now = {row: await _recorded_bytes(journal, row) for row in rows}

@@ -11,6 +11,7 @@ from msgspec import Struct
 SUSPECT_DEATHS = 2  # from which on a row runs in the company of suspects alone
 FATAL_DEATHS = 3  # the last one alone: the row has killed them, if other rows have ended meanwhile;
 UNPROVEN_DEATHS = 6  # if none has, it may be the machine, or the model
+OUTSIDE = 4  # times as many where nobody sees what a process dies of: it may be killed from outside
 NARROWING = 8  # a group of suspects that died is run in so many parts
 
 
@@ -29,10 +30,14 @@ class Suspicion(Struct, frozen=True, array_like=True):
 
 
 class Suspects:
-    """The rows that processes died with, until they have ended."""
+    """The rows that processes died with, until they have ended.
 
-    def __init__(self, known: Mapping[int, Suspicion] | None = None) -> None:
+    It takes `patience` times as many deaths as else to fail a row.
+    """
+
+    def __init__(self, known: Mapping[int, Suspicion] | None = None, patience: int = 1) -> None:
         self.known = dict(known or {})
+        self._patience = patience
 
     def died(self, running: Collection[int], moved: Collection[int], ended: int) -> int | None:
         """A process has died with these rows running; the one that killed it, if that is known.
@@ -49,7 +54,7 @@ class Suspects:
         (row,) = running
         found = self.known[row]
         least = FATAL_DEATHS if ended > found.since else UNPROVEN_DEATHS
-        if found.deaths < least:
+        if found.deaths < least * self._patience:
             return None
         self.known[row] = Suspicion(found.deaths, 1, found.since, fatal=True)
         return row

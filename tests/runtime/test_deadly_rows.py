@@ -22,7 +22,14 @@ from tenter.runtime.backends.fake import FakeBackend
 from tenter.runtime.calls import Chunk, Request
 from tenter.runtime.jobs import Control, MapSpec, Outcome, map_table, resume, running
 from tenter.runtime.jobs.running import RunningFile, WatchedRows, left_running
-from tenter.runtime.jobs.suspects import FATAL_DEATHS, UNPROVEN_DEATHS, Gate, Suspects, Suspicion
+from tenter.runtime.jobs.suspects import (
+    FATAL_DEATHS,
+    OUTSIDE,
+    UNPROVEN_DEATHS,
+    Gate,
+    Suspects,
+    Suspicion,
+)
 from tenter.runtime.report.tally import Tally
 
 ROWS = 40
@@ -93,7 +100,7 @@ class Jobs:
 
     async def deaths(self) -> tuple[int, Outcome]:
         """How many processes die until the run ends, and what it comes to."""
-        for deaths in range(8 * max(1, len(self.deadly))):
+        for deaths in range(30 * max(1, len(self.deadly))):
             outcome = await self.start()
             if outcome is not None:
                 return deaths, outcome
@@ -257,6 +264,12 @@ def test_where_no_row_ever_ends_it_takes_more_deaths_to_blame_one() -> None:
     assert found == [None] * (FATAL_DEATHS - 1) + [3]
 
 
+def test_where_processes_may_be_killed_from_outside_it_takes_more_deaths_still() -> None:
+    suspects, most = Suspects(patience=OUTSIDE), OUTSIDE * FATAL_DEATHS
+    found = [suspects.died([3], (), ended) for ended in range(most)]
+    assert found == [None] * (most - 1) + [3]
+
+
 def test_a_gate_lets_suspects_run_with_as_few_as_they_allow() -> None:
     gate, two, alone = Gate(), Suspicion(2, 2, 0), Suspicion(3, 1, 0)
     assert gate.fits(alone)
@@ -276,7 +289,7 @@ def test_a_process_that_is_killed_by_a_row_again_and_again(tmp_path: Path) -> No
     out, home = tmp_path / "out.csv", tmp_path / "home"
     start = ["map", FLOW.replace(":counted", ":deadly"), str(rows), "--out", str(out)]
     codes: list[int] = []
-    while not codes or (codes[-1] == 1 and len(codes) < 9):
+    while not codes or (codes[-1] == 1 and len(codes) < 30):
         command = [sys.executable, "-m", "tenter.runtime", *start, "--home", str(home)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, check=False)
