@@ -53,7 +53,13 @@ def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis(_redis: RedisServer) -> RedisServer:
-    """An empty server that all tests share: not to be killed."""
+    """An empty server that all tests share: not to be killed.
+
+    Libraries under test, such as Ray, may end the children of the process that uses them; then it
+    is started again.
+    """
+    if not _redis.runs:
+        _redis.start()
     _redis.ask("FLUSHALL")
     return _redis
 

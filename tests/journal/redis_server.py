@@ -49,9 +49,15 @@ class RedisServer:
         command += ["--dir", str(self.folder), "--daemonize", "no", *self._flags, *flags]
         log = (self.folder / "log").open("ab")
         with log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True
+            )
         if wait:
             self.wait()
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def start_sentinel(self, config: Path) -> None:
         assert BINARY is not None
