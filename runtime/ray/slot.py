@@ -30,7 +30,8 @@ from .messages import Asked, Beginning, Found, News, Over, Step, Tell
 from .placing import Placed, Placing
 from .untold import Untold
 
-DEATHS = 6  # in a row, without a row that ends in between, after which a shard is given up
+DEATHS = 6  # in a row, without a row that ends in between, after which a shard is given up;
+LAST_ROWS = 4  # as few rows as these are rather failed one by one
 Returned = Callable[[Sequence[tuple[int, Given]]], None]
 WORKER = "worker"  # the field of records that names one
 
@@ -84,6 +85,10 @@ class Slot:
     def waiting(self) -> int:
         """How many of them have not begun."""
         return self._given.waiting
+
+    @property
+    def _few(self) -> bool:
+        return 0 < self.rows <= LAST_ROWS
 
     @property
     def draining(self) -> bool:
@@ -179,8 +184,9 @@ class Slot:
             "shard %d: process %d on %s is lost (%s); another takes its %d rows",
             *(self.shard, self._placed.hello.pid, self._placed.host, lost, self.rows),
         )
+        ran = bool(self._given.begun)
         self._blame()
-        if self._deaths >= DEATHS:
+        if self._deaths >= DEATHS * (self.rows if ran and self._few else 1):
             why = f"{self._deaths} processes in a row were lost, at last: {lost}"
             raise ShardFailed(self.shard, why, self.rows)
         try:
@@ -204,9 +210,11 @@ class Slot:
         moved = [row for row, _ in self._given.stale()]
         row = self._suspects.died(self._given.begun, moved, self._over_rows)
         if row is not None:
-            deaths = self._suspects.known[row].deaths
+            found = self._suspects.known[row]
             log.warning("row %d is failed: the processes that run it die", row)
-            error = verdict(deaths)
+            if self._over_rows > found.since or self._few:
+                self._deaths = 0
+            error = verdict(found.deaths)
             failed = ProgramEnded(program=f"r{row}", row=row, ok=False, error=error)
             self._trace.write(now(), failed)
             self._end(row, None, StepFailed(error))

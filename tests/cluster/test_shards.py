@@ -211,12 +211,47 @@ async def test_rows_that_kill_their_process_are_failed_and_the_others_done(
     assert len(cluster.placed) <= 3 + 5 * len(deadly)
 
 
-async def test_one_row_that_kills_is_failed_though_there_is_no_other(
+@pytest.mark.parametrize("deadly", [{0}, {0, 1}, {1, 2, 3}, {0, 2}, {0, 1, 2, 3}])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_the_last_rows_of_a_shard_that_kill_are_failed_though_no_other_ends(
+    deadly: set[int],
+    rows: int,
+    concurrency: int,
+    tmp_path: Path,
+    cluster: InsideCluster,
+    prompts: Counter[str],
+) -> None:
+    """Nothing shows that it is not the machine, but so few rows are better failed than not run."""
+    texts = dict.fromkeys(deadly, "deadly")
+    out = await run(on_ray(tmp_path, texts=texts, limit=rows, shards=1, concurrency=concurrency))
+
+    failed = {number for number, row in enumerate(cells(out.out)) if row["error"]}
+    assert failed == {row for row in deadly if row < rows}
+    assert out.rows_done + out.rows_failed == rows
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+async def test_a_shard_is_given_up_where_whatever_row_its_processes_run_they_die(
+    concurrency: int, tmp_path: Path, cluster: InsideCluster, prompts: Counter[str]
+) -> None:
+    texts = dict.fromkeys(range(ROWS), "deadly")
+    with pytest.raises(BackendUnavailable, match="6 processes in a row were lost"):
+        await run(on_ray(tmp_path, texts=texts, shards=1, concurrency=concurrency))
+
+    assert len(cluster.placed) == 6
+
+
+async def test_a_shard_is_given_up_where_its_processes_die_before_they_run_a_row(
     tmp_path: Path, cluster: InsideCluster, prompts: Counter[str]
 ) -> None:
-    out = await run(on_ray(tmp_path, texts={0: "deadly"}, limit=1, shards=1))
+    def kill(process: LocalProcess, method: str) -> None:
+        if method == "tell":
+            process.kill()
 
-    assert (out.status, out.rows_failed) == ("done", 1)
+    cluster._watch = kill
+    with pytest.raises(BackendUnavailable, match="6 processes in a row were lost"):
+        await run(on_ray(tmp_path, limit=2, shards=1))
 
 
 async def test_a_shard_that_is_done_takes_rows_of_one_that_is_not(
