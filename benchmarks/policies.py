@@ -9,8 +9,8 @@ The baseline is a stock server that gets each call at once: first come, first se
 recently used KV is evicted. Beside it three clairvoyant rules are told how long each tool will take:
 the default one, InferCept's, and Belady's (what is needed last goes first). None of them is the best
 everywhere, for what a pin saves depends on the pins to come; so the bound of a cell is the least mean
-that any policy reached there in the default order, clairvoyant or not. Without a host tier each policy
-runs with the default admission by working set, and as published, without it. The saturation rate is the
+that any policy reached there in the default order, clairvoyant or not. Each policy runs with the default
+admission, by working set and expected lengths, and as published, without it. The saturation rate is the
 highest at which the baseline's programs take at most SATURATED times as long as alone in the mean,
 found by bisection to 7 %; it is another one for each workload, model and tier.
 
@@ -27,8 +27,8 @@ many arrivals for each cell, whose times are the means over them: at the edge of
 draws differ by more than two policies do.
 
 `--ablations` leaves out one ingredient of ours at a time, without a host tier: the price of memory,
-the condition on the time elapsed, the order by program, the admission by working set. The prediction
-of lengths (Past-Future's), which is off unless asked for, is switched on instead.
+the condition on the time elapsed, the order by program, the admission by working set, and by
+expected lengths.
 
 Over all cells (a cell: workload, load, model, tier; always the default order): `gap_closed` is the
 share of the gap between baseline and bound that the default policy closes, and
@@ -85,7 +85,7 @@ ABLATED: dict[str, dict[str, Any]] = {
     "program order": {"order": "call-fcfs"},
     "retention": {"policy": "never"},
     "working set": {"working_set": None},
-    "+ prediction": {"past_future": True},
+    "expected lengths": {"past_future": False},
 }
 
 # Programs of each workload: all of it, or a sample; in a full run and in a quick one.
@@ -174,9 +174,9 @@ def contenders(setup: Setup, orders: Sequence[str], quick: bool) -> Iterator[Set
         for policy in (DEFAULT_POLICY, *NAMED, *TOLD):
             if order == ORDER or policy == DEFAULT_POLICY or not quick:
                 yield replace(setup, policy=policy, order=order)
-    if not setup.host_gb:  # beside one the default has no bound either
-        for policy in (RIVAL,) if quick else (DEFAULT_POLICY, *NAMED, *TOLD):
-            yield replace(setup, policy=policy, order=ORDER, working_set=None)
+    bare = replace(setup, order=ORDER, working_set=None, past_future=False)
+    for policy in (RIVAL,) if quick else (DEFAULT_POLICY, *NAMED, *TOLD):
+        yield replace(bare, policy=policy)
 
 
 @dataclass(slots=True)

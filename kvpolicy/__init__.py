@@ -18,7 +18,7 @@ A policy answers from what it is handed; it reads no clock and no configuration.
 from .curve import Curve
 from .durations import Durations
 from .history import History, key
-from .peak import Running, future_peak_tokens, outputs_seen, peak_tokens, sample_left
+from .peak import Future, outputs_seen, peak_tokens, sample_length
 from .policies import DEFAULT_POLICY, POLICIES, fixed_ttl, named, tiered
 from .predict import Predictor, coverage
 from .price import FREE, Memory, Price, memory_price
@@ -34,6 +34,7 @@ __all__ = [
     "Curve",
     "Decision",
     "Durations",
+    "Future",
     "History",
     "Hold",
     "Memory",
@@ -43,7 +44,6 @@ __all__ = [
     "Predictor",
     "Price",
     "QueueDelay",
-    "Running",
     "Window",
     "benefit_s",
     "cheapest_first",
@@ -52,13 +52,12 @@ __all__ = [
     "coverage",
     "expired",
     "fixed_ttl",
-    "future_peak_tokens",
     "key",
     "memory_price",
     "named",
     "outputs_seen",
     "peak_tokens",
-    "sample_left",
+    "sample_length",
     "shadow_price",
     "tiered",
     "to_release",

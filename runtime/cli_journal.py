@@ -85,7 +85,9 @@ def export(
     run: Run,
     /,
     *,
-    out: Annotated[str | None, Parameter(help="The file to write. Default: stdout.")] = None,
+    out: Annotated[
+        str | None, Parameter(alias="-o", help="The file to write. Default: stdout.")
+    ] = None,
     home: Home = None,
 ) -> int:
     """Write a run's journal as JSON lines: what it was of, then its steps and rows, row by row.

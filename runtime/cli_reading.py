@@ -29,7 +29,7 @@ def explain(
     ] = False,
     out: Annotated[
         str | None,
-        Parameter(help="With --analyze: keep the run, and its answers in this file."),
+        Parameter(alias="-o", help="With --analyze: keep the run, and its answers in this file."),
     ] = None,
     limit: Annotated[int | None, Parameter(help="Only the first rows.")] = None,
     model: Models = (),

@@ -47,7 +47,7 @@ def map(
     table: Annotated[str, Parameter(help="CSV, JSONL or Parquet, one input per row.")],
     /,
     *,
-    out: Annotated[str, Parameter(help="Where the answers go; its ending says how.")],
+    out: Annotated[str, Parameter(alias="-o", help="Where the answers go; its ending says how.")],
     limit: Annotated[int | None, Parameter(help="Only the first rows.")] = None,
     columns: Annotated[
         tuple[str, ...],

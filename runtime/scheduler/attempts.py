@@ -56,7 +56,7 @@ class Attempts:
         self.workers: dict[str, WorkerState] = {}
         self._timers = Timers(self._matters)
         self.kept = Sessions(self.workers, self.programs, hold)
-        self._fleet = Fleet(self.workers, self.calls, self.kept, forecast)
+        self._fleet = Fleet(self.workers, self.kept, forecast)
         self._outages = Outages(self._fleet, patience_s)
         self._tenants = Tenants(limits, ranked.fair, self.programs)
         self._quota = Quota(limits, self._budget_due)

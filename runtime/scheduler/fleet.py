@@ -29,12 +29,10 @@ class Fleet:
     def __init__(
         self,
         workers: dict[str, WorkerState],
-        calls: dict[str, CallState],
         kept: Sessions,
         forecast: Forecast | None = None,
     ) -> None:
         self._workers = workers
-        self._calls = calls
         self._kept = kept
         self._forecast = forecast
         self.away: dict[str, tuple[str, int]] = {}  # may come back: their model, their KV tokens
@@ -81,6 +79,8 @@ class Fleet:
         worker = self._workers.pop(name, None)
         model, kv_tokens = self.away.pop(name, (event.model, 0))
         if worker is not None:
+            if self._forecast is not None:
+                self._forecast.forget(name)
             model, kv_tokens = worker.model, worker.kv_tokens
             self._by_model[model].remove(worker)
         if not model:
@@ -153,6 +153,8 @@ class Fleet:
         call.worker = worker.name
         worker.running.add(ready.call)
         worker.kv_reserved += call.demand_tokens
+        if self._forecast is not None:
+            self._forecast.enter(call, worker.name)
 
     def leave(self, call: CallState) -> None:
         """`call` runs on no worker any more."""
@@ -163,6 +165,8 @@ class Fleet:
             worker.work_tokens -= call.work_tokens
             if call.grouped:
                 _leave_group(call, worker)
+            if self._forecast is not None:
+                self._forecast.leave(call.ready.call, worker.name)
         call.grouped = False
         call.work_tokens = call.matched_tokens = call.promised_tokens = 0
         call.worker = None
@@ -287,10 +291,8 @@ class Fleet:
         """How much memory is lacking on `worker` for all of `calls`; 0 or less: none."""
         running = len(worker.running)
         if self._forecast is not None and running:
-            entering = [(call, _demand(call, worker)) for call in calls]
-            beside = (self._calls[name] for name in sorted(worker.running))
-            model = worker.model
-            found = self._forecast.lacks(model, beside, entering, room, now_s)
+            entering = ((call.ready, _demand(call, worker)) for call in calls)
+            found = self._forecast.lacks(worker, entering, room, now_s)
             if found is not None:
                 return found
         return lacks(running, worker.kv_reserved, room, _demands(calls, worker))
@@ -328,6 +330,8 @@ class Fleet:
             assert len(worker.running) <= worker.max_running, name
             shared = sum(group.tokens for group in worker.groups.values())
             assert worker.kv_reserved == shared + sum(call.demand_tokens for call in mine), name
+            if self._forecast is not None:
+                assert self._forecast.running(name) == worker.running, name
             members = sum(group.calls for group in worker.groups.values())
             assert members == sum(call.grouped for call in mine), name
             assert worker.work_tokens == sum(call.work_tokens for call in mine), name

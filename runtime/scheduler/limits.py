@@ -41,16 +41,17 @@ class Limits:
     resident; a program whose context would exceed it waits as a whole (ThunderAgent, 2602.13692),
     and where contexts outgrow it, the one that arrived last is paused. "auto": all of it, but no
     bound where a worker has a tier below, from which evicted KV comes back cheaply. None: no bound.
-    A session counts while it has a call, for `acting_s` seconds of a tool, and while it is pinned. `past_future`: a call enters where the memory
-    that running calls are expected to need leaves room (2507.10150), not where their longest answers
-    would; the engine must be able to preempt. Raises InvalidConfig for what cannot be.
+    A session counts while it has a call, for `acting_s` seconds of a tool, and while it is pinned.
+    `past_future`: once enough answers were seen, a call enters where the memory that running calls
+    are expected to need leaves room (2507.10150); without, only where their longest answers would,
+    as an engine needs that cannot preempt. Raises InvalidConfig for what cannot be.
     """
 
     models: Mapping[str, Limit] = field(default_factory=dict[str, Limit])
     tenants: Mapping[str, Limit] = field(default_factory=dict[str, Limit])
     working_set: float | Literal["auto"] | None = "auto"
     acting_s: float = 10.0
-    past_future: bool = False
+    past_future: bool = True
 
     def __post_init__(self) -> None:
         for kind, group in (("models", self.models), ("tenants", self.tenants)):

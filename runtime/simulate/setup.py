@@ -60,7 +60,7 @@ class Setup:
     chunk_tokens: int = 8_192
     page_tokens: int = 64
     working_set: float | Literal["auto"] | None = "auto"
-    past_future: bool = False
+    past_future: bool = True
     sessions: bool = True
     without: tuple[str, ...] = ()
 

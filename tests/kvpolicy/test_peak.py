@@ -6,14 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenter.kvpolicy.peak import (
-    OUTPUTS,
-    Running,
-    future_peak_tokens,
-    outputs_seen,
-    peak_tokens,
-    sample_left,
-)
+from tenter.kvpolicy.peak import OUTPUTS, Future, outputs_seen, peak_tokens, sample_length
 
 CALLS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 60)), max_size=12)
 
@@ -42,24 +35,20 @@ def test_by_hand() -> None:
     assert peak_tokens([]) == 0
 
 
-def test_what_is_left_is_drawn_from_longer_answers() -> None:
-    outputs = outputs_seen([10, 20, 30, 40])
-    drawn = {
-        sample_left(Running(100, 20, 1_000), outputs.ordered, Random(seed)) for seed in range(50)
-    }
+def test_lengths_are_drawn_from_longer_answers() -> None:
+    outputs = outputs_seen([10, 20, 30, 40]).ordered
+    drawn = {sample_length(20, 1_000, outputs, Random(seed)) for seed in range(50)}
 
-    assert drawn == {10, 20}
+    assert drawn == {30, 40}
 
 
-@pytest.mark.parametrize(("produced", "left"), [(40, 60), (100, 0), (120, 0)])
-def test_beyond_all_answers_a_call_may_take_all_it_may(produced: int, left: int) -> None:
-    outputs = outputs_seen([10, 40])
-
-    assert sample_left(Running(1, produced, 100), outputs.ordered, Random(0)) == left
+@pytest.mark.parametrize("produced", [40, 100, 120])
+def test_beyond_all_answers_a_call_may_take_all_it_may(produced: int) -> None:
+    assert sample_length(produced, 100, outputs_seen([10, 40]).ordered, Random(0)) == 100
 
 
 def test_no_call_produces_more_than_it_may() -> None:
-    assert sample_left(Running(1, 5, 20), outputs_seen([900]).ordered, Random(0)) == 15
+    assert sample_length(5, 20, outputs_seen([900]).ordered, Random(0)) == 20
 
 
 def test_the_last_answers_count() -> None:
@@ -68,10 +57,21 @@ def test_the_last_answers_count() -> None:
     assert set(outputs.ordered) == {10}
 
 
-def test_the_worst_future_counts_and_a_seed_decides() -> None:
-    calls = [Running(100, 3, 500), Running(50, 0, 500)]
-    outputs = outputs_seen(range(1, 200)).ordered
-    few = future_peak_tokens(calls, outputs, Random(5), samples=1)
+@given(calls=CALLS, one=st.tuples(st.integers(0, 300), st.integers(0, 60)), data=st.data())
+def test_a_future_has_the_peak_of_its_calls_whatever_came_and_went(
+    calls: list[tuple[int, int]], one: tuple[int, int], data: st.DataObject
+) -> None:
+    future, step = Future(), data.draw(st.integers(0, 1_000))
+    for number, (used, left) in enumerate(calls):
+        future.add(f"c{number}", step + left, used - step)
+        if data.draw(st.booleans()):
+            future.peak(step + 1, 5 - step)
+    gone = {number for number in range(len(calls)) if data.draw(st.booleans())}
+    for number in gone:
+        future.remove(f"c{number}", step + calls[number][1])
 
-    assert future_peak_tokens(calls, outputs, Random(5), samples=1) == few
-    assert future_peak_tokens(calls, outputs, Random(5), samples=20) > few
+    stay = [call for number, call in enumerate(calls) if number not in gone]
+    used, left = one
+    assert future.peak(step + left, used - step) == peak_tokens([*stay, one])
+    late = {f"c{n}" for n, (_, left) in enumerate(calls) if n not in gone and left <= 7}
+    assert set(future.overdue(step + 7)) == late

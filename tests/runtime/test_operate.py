@@ -312,7 +312,7 @@ async def test_limits_change_while_the_run_goes_on(job: Job) -> None:
         ({"time_limit_s": -1}, "--time-limit -1: it must be more than 0 s"),
         ({"token_budget": 2.5}, "--token-budget 2.5: it must be a whole number"),
         ({"limits": '{"models": {"default": 3}}'}, "--limits.models.default: there must be a"),
-        ({"limits": '{"past_future": true}'}, "past_future cannot be changed"),
+        ({"limits": '{"past_future": false}'}, "past_future cannot be changed"),
         ({"limits": "[["}, "--limits: write a mapping"),
         ({"speed": 3}, "there is no setting 'speed'; there is concurrency, order"),
         ({}, "name what is to change"),

@@ -3,6 +3,7 @@
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from tenter.runtime.errors import InvalidConfig
 from tenter.runtime.scheduler.core import Core
@@ -36,10 +37,12 @@ class Bench:
         seed: int = 0,
         tiered: bool = False,
         hold_s: float | None = None,
+        joins: bool = False,
     ) -> None:
         self.core = Core(hold=lambda pause: hold_s, limits=limits, random=Random(seed))
         self.now_s = 0.0
-        self.tell(WorkerUp(worker="m/0", model="m", max_running=slots, kv_tokens=kv, tiered=tiered))
+        up = WorkerUp(worker="m/0", model="m", max_running=slots, kv_tokens=kv, tiered=tiered)
+        self.tell(replace(up, joins=joins))
 
     def tell(self, event: object) -> list[Command]:
         commands = self.core.handle(event, self.now_s)  # type: ignore[arg-type]
@@ -53,20 +56,27 @@ class Bench:
         ready = CallReady(
             call=call,
             program=call.partition("/")[0],
-            step="s",
             model="m",
             prompt_tokens=prompt,
             max_tokens=output,
-            **more,  # type: ignore[arg-type]
+            **{"step": "s", **more},  # type: ignore[arg-type]
         )
         return sent(self.tell(ready))
 
-    def end(self, call: str, prompt: int = 100, output: int = 20) -> list[str]:
+    def end(
+        self, call: str, prompt: int = 100, output: int = 20, step: str = "s", decode_s: float = 0.1
+    ) -> list[str]:
         program = call.partition("/")[0]
-        usage = {"prompt_tokens": prompt, "output_tokens": output, "decode_s": 0.1}
+        usage = {"prompt_tokens": prompt, "output_tokens": output, "decode_s": decode_s}
         return sent(
-            self.tell(CallEnded(call=call, program=program, step="s", finish="stop", **usage))  # type: ignore[arg-type]
+            self.tell(CallEnded(call=call, program=program, step=step, finish="stop", **usage))  # type: ignore[arg-type]
         )
+
+    def answered(self, step: str, output: int, decode_s: float = 0.1) -> None:
+        """Forty answers of this length, one after the other."""
+        for index in range(40):
+            self.ask(f"p/{step}{index}", 100, 900, step=step)
+            self.end(f"p/{step}{index}", 100, output, step, decode_s)
 
 
 def sent(commands: list[Command]) -> list[str]:
@@ -287,14 +297,47 @@ def test_past_future_admits_by_late_lengths_and_a_seed_decides() -> None:
     def admitted(past_future: bool, seed: int = 0) -> int:
         bench = Bench(Limits(past_future=past_future), slots=64, kv=4_000, seed=seed)
         bench.program("p")
-        for index in range(40):
-            bench.ask(f"p/w{index}", 100, 900)
-            bench.end(f"p/w{index}", 100, 50)
+        bench.answered("s", 50)
         return sum(len(bench.ask(f"p/{index}", 100, 900)) for index in range(40))
 
     assert admitted(False) == 3
     assert 20 <= admitted(True) <= 30  # 150 tokens each, of 3,800
     assert admitted(True, 1) == admitted(True, 1)
+
+
+def test_answers_of_one_step_are_not_expected_of_another() -> None:
+    def admitted(step: str) -> int:
+        bench = Bench(Limits(), slots=64, kv=4_000)
+        bench.program("p")
+        bench.answered("note", 50)
+        bench.answered("think", 850)
+        return sum(len(bench.ask(f"p/{index}", 100, 900, step=step)) for index in range(40))
+
+    assert admitted("think") == 4  # 950 tokens each, of 3,800
+    assert 20 <= admitted("note") <= 30  # 150 tokens each
+    assert 4 <= admitted("new") < 15, "a step without answers: those of all"
+
+
+def test_calls_that_take_longer_than_all_before_keep_what_they_have_taken() -> None:
+    bench = Bench(Limits(), slots=64, kv=4_000)
+    bench.program("p")
+    bench.answered("s", 50, decode_s=5.0)  # ten tokens a second
+    assert sum(len(bench.ask(f"p/{index}", 100, 900)) for index in range(12)) == 12
+
+    bench.now_s += 20.0  # 200 tokens each, and no answer has been so long: 900 may come
+    assert bench.ask("p/late", 100, 900) == []
+
+
+def test_what_a_group_begins_with_is_expected_once() -> None:
+    def admitted(group: str | None) -> int:
+        bench = Bench(Limits(), slots=64, kv=4_000, joins=True)
+        bench.program("p")
+        bench.answered("s", 50)
+        shared = {"group": group, "leader": "p/0", "shared_tokens": 900} if group else {}
+        return sum(len(bench.ask(f"p/{index}", 1_000, 900, **shared)) for index in range(40))
+
+    assert admitted(None) == 3  # 1,050 tokens each, of 3,800
+    assert 15 <= admitted("g") <= 19  # 150 each, beside 900
 
 
 # ---- as settings --------------------------------------------------------------------------------
