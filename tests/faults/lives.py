@@ -107,8 +107,8 @@ class Life:
         self.loop.stop_now()
 
     def freeze(self, seconds: float) -> None:
-        """Nothing goes on for a while; the last sign of life was just given."""
-        if not self.taken_over and self.journal is not None:
+        """Nothing goes on for a while; the last sign of life was just given. That happens once."""
+        if not self.meets_at and self.journal is not None:
             self.journal._on_beat()
             self.meets_at = 1 + int(seconds) % MEETINGS
             self.skip(seconds)

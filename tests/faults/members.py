@@ -149,7 +149,7 @@ class Process(Life):
         return len(self._workers[index]._waits) if index < len(self._workers) else 0
 
     def freeze(self, seconds: float) -> None:
-        if not self.taken_over and self.journal is not None:
+        if not self.meets_at and self.journal is not None:
             self.fleet.excuse(seconds)
             self.meets_at = 1 + int(seconds) % MEETINGS
             self.skip(seconds)

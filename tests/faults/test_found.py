@@ -37,12 +37,24 @@ FOUND: dict[str, tuple[AnyStory, ...]] = {
     "an answer's last piece comes twice": (
         Story(job="chatting", rows=("cedar", "elm"), faults=(Fault("twice", 3),)),
     ),
-    "a process freezes twice, and what it would have done next is on the disk": (
+    "a process is to freeze again while another has its run": (
         Story(
             job="racing",
             rows=("ash",),
             faults=(Fault("freeze", 2, amount=5.0), Fault("freeze", 37, amount=5.0)),
             seed=34610,
+        ),
+        Story(
+            job="chain",
+            rows=("ash", "cedar"),
+            faults=(
+                Fault("abort", 16),
+                Fault("freeze", 28, amount=5.0),
+                Fault("freeze", 28, amount=5.0),
+            ),
+            concurrency=1,
+            workers=1,
+            seed=6665,
         ),
     ),
     "a process ends before its last result is stored, and another does that work again": (

@@ -278,7 +278,6 @@ class World(Account):
             end = yield from life.go_on()
         except Stopped:
             self._check()
-            life.die(power=False)  # one that freezes again never wakes
             self._bury(life)
             return "killed"
         self._check()
