@@ -97,7 +97,7 @@ check: $(READY_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --warnings
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not sglang"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not sglang"
 
 bench: $(READY_DEV) sglang
 	@for bench in $$(grep -l -e '"--quick"' benchmarks/*.py); do \

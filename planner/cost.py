@@ -146,8 +146,11 @@ def _share(
         return 1 / stats.rows if stats and stats.rows else 0.0
     if not step.consolidate or columns is None:
         return 1.0
-    of_values = most / stats.rows if stats and stats.rows else 1.0
-    return min(of_values, distinct_share(columns, stats))
+    share = distinct_share(columns, stats)
+    if stats is None or not stats.rows:
+        return share
+    rows = inf if stats.distinct_rows is None else stats.distinct_rows
+    return min(share, most / stats.rows, rows / stats.rows)
 
 
 def distinct_share(columns: frozenset[str] | tuple[str, ...], stats: TableStats | None) -> float:

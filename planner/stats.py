@@ -23,7 +23,7 @@ SAMPLE_ROWS = 4096
 SAMPLE_CHARS = 4_000_000
 DEPENDENCY_ERROR = 0.02  # the share of sampled rows that may break a dependency
 _SPACE = 2**64
-_VERSION = 3
+_VERSION = 4
 
 CountTokens = Callable[[Sequence[str]], Sequence[float]]
 
@@ -52,7 +52,8 @@ class TableStats:
     """A table's columns. `sampled`: only `rows` of its rows were looked at.
 
     `dependencies` were found in a sample: something to plan with, not to rely on. `content` is a
-    hash of what was read, under which the statistics may be kept.
+    hash of what was read, under which the statistics may be kept. About `distinct_rows` differ in
+    some column; None: not counted.
     """
 
     rows: int
@@ -60,6 +61,7 @@ class TableStats:
     sampled: bool = False
     dependencies: tuple[Dependency, ...] = ()
     content: str = ""
+    distinct_rows: int | None = None
 
     def to_json(self) -> str:
         """The statistics as text; `from_json` reads it back."""
@@ -90,7 +92,7 @@ def collect(
     `count_tokens` gives the tokens of each of several texts.
     """
     counters = {name: _Column() for name in columns}
-    sample = _Sample()
+    sample, whole = _Sample(), _Column()
     content = blake2b(digest_size=16)
     number, sampled = 0, False
     for row in rows:
@@ -104,11 +106,13 @@ def collect(
         texts = [str(value) for value in values]
         digests = b"".join(map(_Column.add, counters.values(), texts))
         content.update(digests)
+        whole.add(digests.hex())
         sample.add(texts)
     found = {name: counter.stats(number) for name, counter in counters.items()}
     found = dict(zip(found, _with_sample(found.values(), sample, count_tokens), strict=True))
     depend = tuple(dependencies(sample.coded(columns), DEPENDENCY_ERROR))
-    return TableStats(number, found, sampled, depend, content.hexdigest())
+    distinct_rows = whole.stats(number).distinct
+    return TableStats(number, found, sampled, depend, content.hexdigest(), distinct_rows)
 
 
 def _count_items(counters: Iterable["_Column"], values: Iterable[Any]) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .explaining import explain as explain
     from .load import load_workflow as load_workflow
     from .run.local import run_workflow as run_workflow
+    from .serving import open_runtime as open_runtime
 
 _HOMES = {
     "Plan": "api",
@@ -42,6 +43,7 @@ _HOMES = {
     "llm": "api",
     "load_workflow": "load",
     "open_plan": "api",
+    "open_runtime": "serving",
     "plan_and_run": "api",
     "reason": "api",
     "run_workflow": "run.local",
@@ -63,6 +65,7 @@ __all__ = [
     "llm",
     "load_workflow",
     "open_plan",
+    "open_runtime",
     "plan_and_run",
     "reason",
     "reduce",

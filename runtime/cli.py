@@ -7,6 +7,7 @@ from the run's; stopped, to be resumed: 4 the token budget is spent, 7 the time 
 terminal, Ctrl-C, SIGTERM).
 """
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -73,6 +74,10 @@ def show(
     run: Annotated[str, Parameter(help="The run's name, or `last`.")],
     /,
     *,
+    row: Annotated[
+        int | None,
+        Parameter(help="What became of this row, step by step; counted from 0, as in the errors."),
+    ] = None,
     home: Home = None,
     json: Json = False,
 ) -> int:
@@ -80,11 +85,12 @@ def show(
 
     ```
     tenter show last
+    tenter show last --row 16
     ```
     """
-    from .cli_look import show_run
+    from .cli_look import show_row, show_run
 
-    return show_run(run, home, json)
+    return show_run(run, home, json) if row is None else show_row(run, row, home, json)
 
 
 for place, (verb, command) in enumerate(COMMANDS.items()):
@@ -132,6 +138,7 @@ def version() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; no traceback unless TENTER_DEBUG=1."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     given = sys.argv[1:] if arguments is None else arguments
     tokens = ["@-" if token == "-" else token for token in given]  # a bare hyphen is no option
     if tokens in (["--version"], ["-V"]):

@@ -11,7 +11,7 @@ from .cli_failure import say
 from .cli_signals import Stop, governed
 from .cli_work import emit
 from .errors import InvalidInput
-from .explaining import Analysed, analyze, explain, run_and_analyze
+from .explaining import DEFAULT_PRESET, Analysed, analyze, explain, run_and_analyze
 from .jobs import MapSpec
 from .load import YAML_SUFFIXES
 from .progress import slow
@@ -29,7 +29,7 @@ class Asked:
     limit: int | None
     models: Mapping[str, str]
     hardware: str | None
-    preset: str
+    preset: str | None
     verbose: bool
     without: tuple[str, ...]
     home: str | None
@@ -41,6 +41,8 @@ def explain_workflow(asked: Asked, analyzed: bool, json: bool) -> int:
     """Print a plan, or with `analyzed` what a run took."""
     if not analyzed and asked.out is not None:
         raise InvalidInput("--out is for --analyze; without it nothing runs")
+    if asked.preset is not None and asked.hardware is None:
+        raise InvalidInput("--preset is for --hardware: what is served there")
     if analyzed and asked.table is not None:
         return _run(asked, asked.table, json)
     if analyzed:
@@ -53,7 +55,7 @@ def explain_workflow(asked: Asked, analyzed: bool, json: bool) -> int:
             models=asked.models,
             without=asked.without,
             hardware=asked.hardware,
-            model=asked.preset,
+            model=asked.preset or DEFAULT_PRESET,
             home=asked.home,
             verbose=asked.verbose,
             tell=told,

@@ -22,7 +22,7 @@ def explain_failure(error: BaseException) -> int:
             case CycloptsError():
                 say(f"{_first_line(leaf)} (tenter --help lists the commands)")
             case TenterError():
-                say(_first_line(leaf))
+                say(" ".join((_first_line(leaf), *_notes(leaf))))
             case _:
                 say(
                     f"{type(leaf).__name__}: {_first_line(leaf)} "
@@ -44,6 +44,11 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 def _first_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+def _notes(error: BaseException) -> list[str]:
+    """Where it came from, in brackets."""
+    return [f"({note})" for note in getattr(error, "__notes__", ())]
 
 
 def say(line: str) -> None:

@@ -1,6 +1,7 @@
 """The commands that only look: at workflows before they run, and at runs afterwards."""
 
 import json as jsonlib
+import shlex
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -177,13 +178,34 @@ def _run_record(store: Store, info: RunInfo) -> dict[str, Any]:
     }
 
 
+def show_row(run: str, row: int, home: str | None, json: bool) -> int:
+    """`tenter show --row`."""
+    from .report.row import RowStory, row_record, row_text
+    from .trace import read
+
+    store = Store(home)
+    name = store.find(run)
+    trace = store.trace_path(name)
+    story = RowStory(row)
+    for at_s, record in read(trace) if trace.exists() else ():
+        story.add(at_s, record)
+    if not story.happened:
+        told = f"{trace} says nothing of row {row}" if trace.exists() else f"there is no {trace}"
+        raise InvalidInput(f"{told}; rows are counted from 0, in the order of the table")
+    if json:
+        _emit(row_record(story) | {"run": name})
+    else:
+        print(row_text(story))
+    return 0
+
+
 def show_run(run: str, home: str | None, json: bool) -> int:
     """`tenter show`."""
     store = Store(home)
     name = store.find(run)
     info = store.info(name)
     if json:
-        _emit(_run_record(store, info))
+        _emit(_run_record(store, info) | _report(store.trace_path(name)))
         return 0
     facts = [
         ("run", name),
@@ -199,7 +221,9 @@ def show_run(run: str, home: str | None, json: bool) -> int:
     if trace.exists():
         print(f"\n{_told_by(trace)}")
     if info.status in ("paused", "failed"):
-        print(f"\nto go on: tenter resume {name}" + (f" --home {home}" if home else ""))
+        print(
+            f"\nto go on: tenter resume {name}" + (f" --home {shlex.quote(home)}" if home else "")
+        )
     return 0
 
 
@@ -210,6 +234,20 @@ def _settings(info: RunInfo) -> Iterator[tuple[str, str]]:
         value = given.get(name)
         if value not in (None, [], {}):
             yield name, value if isinstance(value, str) else jsonlib.dumps(value)
+
+
+def _report(trace: Path) -> dict[str, Any]:
+    """The figures of a run for programs, from its trace."""
+    from .report.summary import summary
+    from .report.tally import Tally
+    from .trace import read
+
+    if not trace.exists():
+        return {}
+    tally = Tally()
+    for at_s, record in read(trace):
+        tally.add(at_s, record)
+    return {"report": summary(tally.snapshot())}
 
 
 def _told_by(trace: Path) -> str:

@@ -39,8 +39,12 @@ def explain(
         Parameter(help="Tell seconds too, on `h100`, `h200`, `a100`, `l40s`; `4xh100`: of four."),
     ] = None,
     preset: Annotated[
-        str, Parameter(help="The model that is served there; a wrong name lists them.")
-    ] = "llama-3.1-8b",
+        str | None,
+        Parameter(
+            help="The model that is served there, `llama-3.1-8b` if not given; a wrong name lists "
+            "them."
+        ),
+    ] = None,
     verbose: Annotated[
         bool, Parameter(alias="-v", help="The plan after each rule.", negative=())
     ] = False,
@@ -120,7 +124,7 @@ def simulate(
     workload: Annotated[
         str,
         Parameter(
-            help="A JSONL workload, the folder of a run in `.tenter`, "
+            help="A JSONL workload, a run (its name, `last`, or its folder), "
             "programs drawn from a seed: `swe-bench:200`, `bfcl-web:200`; or with TABLE a pipeline."
         ),
     ],
@@ -194,7 +198,7 @@ def simulate(
     tenter simulate swe-bench:200 --rate 0.06
     tenter simulate agents.jsonl --rate 0.1 --policy stock,continuum,shadow-price --kv-share 0.5
     tenter simulate triage.yaml tickets.csv --rate 5 --replicas 2 --what-if --report page.html
-    tenter simulate .tenter/runs/triage-1 --hardware 4xh100 --model llama-3.1-70b --replicas 2
+    tenter simulate last --hardware 4xh100 --model llama-3.1-70b --replicas 2
     ```
     """
     from .cli_simulate import simulate_workload

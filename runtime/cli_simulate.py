@@ -55,7 +55,7 @@ def simulate_workload(
     wanted = (policies or (STOCK, DEFAULT_POLICY), orders)
     if table is None:
         _only_with_a_table({"--tokenizer": tokenizer, "--tool-seconds": tool_s})
-        given = load(workload, rate, seed)
+        given = load(_recorded(workload, home), rate, seed)
         some = given if programs is None else subsample(given, programs, seed)
         return _simulated(workload, _slower(some, slower_tools), setup, wanted, told)
     from .simulate.table import TOOL_S, Asked, lowered
@@ -137,6 +137,17 @@ def _asked(setups: Sequence[Setup], what_if: bool) -> Iterator[tuple[str, Setup]
             yield SLOWER, setup
             yield "half the memory", replace(setup, kv_share=setup.kv_share / 2)
             yield "one replica more", replace(setup, replicas=setup.replicas + 1)
+
+
+def _recorded(workload: str, home: str | None) -> str:
+    """The folder of a run that is given by its name, or as `last`; else `workload` itself."""
+    named = workload == "last" or workload.startswith("run_")
+    if not named or Path(workload).exists():
+        return workload
+    from .journal.store import Store
+
+    store = Store(home)
+    return str(store.folder(store.find(workload)))
 
 
 def _table(results: Sequence[tuple[str, Result]], what_if: bool) -> Iterator[tuple[str, ...]]:

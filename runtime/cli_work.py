@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import os
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -10,7 +11,7 @@ from typing import Any, cast
 
 import anyio
 
-from .cli_failure import say
+from .cli_failure import explain_failure, say
 from .cli_signals import Stop, governed
 from .errors import InvalidInput
 from .jobs import Control, MapSpec, Outcome, map_table, resume, run_once
@@ -171,13 +172,26 @@ def _object(source: str) -> dict[str, Any]:
 
 def map_rows(spec: MapSpec, show: int, force: bool, json: bool) -> int:
     """`tenter map`."""
-    if Path(spec.out).exists() and not force:
-        raise InvalidInput(f"{spec.out} exists; name another file, or --force to replace it")
+    _check_free(spec, force)
 
     async def work(control: Control, tally: Tally) -> Outcome:
         return await map_table(spec, control, tally)
 
     return _finish(work, spec.home, show, json, resumable=spec.journal)
+
+
+def _check_free(spec: MapSpec, force: bool) -> None:
+    """Refuse an output that is there already, or that a live run of this home is writing."""
+    out = Path(spec.out)
+    if out.exists() and not force:
+        raise InvalidInput(f"{out} exists; name another file, or --force to replace it")
+    if not out.with_name(out.name + ".partial").exists():
+        return
+    for info in Store(spec.home).list():
+        begun = jsonlib.loads(info.manifest.settings.get("spec", "{}"))
+        if info.status == "running" and begun.get("out") == str(out.resolve()):
+            run = info.manifest.run
+            raise InvalidInput(f"{run} is writing {out}; name another file, or tenter cancel {run}")
 
 
 def resume_run(
@@ -207,7 +221,21 @@ def _finish(
     resumable: bool,
 ) -> int:
     stop = Stop()
-    outcome = anyio.run(lambda: governed(work, stop, emit if json else None, shown=True))
+    run = ""
+
+    async def known(control: Control, tally: Tally) -> Outcome:
+        nonlocal run
+        try:
+            return await work(control, tally)
+        finally:
+            run = tally.snapshot().run
+
+    try:
+        outcome = anyio.run(lambda: governed(known, stop, emit if json else None, shown=True))
+    except Exception as error:
+        if not run or os.environ.get("TENTER_DEBUG") == "1":
+            raise
+        return _end_broken(error, run, _resuming(run, home) if resumable else None, json)
     code = _exit_code(outcome, stop)
     again = _resume_command(outcome, home) if resumable and outcome.status != "done" else None
     if json:
@@ -240,8 +268,23 @@ def _exit_code(outcome: Outcome, stop: Stop) -> int:
             return FAILED
 
 
+def _end_broken(error: Exception, run: str, again: str | None, json: bool) -> int:
+    """A run that had begun has ended with an error of its own, as of its journal."""
+    code = explain_failure(error)
+    if again:
+        say(f"to go on: {again}")
+    if json:
+        record = {"status": "failed", "exit_code": code, "reason": "error", "run": run}
+        _emit_last({"type": "done"} | record | {"resume": again})
+    return code
+
+
+def _resuming(run: str, home: str | None) -> str:
+    return f"tenter resume {run}" + (f" --home {shlex.quote(home)}" if home else "")
+
+
 def _resume_command(outcome: Outcome, home: str | None) -> str:
-    command = f"tenter resume {outcome.run}" + (f" --home {home}" if home else "")
+    command = _resuming(outcome.run, home)
     given_up = outcome.status == "failed"  # its failed rows stay failed, so it needs more room
     return f"{command} --max-errors {2 * outcome.rows_failed}" if given_up else command
 

@@ -34,6 +34,13 @@ EXTRAS = {
 }
 DISTRIBUTIONS = {"zmq": "pyzmq", "huggingface_hub": "huggingface-hub"}  # other than the module
 LOW_DISK_BYTES = 1 << 30
+KEEPS = {
+    "no": "which keeps little on its disk: its death may take runs with it",
+    "everysec": "which keeps all on its disk but the last second or two",
+    "waitaof": "which keeps all on its disk but the last second or two",
+    "always": "which keeps all on its disk",
+}
+BETTER_KEPT = "appendonly yes and appendfsync always in its settings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +125,7 @@ def findings(home: str | None) -> Iterator[Finding]:
     yield Finding("python", True, f"{sys.version.split()[0]} at {sys.executable}")
     for extra in EXTRAS:
         yield _extra(extra)
+    yield from _redis(home)
     yield _home(home)
     yield _disk(home)
     if _missing(EXTRAS["embedded"]):
@@ -150,6 +158,23 @@ def _home(home: str | None) -> Finding:
     except OSError as error:
         cure = "choose another with --home or TENTER_HOME"
         return Finding("home", False, f"{folder}: {error.strerror or error}", cure)
+
+
+def _redis(home: str | None) -> Iterator[Finding]:
+    """The Redis that keeps the runs, if one does."""
+    from .journal.redis_runs import RedisRuns
+
+    runs = Store(home).runs
+    if not isinstance(runs, RedisRuns):
+        return
+    try:
+        server = runs.server()
+    except TenterError as error:
+        yield Finding("runs", False, str(error), "see docs/journal.md")
+        return
+    version = ".".join(str(part) for part in server.version)
+    detail = f"{runs.shown}: Redis {version}, {KEEPS[server.keeps]}"
+    yield Finding("runs", True, detail, better="" if server.keeps == "always" else BETTER_KEPT)
 
 
 def _disk(home: str | None) -> Finding:

@@ -125,15 +125,21 @@ class Drained(StepFailed):
 
 
 class ApprovalWanted(Drained):
-    """A call of `tool` waits for somebody's approval, by the name `id`; the run can be resumed."""
+    """A call of `tool` waits for somebody's approval, by the name `id`.
 
-    def __init__(self, tool: str, id: str) -> None:
+    The run can be resumed if it is `recorded`.
+    """
+
+    def __init__(self, tool: str, id: str, recorded: bool = True) -> None:
         self.tool = tool
         self.id = id
-        super().__init__(
-            f"a call of {tool!r} waits for approval {id}: answer it with `tenter approve`, "
-            "then resume the run"
+        cure = (
+            f"waits for approval {id}: answer it with `tenter approve`, then resume the run"
+            if recorded
+            else "needs approval, and this run is not recorded, so that it cannot wait for it: run "
+            "it by `tenter map` over a table of one row, or ask by approve=ask, a function of yours"
         )
+        super().__init__(f"a call of {tool!r} {cure}")
 
 
 class BackendUnavailable(TenterError):

@@ -50,6 +50,7 @@ __all__ = ["Analysed", "Explained", "analyze", "explain", "run_and_analyze"]
 Rows = Iterable[Mapping[str, Any]]
 NOT_FOLLOWED = "  a run gives workers equal shares; `place: true` has it follow this placement\n"
 EVERY_RECORDS = 10_000  # between two words about how far the reading of a trace is
+DEFAULT_PRESET = "llama-3.1-8b"  # of the model whose seconds are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ class Explained:
     """A plan and what it is expected to take.
 
     `rows` are those of the table, None without one; with `sampled` its statistics are those of some.
-    Tokens are `counted` by the model's tokenizer, or estimated. `placed`: on several workers;
-    `follows`: a run does what it says. `after_rules` has the plan after each rule, `cascades` by
+    Tokens are `counted` by the model's tokenizer, or estimated. `engine`: whose seconds are told.
+    `placed`: on several workers; `follows`: a run does what it says. `after_rules` has the plan after each rule, `cascades` by
     step what their samples can vouch for, where they can. `str()` of it is the text for people.
     """
 
@@ -73,6 +74,7 @@ class Explained:
     after_rules: tuple[tuple[str, str], ...] = ()
     cascades: Mapping[str, str] = field(default_factory=dict[str, str])
     warnings: tuple[str, ...] = ()
+    engine: str = ""
 
     def __str__(self) -> str:
         if self.plan is None:
@@ -85,6 +87,7 @@ class Explained:
         if self.steps and self.rows is not None:
             of = ", judged by some of them" if self.sampled else ""
             of += "" if self.counted else ", a token for four characters"
+            of += f", seconds of {self.engine}" if self.engine else ""
             table = expectation_table(self.steps)
             parts.append(f"expected over {self.rows:,} rows{of}:\n{table}\n")
         if self.placed is not None:
@@ -136,7 +139,7 @@ def explain(
     models: Mapping[str, str] | None = None,
     without: tuple[str, ...] = (),
     hardware: str | None = None,
-    model: str = "llama-3.1-8b",
+    model: str = DEFAULT_PRESET,
     home: str | None = None,
     verbose: bool = False,
     tell: Told | None = None,
@@ -168,6 +171,7 @@ def explain(
     if flow.graph is None:
         return Explained(flow.name, None, rows)
     found = _explained(flow, context, rows, presets, verbose)
+    found = replace(found, engine=f"{model} on {hardware}" if presets is not None else "")
     if presets is None or not rows or found.plan is None:
         return found
     placed = _placed(found.plan, rows, specs, presets)

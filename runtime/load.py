@@ -77,6 +77,8 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _from_name(name: str) -> ModuleType:
+    if Path(name).suffix and Path(name).is_file():
+        raise InvalidInput(f"{name} is no workflow file; those end in .yaml, .yml or .py")
     if not all(part.isidentifier() for part in name.split(".")):
         raise InvalidInput(
             f"{name!r} names no workflow: write pipeline.yaml, file.py:name or module:name"

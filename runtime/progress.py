@@ -66,8 +66,8 @@ def facts(snapshot: TallySnapshot, pace: Pace) -> str:
     """The line that people read."""
     total = snapshot.rows_total
     parts = [f"{snapshot.rows_finished:,}{'' if total is None else f'/{total:,}'} rows"]
-    if snapshot.rows_failed:
-        parts.append(f"{snapshot.rows_failed:,} failed")
+    if snapshot.failed_in_all:
+        parts.append(f"{snapshot.failed_in_all:,} failed")
     parts += (
         f"{pace.rows_per_s:,.1f} rows/s",
         f"{snapshot.total.calls:,} calls",
@@ -75,6 +75,9 @@ def facts(snapshot: TallySnapshot, pace: Pace) -> str:
         f"{hit_rate(snapshot.total):.0%} cached",
         f"{snapshot.total.shared:,} shared",
     )
+    if snapshot.broken:
+        count = sum(snapshot.broken.values())
+        parts.append(f"{count:,} attempts without an answer, the last: {snapshot.last_broken}")
     if pace.left_s is not None:
         parts.append(f"{_clock(pace.left_s)} left")
     return "  ".join(parts)
@@ -85,13 +88,14 @@ def record(snapshot: TallySnapshot, pace: Pace) -> dict[str, Any]:
     return {
         "type": "progress",
         "run": snapshot.run,
-        "rows_done": snapshot.rows_done + snapshot.rows_resumed,
-        "rows_failed": snapshot.rows_failed,
+        "rows_done": snapshot.done_in_all,
+        "rows_failed": snapshot.failed_in_all,
         "rows_total": snapshot.rows_total,
         "rows_per_s": round(pace.rows_per_s, 3),
         "tokens_per_s": round(pace.tokens_per_s, 1),
         "hit_rate": round(hit_rate(snapshot.total), 4),
         "shared_calls": snapshot.total.shared,
+        "broken_attempts": sum(snapshot.broken.values()),
         "left_s": None if pace.left_s is None else round(pace.left_s, 1),
     }
 

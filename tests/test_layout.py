@@ -5,6 +5,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ FLOORS = (
     {"cli", "progress", "report", "serve", "doctor"},
     {"calibrating", "explaining"},
     {"jobs", "operate", "ray", "simulate"},
-    {"approvals", "load", "table_stats"},
+    {"approvals", "load", "serving", "table_stats"},
     {
         "api",
         "spec",
@@ -52,6 +53,16 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(parsed(path)))
+
+
 def dotted(node: ast.stmt | ast.expr, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """The absolute dotted names that one import statement binds or loads."""
     if isinstance(node, ast.Import):
@@ -62,11 +73,11 @@ def dotted(node: ast.stmt | ast.expr, package: tuple[str, ...]) -> Iterator[tupl
         yield from ((*base, *module, alias.name) for alias in node.names)
 
 
-def imported(path: Path) -> Iterator[tuple[str, ...]]:
+@cache
+def imported(path: Path) -> tuple[tuple[str, ...], ...]:
     package = ("tenter", *path.relative_to(ROOT).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from dotted(node, package)
+    imports = (node for node in nodes(path) if isinstance(node, ast.Import | ast.ImportFrom))
+    return tuple(name for node in imports for name in dotted(node, package))
 
 
 def imported_at_once(body: list[ast.stmt], package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -125,7 +136,7 @@ def test_importing_is_light(path: Path) -> None:
     if path.is_relative_to(ROOT / "runtime" / "engine"):
         return
     package = ("tenter", *path.relative_to(ROOT).parent.parts)
-    loaded = {name[0] for name in imported_at_once(ast.parse(path.read_text()).body, package)}
+    loaded = {name[0] for name in imported_at_once(parsed(path).body, package)}
 
     assert not loaded & HEAVY, "import it in the function that needs it"
 
@@ -140,7 +151,7 @@ def test_nothing_is_raised_inside_except_star(path: Path) -> None:
     """Before CPython 3.11.4, which Debian 12 has not, such an error comes out in a group."""
     handlers = (
         handler
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.TryStar)
         for handler in node.handlers
     )

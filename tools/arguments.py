@@ -32,6 +32,13 @@ def arguments(tool: str, parameters: Mapping[str, Any]) -> tuple[str, Validate]:
             "additionalProperties": False,
         }
         return _text(schema), by_schema(tool, schema)
+    for name, kind in parameters.items():
+        if isinstance(kind, str):
+            raise InvalidTool(
+                tool,
+                f"parameter {name!r} is of a type, such as str, int or list[str], or has a JSON "
+                f'Schema, {{"type": "string"}}; it is the text {kind!r}',
+            )
     adapter = adapter_of(tool, parameters)
     schema = adapter.json_schema()
     schema.pop("title", None)

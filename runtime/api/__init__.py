@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, cast, overload
 
+import msgspec
 from pydantic import TypeAdapter
 
 from ...kvpolicy import DEFAULT_POLICY, named
@@ -14,6 +15,7 @@ from ...planner.graph import LLM
 from ...planner.optimize import left_out
 from ...tools import Effect, InvalidTool, Tool
 from ...tools.python import python_tool
+from ..calls import Message
 from ..errors import InvalidConfig
 from ..run.context import Session, current_program
 from ..run.trust import Approve, Trust
@@ -331,9 +333,11 @@ def session(
     model: str = "default",
     allow: Iterable[str] = (),
     approve: Approve | None = None,
+    messages: Iterable[Message | Mapping[str, Any]] = (),
 ) -> Session:
     """A new chat inside an `async def` workflow; its context is kept while tools run.
 
+    It goes on from `messages`, those of an earlier chat, as they are or as JSON made them.
     Once it has read what a tool or another stranger said, its model may call tools that have an
     effect or are sensitive only where `allow` names them, or `approve(approval)` says True; its
     answers are recorded, and a resumed run does not ask again.
@@ -341,4 +345,22 @@ def session(
     program = current_program.get()
     if program is None:
         raise refuse("session(...) belongs in an `async def` workflow, while it runs")
-    return program.session(system, model, Trust(frozenset(allow), approve))
+    chat = program.session(system, model, Trust(frozenset(allow), approve))
+    said = [_message(each) for each in messages]
+    if not said:
+        return chat
+    if system is not None and said[0].role == "system":
+        del said[0]
+    chat.messages.extend(said)
+    if any(each.role == "tool" for each in said):
+        chat.trust.taint("an earlier result of a tool")
+    return chat
+
+
+def _message(given: Message | Mapping[str, Any]) -> Message:
+    try:
+        return given if isinstance(given, Message) else msgspec.convert(given, Message)
+    except msgspec.ValidationError as error:
+        raise refuse(
+            f'messages are those of a chat, or {{"role": "user", "content": "..."}}: {error}'
+        ) from None

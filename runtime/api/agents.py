@@ -147,6 +147,8 @@ class AgentStep(LLMStep):
 def tools_by_name(tools: Iterable[Tool | HasTool]) -> dict[str, Tool]:
     """The tools by name."""
     found: dict[str, Tool] = {}
+    if hasattr(tools, "tool"):
+        raise refuse("tools is a list, such as tools=[search]")
     for given in tools:
         tool = given if isinstance(given, Tool) else getattr(given, "tool", None)
         if not isinstance(tool, Tool):

@@ -245,7 +245,7 @@ class WorkflowHandle:
 
     async def _within(self, program: Program, values: Mapping[str, Any]) -> Any:
         plain = {key: to_json(value, f"{self.name}: {key}") for key, value in values.items()}
-        return self._converted(await program.workflow(self.workflow, plain))
+        return self.converted(await program.workflow(self.workflow, plain))
 
     def run(self, options: Mapping[str, Any] | None = None, /, **inputs: Any) -> Any:
         """Run the workflow for one input and wait for its result; `options` as `run_workflow`'s."""
@@ -255,12 +255,16 @@ class WorkflowHandle:
         """Run the workflow for one input."""
         from ..run.local import run_workflow
 
+        plain = self.plain(inputs)
+        return self.converted(await run_workflow(self.workflow, plain, **(options or {})))
+
+    def plain(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs as JSON; raises InvalidInput where they do not fit."""
         values = self.signature.bind(self.name, (), inputs)
         self.signature.check(self.name, values)
-        plain = {key: to_json(value, f"{self.name}: {key}") for key, value in values.items()}
-        return self._converted(await run_workflow(self.workflow, plain, **(options or {})))
+        return {key: to_json(value, f"{self.name}: {key}") for key, value in values.items()}
 
-    def _converted(self, value: Any) -> Any:
+    def converted(self, value: Any) -> Any:
         """A JSON result as what the author's annotation promises."""
         adapter = self.signature.result
         if adapter is None:
@@ -288,7 +292,7 @@ class WorkflowHandle:
             scheduling=self._planned(signature),
             cache=self._cache,
             result_schema=signature.result_schema,
-            convert=result.validate_python if result else None,
+            convert=self.converted if result else None,
             file=place_of(self._function).file,
         )
         return replace(workflow, identity=graph_identity(workflow))
@@ -306,7 +310,7 @@ class WorkflowHandle:
             scheduling=self._planned(signature),
             cache=self._cache,
             result_schema=signature.result_schema,
-            convert=result.validate_python if result else None,
+            convert=self.converted if result else None,
             identity=program_identity(self.name, self._function, signature.inputs),
             file=place_of(self._function).file,
         )
@@ -324,7 +328,9 @@ class WorkflowHandle:
         @wraps(self._function)
         async def program(**values: Any) -> Any:
             arguments = self.signature.check(self.name, values)
-            return to_json(await self._function(**arguments), f"the result of {self.name!r}")
+            value = to_json(await self._function(**arguments), f"the result of {self.name!r}")
+            self.converted(value)  # raises what does not fit
+            return value
 
         return program
 

@@ -53,6 +53,7 @@ _STALE_S = 1.0  # a connection that the server had closed already fails at once
 _DRAIN_S = 1.0  # for the last bytes behind [DONE]
 _CLOSED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError)
 _NOT_BEGUN = (408, 425, 429, 503)
+_TURNED_AWAY_S = 0.1  # how long a server is left alone that says 429, and not for how long
 _FAILURES = (aiohttp.ClientError, OSError)  # TimeoutError is an OSError
 _current: ContextVar[Exchange] = ContextVar("exchange")  # the last one of this task
 
@@ -260,6 +261,8 @@ class Client:
             raise InvalidConfig(f"{said}; set api_key to a key that this server accepts")
         if status in (408, 425, 429) or status >= 500:
             after_s = retry_after_s(response.headers.get("Retry-After"), self._wall)
+            if status == 429:  # a rate limit (RFC 6585, section 4): it is well, and asks for less
+                after_s = max(after_s or 0.0, _TURNED_AWAY_S)
             raise (NotBegun if status in _NOT_BEGUN else TryAgain)(said, after_s)
         if 300 <= status < 400:
             raise CallFailed(f"{said}; the server redirects: give the URL that it redirects to")

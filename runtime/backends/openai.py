@@ -218,9 +218,10 @@ class OpenAIBackend:
         return Chunk(finish="stop", usage=usage, choice_logprobs=scores)
 
     def _count(self, request: Request, text: Text, whole: str) -> Counts:
-        """As the server counted; an estimate where it did not."""
-        if text.counts is not None:
-            return text.counts
+        """As the server counted; an estimate where it did not, or counted what cannot be."""
+        counts = text.counts
+        if counts is not None and counts.credible(self.capabilities.context_tokens):
+            return counts
         return Counts(len(request.token_ids), len(self.tokenizer.encode(whole)))
 
     def _explained(self, error: CallFailed, body: dict[str, Any]) -> CallFailed:

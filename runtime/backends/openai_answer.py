@@ -21,6 +21,8 @@ FINISHES: dict[str, FinishReason] = {
     "length": "length",
 }
 
+CONTEXTS = 4  # a context that nobody told is a guess: counts may be so many times as large
+
 
 class _Function(msgspec.Struct):
     name: str | None = None
@@ -57,6 +59,11 @@ class Counts(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _PromptDetails | None = None
+
+    def credible(self, context_tokens: int) -> bool:
+        """Whether a model of about this context may have counted so: budgets go by it."""
+        most = CONTEXTS * context_tokens
+        return 0 <= self.prompt_tokens <= most and 0 <= self.completion_tokens <= most
 
     def usage(self, prefill_s: float, decode_s: float) -> Usage:
         """With the seconds that the client measured."""

@@ -95,7 +95,7 @@ async def resume(
     spec = MapSpec(**settings_of(info.manifest))
     job = Job(changed(spec, changes or {}))
     if info.status == "done" and job.has_output and not (retry and info.rows_failed):
-        tally.add(0.0, _started(job, name, info.rows_done + info.rows_failed))
+        tally.add(0.0, _started(job, name, info.rows_done + info.rows_failed, info.rows_failed))
         letters = _letters(job) if info.rows_failed else None
         counts = (info.rows_done, info.rows_failed, job.spec.out, letters)
         return Outcome(name, "done", *counts, tally.snapshot())
@@ -104,22 +104,24 @@ async def resume(
         _compare(info.manifest, job.manifest(name, engine.model_fingerprint))
         _, journal = store.open(name)
         trace = _open_trace(store, name, tally, stack)
-        finished = info.rows_done + (0 if retry else info.rows_failed)
+        failed = 0 if retry else info.rows_failed
         learned = _learned(store, job, engine)
         seed = random.Random().getrandbits(31) if retry else 0  # or rows would fail alike
-        start = Start(store.folder(name), finished, retry, seed)
+        start = Start(store.folder(name), info.rows_done + failed, failed, retry, seed)
         return await _run(job, name, engine, journal, trace, control, tally, start, learned)
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How a process begins with a run: `finished` rows are recorded (None: the run is new).
+    """How a process begins with a run: `finished` rows are recorded (None: the run is new), of
+    which `failed` have failed for good.
 
     `folder` is where it can be steered from outside; `retry`: failed rows are run again.
     """
 
     folder: Path | None = None
     finished: int | None = None
+    failed: int = 0
     retry: bool = False
     seed: int = 0
 
@@ -155,7 +157,7 @@ async def _run(
                 planned=planned,
                 retry=start.retry,
             )
-            parts = Steered(run, work.host, rows, control, tally, trace)
+            parts = Steered(run, work.host, rows, control, tally, trace, job.pools)
             async with steered(parts, job.settings(begin.concurrency), start.folder):
                 status = await rows.run(job.rows())
         trace.write(now(), RunEnded(status=status))
@@ -201,7 +203,7 @@ def _begin(
     """The job planned for its engine; what is expected goes into the trace."""
     job.measure(engine.tokens, learned)
     plan = job.plan()
-    trace.write(now(), _started(job, run, start.finished or 0))
+    trace.write(now(), _started(job, run, start.finished or 0, start.failed))
     for expected in expectations(plan) if plan is not None else ():
         trace.write(now(), expected)
     return Begin(
@@ -269,13 +271,14 @@ def _open_trace(store: Store, run: str, tally: Tally, stack: AsyncExitStack) -> 
     return Fanout(writer, tally)
 
 
-def _started(job: Job, run: str, resumed: int) -> RunStarted:
+def _started(job: Job, run: str, resumed: int, failed: int) -> RunStarted:
     return RunStarted(
         version=TRACE_VERSION,
         run=run,
         workflow=job.workflow.name,
         rows=job.rows_total(),
         resumed_rows=resumed,
+        resumed_failed=failed,
     )
 
 

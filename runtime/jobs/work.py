@@ -13,7 +13,7 @@ from ..backends.registry import parse_model
 from ..errors import InvalidInput
 from ..journal.results import Results
 from ..load import load_workflow
-from ..operate.settings import Settings
+from ..operate.settings import Settings, check_limited
 from ..predict import Learned
 from ..run.cascades import Cascades
 from ..run.host import Host
@@ -21,6 +21,7 @@ from ..run.local import Replicas, llm_steps, model_specs, open_results
 from ..run.placed import turns_on
 from ..run.planned import NO_MODELS, Planned
 from ..run.rows import WINDOW_ROWS
+from ..scheduler.limits import ALL
 from ..scheduler.policies import DEFAULT_ORDER
 from ..table_stats import tokens_of
 from ..workflow import ModelSpec, Scheduling, Workflow
@@ -36,6 +37,17 @@ class RowWork:
         self.workflow = load_workflow(spec.workflow)
         check_tenant(spec.tenant, self.workflow)
         self.models = models_of(self.workflow, spec.models)
+        scheduling = self.scheduling()
+        check_limited(scheduling.limits, self.pools)
+        named = [name for name in scheduling.limits.get("tenants", {}) if name != ALL]
+        if named and scheduling.tenant is None:
+            raise InvalidInput(f"limits.tenants.{named[0]}: say with --tenant whose a row is")
+
+    @property
+    def pools(self) -> dict[str, str]:
+        """For each model the one whose workers serve it: models with equal settings share them."""
+        same = {name: (spec.backend, spec.options) for name, spec in self.models.items()}
+        return {name: next(o for o in same if same[o] == same[name]) for name in same}
 
     @property
     def without(self) -> frozenset[str]:

@@ -164,7 +164,12 @@ def _named(address: RedisAddress) -> Generator[None]:
 
     try:
         yield
-    except (exceptions.AuthenticationError, exceptions.NoPermissionError) as error:
+    except exceptions.AuthenticationError as error:
+        raise JournalError(
+            f"{address.shown}: Redis refuses us: {str(error).rstrip('.')}; name the environment "
+            "variable that holds its password, as in redis://env:REDIS_PASSWORD@host:6379/0"
+        ) from error
+    except exceptions.NoPermissionError as error:
         raise JournalError(f"{address.shown}: Redis refuses us: {error}") from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         raise RedisAway(_cause(error)) from error

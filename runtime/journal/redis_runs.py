@@ -44,6 +44,11 @@ class RedisRuns:
     def shown(self) -> str:
         return self._address.shown
 
+    def server(self) -> Server:
+        """What the Redis is. Raises JournalError for one that cannot hold a journal."""
+        with self._there():
+            return self._server
+
     def names(self) -> tuple[str, ...]:
         with self._there() as client:
             return tuple(name.decode() for name in client.zrange(self._index, 0, -1))

@@ -7,6 +7,7 @@ back with less than that, or without the run, is an error that says so.
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -33,6 +34,8 @@ AGAIN_S = 10.0  # what was acknowledged in this time can be sent again
 AGAIN_BYTES = 24 * 1024 * 1024
 EVERYSEC_S = 2.0  # appendfsync everysec: a write waits at most so long for a late fsync
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
+_TOLD_S = 1.0  # an absence that is shorter is not worth a line
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -205,9 +208,13 @@ class Sender:
         patience_s = self.address.options.patience_s
         since_s: float | None = None
         pause_s = _FIRST_PAUSE_S
+        told = False
         while True:
             try:
-                return await work()
+                answer = await work()
+                if told:
+                    _log.warning("%s answers again; the run goes on", self._where())
+                return answer
             except RedisAway as away:
                 now_s = time.monotonic()
                 since_s = now_s if since_s is None else since_s
@@ -216,6 +223,14 @@ class Sender:
                         f"{self._where()} has been away for {patience_s:g} s: {away}; when it is "
                         "back, resume the run"
                     ) from away
+                if now_s - since_s >= _TOLD_S and not told:
+                    told = True
+                    _log.warning(
+                        "%s is away, the run waits for it, up to %g s: %s",
+                        self._where(),
+                        patience_s,
+                        away,
+                    )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             await self._reconnect()

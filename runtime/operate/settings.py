@@ -8,7 +8,7 @@ from typing import Any
 
 from ...kvpolicy import DEFAULT_POLICY, named
 from ..errors import InvalidConfig, InvalidInput
-from ..scheduler.limits import Limits
+from ..scheduler.limits import ALL, Limits
 from ..scheduler.policies import DEFAULT_ORDER, ordered
 
 LEAST = {"limit": 1, "concurrency": 1, "max_errors": 0, "token_budget": 1}  # whole numbers
@@ -84,10 +84,27 @@ def read_limits(text: Any) -> dict[str, Any]:
     return found
 
 
-def changed_limits(before: str, text: str) -> dict[str, Any]:
+def check_limited(limits: Mapping[str, Any], pools: Mapping[str, str]) -> None:
+    """Refuse limits of models that nothing would heed.
+
+    `pools` says for each model of the run which one's workers serve it: itself, or the first of
+    those with equal settings, whose limits hold for all of them. Raises InvalidInput.
+    """
+    for name in map(str, limits.get("models", {})):
+        if name == ALL or pools.get(name) == name:
+            continue
+        if name in pools:
+            cure = f"{name!r} is served by the workers of {pools[name]!r}; limit that one"
+        else:
+            cure = f"the workflow uses no such model; it uses {', '.join(sorted(pools)) or 'none'}"
+        raise InvalidInput(f"limits.models.{name}: {cure}")
+
+
+def changed_limits(before: str, text: str, pools: Mapping[str, str]) -> dict[str, Any]:
     """Limits in force, where `text` names those that change, by their first keys."""
     old = read_limits(before)
     new = {**old, **read_limits(text)}
+    check_limited(new, pools)
     if Limits.read(new).past_future != Limits.read(old).past_future:
         raise InvalidInput("--limits: past_future cannot be changed while a run goes on")
     return new

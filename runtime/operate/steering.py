@@ -70,6 +70,7 @@ class Steered:
     control: Control
     tally: Tally
     trace: Trace
+    pools: Mapping[str, str]  # for each model, the one whose workers serve it
 
 
 class Steering:
@@ -197,7 +198,8 @@ class Steering:
         before = asdict(self._settings)
         limits: dict[str, Any] | None = None
         if "limits" in values:
-            limits = changed_limits(self._settings.limits, str(values["limits"]))
+            pools = self._parts.pools
+            limits = changed_limits(self._settings.limits, str(values["limits"]), pools)
             values = {**values, "limits": json.dumps(limits)}
         given = {name: values.get(name) for name in ("order", "retention", "token_budget")}
         self._parts.host.change(

@@ -23,15 +23,14 @@ Span = tuple[float, float, str]
 class StepAnalysis:
     """One step: `rows` came to it; `shared` calls needed none of their own, by how.
 
-    `waited_s`: in our own line, before they were sent to a worker. `promised_tokens` of the prompts
-    were expected in the cache when the calls were made. `path_share`: of the critical paths.
+    `promised_tokens` of the prompts were expected in the cache when the calls were made.
+    `path_share`: of the critical paths.
     """
 
     step: str
     rows: int
     took: StepTally
     shared: Mapping[str, int]
-    waited_s: float
     promised_tokens: int
     path_share: float
     expected: events.StepPlanned | None
@@ -40,7 +39,7 @@ class StepAnalysis:
     @property
     def queued_s(self) -> float:
         """Seconds that calls waited, here and on their workers."""
-        return self.waited_s + self.took.queue_s
+        return self.took.waited_s + self.took.queue_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +47,20 @@ class Analysis:
     """A run, or what there is of it. Steps are in the plan's order; others come behind.
 
     `between_share` of the critical paths lies between steps. `cascades`: what was learned last of a
-    step that asks a smaller model first.
+    step that asks a smaller model first. `page_tokens`: what the workers' caches hold whole of.
     """
 
     tally: TallySnapshot
     steps: tuple[StepAnalysis, ...]
     between_share: float
     cascades: Mapping[str, str] = field(default_factory=dict[str, str])
+    page_tokens: int = 1
 
 
 @dataclass(slots=True)
 class _Step:
     rows: int = 0
     shared: dict[str, int] = field(default_factory=dict[str, int])
-    waited_s: float = 0.0
     promised_tokens: int = 0
     path_s: float = 0.0
     reasoning: ReasonTally | None = None
@@ -85,9 +84,9 @@ class Analyst(Tally):
     _closer: dict[str, _Step] = field(default_factory=dict[str, _Step])
     _programs: dict[str, _Live] = field(default_factory=dict[str, _Live])
     _ready: dict[str, float] = field(default_factory=dict[str, float])  # calls: since when
-    _in_line: dict[str, str] = field(default_factory=dict[str, str])  # calls not sent yet: step
     _cascades: dict[str, str] = field(default_factory=dict[str, str])
     _path_s: float = 0.0  # of all programs that have ended
+    _page_tokens: int = 1
 
     def write(self, at_s: float, record: Record) -> None:
         self.add(at_s, record)
@@ -100,11 +99,6 @@ class Analyst(Tally):
                 self._come(record.program, record.step)
                 self._look(record.step).promised_tokens += record.shared_tokens
                 self._ready[record.call] = at_s
-                self._in_line[record.call] = record.step
-            case events.Dispatch():
-                step = self._in_line.pop(record.call, None)
-                if step is not None:
-                    self._look(step).waited_s += at_s - self._ready[record.call]
             case events.CallEnded():
                 self._end(at_s, record)
             case events.CallShared():
@@ -124,10 +118,11 @@ class Analyst(Tally):
                 self._cascades[record.step] = record.message
             case events.StepPlanned():
                 self._planned[record.step] = record
+            case events.WorkerUp():
+                self._page_tokens = max(self._page_tokens, record.page_tokens)
             case events.RunStarted():
                 self._programs.clear()
                 self._ready.clear()
-                self._in_line.clear()
             case _:
                 pass
 
@@ -138,7 +133,8 @@ class Analyst(Tally):
         whole_s = self._path_s or 1.0
         steps = tuple(self._analysed(name, tally, whole_s) for name in names)
         between = 1.0 - sum(step.path_share for step in steps) if self._path_s else 0.0
-        return Analysis(tally, steps, max(0.0, between), dict(self._cascades))
+        between = max(0.0, between)
+        return Analysis(tally, steps, between, dict(self._cascades), self._page_tokens)
 
     def _analysed(self, name: str, tally: TallySnapshot, whole_s: float) -> StepAnalysis:
         seen = self._closer.get(name) or _Step()
@@ -147,7 +143,6 @@ class Analyst(Tally):
             seen.rows,
             tally.steps.get(name) or StepTally(),
             dict(seen.shared),
-            seen.waited_s,
             seen.promised_tokens,
             seen.path_s / whole_s,
             self._planned.get(name),
@@ -180,7 +175,6 @@ class Analyst(Tally):
 
     def _end(self, at_s: float, record: events.CallEnded) -> None:
         ready_s = self._ready.pop(record.call, at_s)
-        self._in_line.pop(record.call, None)
         self._span(record.program, ready_s, at_s, record.step)
 
     def _join(self, at_s: float, record: events.CallShared) -> None:

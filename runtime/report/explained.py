@@ -68,7 +68,7 @@ def analysis_text(found: Analysis) -> str:
     of = "" if tally.rows_total is None else f" of {tally.rows_total:,}"
     head = (
         f"{tally.run or 'run'} of {tally.workflow}: {tally.rows_finished:,}{of} rows, "
-        f"{tally.rows_failed:,} failed, {tally.elapsed_s:,.1f} s"
+        f"{tally.failed_in_all:,} failed, {tally.elapsed_s:,.1f} s"
     )
     rows: list[tuple[str, ...]] = [HEAD]
     for step in found.steps:
@@ -93,8 +93,8 @@ def analysis_record(found: Analysis) -> dict[str, Any]:
         "workflow": tally.workflow,
         "rows": {
             "total": tally.rows_total,
-            "done": tally.rows_done + tally.rows_resumed,
-            "failed": tally.rows_failed,
+            "done": tally.done_in_all,
+            "failed": tally.failed_in_all,
         },
         "elapsed_s": tally.elapsed_s,
         "between_share": found.between_share,
@@ -105,11 +105,12 @@ def analysis_record(found: Analysis) -> dict[str, Any]:
 
 
 def warnings(found: Analysis) -> Iterator[str]:
-    """Where far fewer tokens were found in the cache than the plan had expected."""
+    """Where far fewer tokens were found in the cache than the plan had expected, in whole pages."""
     for step in found.steps:
         if step.expected is None:
             continue
-        expected = step.expected.cached_tokens * step.took.calls
+        pages = step.expected.cached_tokens // found.page_tokens
+        expected = pages * found.page_tokens * step.took.calls
         if expected < EXPECTED_SHARE * step.took.prompt_tokens:
             continue
         if step.took.cached_tokens < PAID_SHARE * expected:

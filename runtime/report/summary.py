@@ -24,6 +24,8 @@ def summary(snapshot: TallySnapshot) -> dict[str, Any]:
             "failed": total.failed,
             "saved": sum(_models_shared(snapshot).values()),
             "saved_by": _models_shared(snapshot),
+            "broken_attempts": sum(snapshot.broken.values()),
+            "broken_by": dict(snapshot.broken),
         },
         "tool_calls": {
             "made": total.tool_calls,
@@ -77,7 +79,7 @@ def _ratio(part: float, whole: float) -> float:
 
 def _seconds(step: StepTally) -> dict[str, float]:
     return {
-        "queue": step.queue_s,
+        "queue": step.waited_s + step.queue_s,
         "prefill": step.prefill_s,
         "decode": step.decode_s,
         "tools": step.tool_s,
@@ -122,6 +124,9 @@ def render(snapshot: TallySnapshot) -> str:
         if snapshot.early:
             tools += f"; {snapshot.early:,} started early, {snapshot.wasted:,} of them for nothing"
         lines.insert(2, ("tools", tools))
+    if snapshot.broken:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in snapshot.broken.items())
+        lines.append(("no answer", f"{sum(snapshot.broken.values()):,} attempts: {kinds}"))
     if snapshot.reasoning.steps:
         lines += reasoning_lines(snapshot.reasoning)
     if snapshot.refused:
@@ -143,9 +148,7 @@ def render(snapshot: TallySnapshot) -> str:
 
 def _rows(snapshot: TallySnapshot) -> str:
     of = "" if snapshot.rows_total is None else f" of {snapshot.rows_total:,}"
-    text = (
-        f"{snapshot.rows_done + snapshot.rows_resumed:,}{of} done, {snapshot.rows_failed:,} failed"
-    )
+    text = f"{snapshot.done_in_all:,}{of} done, {snapshot.failed_in_all:,} failed"
     return text + (f" ({snapshot.rows_resumed:,} before)" if snapshot.rows_resumed else "")
 
 

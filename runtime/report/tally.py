@@ -17,6 +17,7 @@ MAX_RULES = 20  # stop rules told, and their drifts
 OTHER = "(other)"
 
 _KIND = re.compile(r"[A-Za-z_][\w.]*(?=:)")
+_URL = re.compile(r"https?://\S*: ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class StepTally:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
-    queue_s: float = 0.0
+    waited_s: float = 0.0  # in our own line, before they were sent to a worker
+    queue_s: float = 0.0  # on their workers
     prefill_s: float = 0.0
     decode_s: float = 0.0
     tool_calls: int = 0
@@ -37,7 +39,7 @@ class StepTally:
 
     @property
     def seconds(self) -> float:
-        """Time in calls and tools, summed over all that ran side by side."""
+        """Time in calls and tools, summed over all that ran side by side; not that in our line."""
         return self.queue_s + self.prefill_s + self.decode_s + self.tool_s
 
 
@@ -115,7 +117,7 @@ class TallySnapshot:
     run: str
     workflow: str
     rows_total: int | None
-    rows_resumed: int  # finished before the last start of the run
+    rows_resumed: int  # finished before the last start of the run, well or not
     rows_done: int  # in this trace, since the last start
     rows_failed: int
     programs_live: int
@@ -137,11 +139,24 @@ class TallySnapshot:
     early: int = 0  # tool calls that were started before their turn had ended
     wasted: int = 0  # of them, those that the turn did not end with
     unknown: int = 0  # calls that may have had their effect or not, since the last start
+    resumed_failed: int = 0  # of `rows_resumed`
+    broken: Mapping[str, int] = field(default_factory=dict[str, int])  # attempts without an answer
+    last_broken: str = ""  # the kind of the last of them
 
     @property
     def rows_finished(self) -> int:
         """Rows that need no more work, failed ones included."""
         return self.rows_resumed + self.rows_done + self.rows_failed
+
+    @property
+    def failed_in_all(self) -> int:
+        """Rows that failed, before the last start of the run too."""
+        return self.resumed_failed + self.rows_failed
+
+    @property
+    def done_in_all(self) -> int:
+        """Rows that have an answer."""
+        return self.rows_finished - self.failed_in_all
 
 
 @dataclass(slots=True)
@@ -154,6 +169,7 @@ class _Sums:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    waited_s: float = 0.0
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -187,11 +203,16 @@ class Tally:
     _workflow: str = ""
     _rows_total: int | None = None
     _rows_resumed: int = 0
+    _resumed_failed: int = 0
     _rows_done: int = 0
     _rows_failed: int = 0
     _waiting: set[str] = field(default_factory=set[str])  # programs; bounded by the run's window
     _live: set[str] = field(default_factory=set[str])
     _running: set[str] = field(default_factory=set[str])  # calls on a worker
+    _in_line: dict[str, tuple[float, str]] = field(default_factory=dict[str, tuple[float, str]])
+    """Calls that were not sent yet: since when, and their step."""
+    _failed: dict[str, str] = field(default_factory=dict[str, str])
+    """Programs that go on: what the last call of theirs that failed said."""
     _total: _Sums = field(default_factory=_Sums)
     _steps: dict[str, _Sums] = field(default_factory=dict[str, _Sums])
     _shared: dict[str, int] = field(default_factory=dict[str, int])
@@ -208,6 +229,8 @@ class Tally:
     _early: int = 0
     _wasted: int = 0
     _unknown: int = 0
+    _broken: dict[str, int] = field(default_factory=dict[str, int])
+    _last_broken: str = ""
 
     def write(self, at_s: float, record: Record) -> None:
         self.add(at_s, record)
@@ -222,8 +245,14 @@ class Tally:
         match record:
             case events.CallEnded():
                 self._end_call(record)
+            case events.CallReady():
+                self._in_line[record.call] = (at_s, record.step)
             case events.Dispatch():
-                self._running.add(record.call)
+                self._send(at_s, record.call)
+            case events.CallBroke():
+                self._break(record)
+            case events.DropCall():
+                self._in_line.pop(record.call, None)
             case events.CallShared():
                 self._share(record)
             case events.ToolEnded():
@@ -258,9 +287,24 @@ class Tally:
         self._first_s = None
         self._run, self._workflow = record.run, record.workflow
         self._rows_total, self._rows_resumed = record.rows, record.resumed_rows
+        self._resumed_failed = record.resumed_failed
         self._rows_done = self._rows_failed = self._approvals = self._unknown = 0
-        for names in (self._waiting, self._live, self._running):
+        for names in (self._waiting, self._live, self._running, self._in_line, self._failed):
             names.clear()
+
+    def _send(self, at_s: float, call: str) -> None:
+        self._running.add(call)
+        if (since := self._in_line.pop(call, None)) is not None:
+            self._total.waited_s += at_s - since[0]
+            self._step(since[1]).waited_s += at_s - since[0]
+
+    def _break(self, record: events.CallBroke) -> None:
+        self._running.discard(record.call)
+        kind = broken_kind(record.error)
+        if kind not in self._broken and len(self._broken) >= MAX_ERRORS:
+            kind = OTHER
+        self._broken[kind] = self._broken.get(kind, 0) + 1
+        self._last_broken = kind
 
     def _end_call(self, record: events.CallEnded) -> None:
         self._running.discard(record.call)
@@ -268,6 +312,7 @@ class Tally:
         self._step(record.step).add_call(record)
         if record.finish == "error":
             self._add_error(record.error or "")
+            self._failed[record.program] = record.error or ""
 
     def _share(self, record: events.CallShared) -> None:
         self._total.shared += 1
@@ -281,13 +326,15 @@ class Tally:
     def _end_program(self, record: events.ProgramEnded) -> None:
         self._waiting.discard(record.program)
         self._live.discard(record.program)
+        told = self._failed.pop(record.program, None)
         if record.stopped:
             return
         if record.ok:
             self._rows_done += 1
             return
         self._rows_failed += 1
-        self._add_error(record.error or "")
+        if not told or not (record.error or "").endswith(told):
+            self._add_error(record.error or "")
 
     def _step(self, name: str) -> _Sums:
         if name not in self._steps and len(self._steps) >= MAX_STEPS:
@@ -329,7 +376,16 @@ class Tally:
             early=self._early,
             wasted=self._wasted,
             unknown=self._unknown,
+            resumed_failed=self._resumed_failed,
+            broken=dict(self._broken),
+            last_broken=self._last_broken,
         )
+
+
+def broken_kind(message: str) -> str:
+    """What an attempt came to: what is said of the server in a word or two, as `status 429`."""
+    said = _URL.sub("", message.split("\n", 1)[0], count=1)
+    return re.split(r": | \(|; ", said, maxsplit=1)[0][:80] or "unknown"
 
 
 def error_kind(message: str) -> str:

@@ -1,5 +1,6 @@
 """The parts of a chat: what was said in a turn, the tokens so far, a turn on its way."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -105,7 +106,7 @@ class TurnWork:
         turn: Turn,
         key: bytes | None,
         done: Settled,
-        early: Hearer | None,
+        hearers: Sequence[Hearer] = (),
     ) -> None:
         self._host = host
         self._owner = owner
@@ -113,7 +114,7 @@ class TurnWork:
         self._turn = turn
         self._key = key
         self._done = done
-        self._hearers: list[Hearer] = [early] if early is not None else []
+        self._hearers = list(hearers)
         self.request = Request(CallId(f"{owner.name}/{turn.path}"), turn.token_ids)
         self.step = step
 
@@ -124,6 +125,11 @@ class TurnWork:
     @property
     def model(self) -> str:
         return self._model.pool
+
+    @property
+    def signature(self) -> bytes | None:
+        """What equal turns have in common, if they are said once."""
+        return self._key
 
     def start(self) -> None:
         """Hand the turn to the scheduler."""
@@ -167,7 +173,7 @@ class TurnWork:
     def done(self, answer: Answer) -> None:
         """Record what was said, and hand it on."""
         host, owner = self._host, self._owner
-        if owner.ended:
+        if owner.ended or host.was_withdrawn(self.request.call):
             host.abandon(self._key)
             return
         try:

@@ -26,6 +26,11 @@ class Session(Protocol):
         """What has been said."""
         ...
 
+    @property
+    def trust(self) -> Trust:
+        """Whose words it has read, and what its model may do all the same."""
+        ...
+
     async def ask(
         self,
         content: str,
@@ -37,7 +42,8 @@ class Session(Protocol):
         """Append a user turn and the model's answer; returns the assistant's message.
 
         `schema` (JSON Schema as text) holds the answer to it. `untrusted` says where `content`
-        comes from, if not from somebody who may choose what tools do.
+        comes from, if not from somebody who may choose what tools do. Without an answer, nothing
+        is appended.
         """
         ...
 

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
+from itertools import count
 from secrets import token_hex
 from typing import Any
 
 from ...planner.graph import LLM
+from ..calls import CallId
 from ..errors import InvalidWorkflow, Problem
 from ..fleet.flights import Flights
 from ..journal.base import Journal
@@ -16,11 +18,12 @@ from ..reasoning.nouns import Outcome
 from ..reasoning.pool import Thinking
 from ..reasoning.shadow import Shadows
 from ..reasoning.strategy import Step
-from ..scheduler.events import Change, Continue, Drain, Pause
+from ..scheduler.events import CancelCall, Change, Continue, Drain, Pause
 from ..scheduler.loop import Scheduler
 from ..trace import Trace
 from .asking import Asking, Model
 from .cascades import Cascades
+from .chat_work import TurnWork
 from .draft import WORTH_TOKENS, Draft
 from .gate import Gate
 from .owner import Owner
@@ -77,6 +80,9 @@ class Host(StepResults):
         self.observe_thought: Callable[[int, Step, Outcome], None] | None = None  # by row
         self._asking: dict[int, Asking] = {}  # by the id of its step, which it keeps alive
         self._side_tasks: dict[str, set[asyncio.Task[None]]] = {}  # tools and agents, by program
+        self._rows = count()  # of programs that are no rows of a table
+        self._parts: dict[tuple[str, str], tuple[asyncio.Task[None], bytes | None]] = {}
+        self._withdrawn: set[CallId | asyncio.Task[None]] = set()
         self._effects: set[asyncio.Task[None]] = set()  # of them, tools that are never repeated
 
     def arrive(
@@ -163,6 +169,10 @@ class Host(StepResults):
             return None
         return Draft(self.journal, owner.row, path, owner.recorded.get(path))
 
+    def next_row(self) -> int:
+        """The row of a program that is one of its own."""
+        return next(self._rows)
+
     def stop(self, owner: Owner) -> None:
         """Cancel what still runs for a program, except its calls, which the scheduler stops."""
         self.scheduler.forget(owner.name)
@@ -171,6 +181,36 @@ class Host(StepResults):
                 task.cancel()
         if owner.task is not None and owner.task is not asyncio.current_task():
             owner.task.cancel()
+
+    def withdraw(self, owner: Owner, path: str) -> None:
+        """The program does not wait for its step at `path` any more: break it off.
+
+        What others wait for goes on, and so does what has an effect.
+        """
+        call = CallId(f"{owner.name}/{path}")
+        part, signature = self._parts.get((owner.name, path), (None, None))
+        work = self.scheduler.submitted(call)
+        if isinstance(work, LLMWork | TurnWork):
+            signature = work.signature
+        if owner.ended or self.closing or self._awaited(signature):
+            return
+        if part is not None:
+            self._withdrawn.add(part)
+            part.cancel()
+        elif isinstance(work, LLMWork | TurnWork):
+            self._withdrawn.add(call)
+            self.scheduler.send(CancelCall(call=call))
+
+    def was_withdrawn(self, call: CallId) -> bool:
+        """Whether a call that has ended was broken off; told once."""
+        if call not in self._withdrawn:
+            return False
+        self._withdrawn.discard(call)
+        return True
+
+    def _awaited(self, signature: bytes | None) -> bool:
+        """Whether others wait for the same."""
+        return self.sharing is not None and self.sharing.awaited(signature)
 
     def drain(self) -> None:
         """Let what runs end, and start nothing any more."""
@@ -218,27 +258,38 @@ class Host(StepResults):
         work: Coroutine[Any, Any, None],
         effect: bool = False,
         signature: bytes | None = None,
+        path: str | None = None,
     ) -> asyncio.Task[None]:
         """Run a part of a program, which is cancelled with it.
 
         One that has an `effect` comes to its end where the program only stops, to be resumed. What
-        has a `signature` is abandoned if it is cancelled, perhaps before it has begun.
+        has a `signature` is abandoned if it is cancelled, perhaps before it has begun. The step at
+        `path` can be withdrawn.
         """
         task = self._tasks.create_task(work)
         if effect:
             self._effects.add(task)
             task.add_done_callback(self._effects.discard)
         self._side_tasks.setdefault(owner.name, set()).add(task)
-        task.add_done_callback(lambda task: self._part_over(owner, signature, task))
+        task.add_done_callback(lambda task: self._part_over(owner, signature, path, task))
+        if path is not None and not effect:
+            self._parts[owner.name, path] = task, signature
         return task
 
-    def _part_over(self, owner: Owner, signature: bytes | None, task: asyncio.Task[None]) -> None:
+    def _part_over(
+        self, owner: Owner, signature: bytes | None, path: str | None, task: asyncio.Task[None]
+    ) -> None:
+        if path is not None:
+            self._parts.pop((owner.name, path), None)
         mine = self._side_tasks.get(owner.name)
         if mine is not None:
             mine.discard(task)
             if not mine:
                 del self._side_tasks[owner.name]
-        if task.cancelled() and owner.ended:  # else the whole run ends, and nobody can take over
+        withdrawn = task in self._withdrawn
+        self._withdrawn.discard(task)
+        # Where neither holds the whole run ends, and nobody can take over.
+        if task.cancelled() and (owner.ended or withdrawn):
             self.abandon(signature)
 
     def share_prefixes(self, steps: list[LLM]) -> None:

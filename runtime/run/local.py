@@ -37,6 +37,7 @@ from .control import Control, Wish
 from .host import Host
 from .program import Programs
 from .sharing import Sharing
+from .speech import OnText
 
 log = logging.getLogger(__name__)
 Replicas = Sequence[Backend]
@@ -240,11 +241,18 @@ class _BodyFailed(Exception):
 
 
 async def run_program(
-    host: Host, workflow: Workflow, inputs: Mapping[str, Any], control: Control | None = None
+    host: Host,
+    workflow: Workflow,
+    inputs: Mapping[str, Any],
+    control: Control | None = None,
+    *,
+    programs: Programs | None = None,
+    on_text: OnText | None = None,
 ) -> Any:
-    """One program, alone, on `host`; its JSON result.
+    """One program on `host`; its JSON result. Others may run there at the same time.
 
-    Cancelling the caller cancels it, and so does a wish that comes in by `control`.
+    Cancelling the caller cancels it, and so does a wish that comes in by `control`. `programs` is
+    the workflow's, if it was compiled for `host` before; `on_text` is told what its chats say.
     """
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -256,16 +264,18 @@ async def run_program(
         else:
             future.set_result(value)
 
-    programs = Programs(host, workflow)
+    running = programs or Programs(host, workflow)
+    row = host.next_row()
+    name = f"r{row}"
     if control is not None:
-        control.attach(lambda: programs.cancel("r0"))
-    programs.arrive(0, inputs, ended)
+        control.attach(lambda: running.cancel(name))
+    running.arrive(row, inputs, ended, on_text=on_text)
     if control is not None and control.wish > Wish.RUN:  # before there was anybody to tell
-        programs.cancel("r0")
+        running.cancel(name)
     try:
         return await future
     except asyncio.CancelledError:
-        programs.cancel("r0")
+        running.cancel(name)
         raise
     finally:
         if control is not None:

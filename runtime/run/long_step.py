@@ -30,7 +30,7 @@ class LongStep:
         if self._owner.ended:
             self._host.abandon(self.signature)
         else:
-            self._host.run_for(self._owner, self._run(), signature=self.signature)
+            self._host.run_for(self._owner, self._run(), signature=self.signature, path=self._path)
 
     async def _run(self) -> None:
         host, owner = self._host, self._owner

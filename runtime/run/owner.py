@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ..errors import BackendUnavailable, Drained
 from ..journal.base import StepRecord
 from ..reasoning.pool import Thinking
+from .speech import OnText
 
 
 @dataclass(slots=True)
@@ -24,6 +25,7 @@ class Owner:
     # Calls with an effect of which nobody knows whether they had it: by tool and arguments, where
     # each was made.
     unknown: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
+    on_text: OnText | None = None  # is told what its chats say, while they say it
     thinking: Thinking = field(default_factory=Thinking)
 
     def note(self, error: Exception | None) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from ...planner.graph import LLM, ToolCall
 from ...tools import Tool
-from ...tools.secrets import known, redact
 from ..errors import Drained, StepFailed, TenterError
 from ..journal.base import StepRecord
 from ..scheduler.core import DRAINED
@@ -18,7 +17,9 @@ from .early import EarlyCall
 from .host import Host
 from .machine import Body, compile_graph
 from .owner import Owner
+from .raised import failure_of
 from .session import ChatSession
+from .speech import OnText
 from .trust import EMPTY, Toolbox, Trust
 from .waiter import Waiter
 from .walk import Walk
@@ -45,14 +46,17 @@ class Programs:
         inputs: Mapping[str, Any],
         ended: Ended,
         recorded: Mapping[str, StepRecord] = NOTHING,
+        on_text: OnText | None = None,
     ) -> None:
         """Announce a program for one row; `ended(value, error)` is called once."""
-        owner = Owner(f"r{row}", row, recorded)
+        owner = Owner(f"r{row}", row, recorded, on_text=on_text)
 
         def over(value: Any, error: Exception | None) -> None:
             if owner.ended:
                 return
             owner.ended = True
+            if error is None and self._body is not None:
+                error = self._misfit(value)
             if owner.stopped is not None:  # its author's code may have gone on without the step
                 error = owner.stopped
             self.live.pop(owner.name, None)
@@ -75,6 +79,15 @@ class Programs:
 
         self.live[owner.name] = self._waiting[owner.name] = over
         self._host.arrive(owner, self.workflow.name, inputs, start)
+
+    def _misfit(self, value: Any) -> Exception | None:
+        """Why a graph's result is not what its author's annotation promises, if it is not."""
+        try:
+            if self.workflow.convert is not None:
+                self.workflow.convert(value)
+        except TenterError as error:
+            return error
+        return None
 
     def _end(self, owner: Owner, error: Exception | None) -> ProgramEnded:
         ok, host = error is None, self._host
@@ -131,8 +144,7 @@ class AsyncProgram:
         except TenterError as error:
             over(None, error)
         except Exception as error:
-            said = redact(f"{type(error).__name__}: {error}", known())
-            over(None, StepFailed(said))
+            over(None, failure_of(error))
         else:
             over(value, None)
 
@@ -162,7 +174,7 @@ class AsyncProgram:
         asking = self.host.asking(step)
         path = self.path(step.id, [asking.identity, values])
         self.host.answer(self.owner, path, asking, values, waiter.settle, toolbox)
-        return _own(await waiter.future)
+        return _own(await self.result(waiter, path))
 
     async def tool(self, step: ToolCall, values: Mapping[str, Any]) -> Any:
         """Run one tool step on argument values; its JSON value."""
@@ -188,7 +200,15 @@ class AsyncProgram:
         name = step or tool.name
         path = path or self.path(name, None if tool.effect == "once" else values)
         self.host.tools.use(self.owner, path, name, tool, values, waiter.settle, early)
-        return _own(await waiter.future)
+        return _own(await self.result(waiter, path))
+
+    async def result(self, waiter: Waiter, path: str) -> Any:
+        """What the step at `path` gives; it is broken off where its author's code gives it up."""
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            self.host.withdraw(self.owner, path)
+            raise
 
     async def workflow(self, workflow: Workflow, values: Mapping[str, Any]) -> Any:
         """Run another workflow as a part of this program; its JSON result."""

@@ -47,12 +47,16 @@ CHUNK_TOKENS, CHUNK_GROWTH = 16, 0.25  # of a piece: what is known of it when it
 
 @dataclass(slots=True)
 class _UnderWay:
-    """A request that is being performed: its task, its pieces so far, and the one being drawn."""
+    """A request that is being performed: its task, its pieces so far, and the one being drawn.
+
+    `sent`: a probe has been given to the scheduler.
+    """
 
     ask: Think | Probe | Score
     task: "asyncio.Task[None]"
     drawn: int = 0
     call: ReasonCall | None = None
+    sent: bool = False
 
 
 @dataclass(slots=True)
@@ -114,9 +118,9 @@ class Drive:
                 limit = found.call.request.sampling.max_tokens if found.call else 0
                 self.lost_tokens += found.drawn + (found.call.heard_tokens if found.call else 0)
                 self.spare_tokens += max(0, granted - found.drawn - limit)
-            case Probe(max_tokens=granted):
+            case Probe(max_tokens=granted) if found.sent:
                 self.lost_probe_tokens += granted + len(self.suffix)
-            case Score():
+            case Probe() | Score():
                 pass
 
     async def _perform(
@@ -240,6 +244,7 @@ class Drive:
             logprobs=self.asking.model.capabilities.logprobs,
             deadline_s=self._deadline_s(),
         )
+        self._under_way[ask.request].sent = True
         answer = await self.ask(request, self.asking)
         check_answer(answer, self.asking.step.id)
         computed = computed_tokens(answer) if answer.usage.prompt_tokens else len(self.suffix)

@@ -12,6 +12,7 @@ from ...tools import Tool
 from ..calls import Message, SessionId, ToolSpec
 from ..errors import ApprovalWanted, StepFailed
 from ..journal.base import StepRecord
+from ..journal.memory import NoJournal
 from ..scheduler.events import ApprovalAsked, CallShared, SessionEnded
 from ..trace import Record
 from .agent import AgentLimits, agent_loop, said_of
@@ -20,6 +21,7 @@ from .context import HasTool
 from .draft import is_draft
 from .early import EarlyCalls, may_be_early
 from .effects import check_named_alike
+from .speech import Teller
 from .trust import Approval, Trust, approval_id
 from .turns import read_turn
 from .waiter import Waiter
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 SUMMARISE = "Summarise this conversation: what was asked, what was found, what is left to do."
 SUMMARY = "What was said before, in short:"
+UNANSWERED = "error: this call was cut off; there is no result"
 
 
 class ChatSession:
@@ -55,6 +58,7 @@ class ChatSession:
         self._model = program.host.models[model]
         place = program.path("session")
         self._calls = f"{place.removeprefix(program.place(''))}."  # before the names of its calls
+        self._chat = place
         self._name = SessionId(f"{program.owner.name}/{place}")
         self.messages: list[Message] = [Message("system", system)] if system else []
         self.trust = trust or Trust()
@@ -76,12 +80,14 @@ class ChatSession:
         """Append a user turn and the model's answer; returns the assistant's message.
 
         `schema` (JSON Schema as text) holds the answer to it. `untrusted` says where `content`
-        comes from, if not from somebody who may choose what tools do.
+        comes from, if not from somebody who may choose what tools do. Without an answer, nothing
+        is appended.
         """
         if untrusted is not None:
             self.trust.taint(untrusted)
-        self.messages.append(Message("user", content))
-        return await self._turn(_tools(tools), sampling or Sampling(), schema)
+        open_calls = self.messages[-1].tool_calls if self.messages else ()
+        said = [*(Message("tool", UNANSWERED) for _ in open_calls), Message("user", content)]
+        return await self._turn_after(said, _tools(tools), sampling, schema)
 
     async def give(
         self,
@@ -89,11 +95,13 @@ class ChatSession:
         tools: Iterable[Tool | HasTool] = (),
         sampling: Sampling | None = None,
     ) -> Message:
-        """Append the results of the last message's tool calls, in order, and the model's answer."""
+        """Append the results of the last message's tool calls, in order, and the model's answer.
+
+        Without an answer, nothing is appended.
+        """
         for name, _ in self.messages[-1].tool_calls if self.messages else ():
             self.trust.taint(f"a result of tool {name!r}")
-        self.messages += said_of(results)
-        return await self._turn(_tools(tools), sampling or Sampling())
+        return await self._turn_after(said_of(results), _tools(tools), sampling)
 
     async def run(
         self,
@@ -184,7 +192,8 @@ class ChatSession:
     def stop(self, path: str, approval: Approval) -> ApprovalWanted:
         """The program stops here, at a question; the error to raise."""
         owner, tool = self._program.owner, approval.tool
-        wanted = ApprovalWanted(tool, approval_id(owner.row, path))
+        recorded = not isinstance(self._program.host.journal, NoJournal)
+        wanted = ApprovalWanted(tool, approval_id(owner.row, path), recorded)
         owner.note(wanted)
         self.note(
             ApprovalAsked(program=self.program, tool=tool, sources=approval.sources, id=wanted.id)
@@ -211,8 +220,28 @@ class ChatSession:
 
     # ---- turns -----------------------------------------------------------------------------------
 
+    async def _turn_after(
+        self,
+        said: list[Message],
+        tools: list[Tool],
+        sampling: Sampling | None,
+        schema: str | None = None,
+    ) -> Message:
+        """The model's answer to `said`, which is taken back where there is none."""
+        before = list(self.messages)
+        self.messages += said
+        try:
+            return await self._turn(tools, sampling or Sampling(), schema)
+        except BaseException:
+            self.messages[:] = before
+            raise
+
     async def _turn(
-        self, tools: list[Tool], sampling: Sampling, schema: str | None = None
+        self,
+        tools: list[Tool],
+        sampling: Sampling,
+        schema: str | None = None,
+        aside: bool = False,
     ) -> Message:
         program, host, owner = self._program, self._program.host, self._program.owner
         specs = tuple(ToolSpec(t.name, t.description, t.parameters) for t in tools)
@@ -221,6 +250,9 @@ class ChatSession:
         self._drop_early()
         record = owner.recorded.get(path)
         prompt = self._prompt(specs)
+        teller = None
+        if owner.on_text is not None and not aside:
+            teller = Teller(self._chat, owner.on_text, bool(tools))
         if record is not None and not is_draft(record):
             host.note(CallShared(program=owner.name, step=self._step, how="journal"))
             said = read_said(msgspec.Raw(record.value))
@@ -229,8 +261,10 @@ class ChatSession:
                 self._early = self._early_calls(path, tools)
             messages = tuple(self.messages)
             turn = Turn(path, prompt, messages, specs, sampling, schema, self._name)
-            said = await self._say(turn)
+            said = await self._say(turn, teller)
         message = read_turn(said.text, [tool.name for tool in tools])
+        if teller is not None:
+            teller.ended(said.text, bool(message.tool_calls))
         if self._early is not None:
             self._early.keep(message.tool_calls)
         written = said.token_ids or tuple(self._model.tokenizer.encode(said.text))
@@ -251,7 +285,7 @@ class ChatSession:
         kept, context = self.messages, self._context
         self.messages = [*messages, Message("user", question)]
         try:
-            said = await self._turn(self._tools, sampling or Sampling())
+            said = await self._turn(self._tools, sampling or Sampling(), aside=True)
         finally:
             self.messages, self._context = kept, context
         if said.tool_calls:
@@ -272,15 +306,16 @@ class ChatSession:
                 return known.followed_by(rest, tokenizer.eos_ids)
         return tuple(tokenizer.chat(self.messages, specs))
 
-    async def _say(self, turn: Turn) -> Said:
+    async def _say(self, turn: Turn, teller: Teller | None) -> Said:
         """What the model says; once for all who ask for the same, where that is repeatable."""
         program, host, waiter = self._program, self._program.host, Waiter()
         key = None if host.sharing is None else turn.key(self._model)
+        hearers = [each for each in (self._early, teller) if each is not None]
         work = TurnWork(
-            host, program.owner, self._step, self._model, turn, key, waiter.settle, self._early
+            host, program.owner, self._step, self._model, turn, key, waiter.settle, hearers
         )
         host.share(program.owner, turn.path, self._step, key, work.start, waiter.settle)
-        return read_said(await waiter.future)
+        return read_said(await program.result(waiter, turn.path))
 
     def _early_calls(self, turn: str, offered: list[Tool]) -> EarlyCalls | None:
         """What starts the calls of the turn at that path before it ends, if any may."""

@@ -51,6 +51,10 @@ class Sharing:
         """Whether somebody is doing equal work."""
         return signature in self._flights
 
+    def awaited(self, signature: bytes | None) -> bool:
+        """Whether anybody else waits for this work in flight."""
+        return signature is not None and bool(self._flights.get(signature))
+
     def begin(self, signature: bytes) -> None:
         """The caller does this work, and will `finish`, `fail` or `give_up`."""
         self._flights[signature] = []

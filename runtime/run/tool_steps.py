@@ -1,5 +1,6 @@
 """Tool steps: answered from the journal, joined with equal calls, or run and timed."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import blake2b
@@ -19,6 +20,7 @@ from .codec import decode, encode, identity
 from .early import EarlyCall, outside
 from .effects import Effects, Result, differs
 from .owner import Owner
+from .raised import raised_at
 from .sharing import Settled
 from .tool_call import Call, first_word, shared_as, touched_by
 from .tool_failures import failed_before
@@ -102,7 +104,7 @@ class ToolSteps:
                 host.abandon(call.signature)
             else:
                 once = tool.effect == "once"
-                host.run_for(owner, self._perform(call, done), once, call.signature)
+                host.run_for(owner, self._perform(call, done), once, call.signature, path)
 
         if tool.effect == "once":
             self._effects.declare(call, start, done)
@@ -220,21 +222,14 @@ class ToolSteps:
                 found = await self._value(call, call.tool, context)
             value, error = found
             ended_s = now() if early is None or early.ended_s is None else early.ended_s
+        except asyncio.CancelledError:
+            if not call.owner.ended:  # it goes on without the tool
+                send(_ended(started, now() - started_s, ToolFailed("it was given up")))
+            raise
         finally:
             progress.over = True
             host.changed(written)
-        send(
-            ToolEnded(
-                program=started.program,
-                step=started.step,
-                tool=started.tool,
-                seconds=ended_s - started_s,
-                ok=error is None,
-                session=started.session,
-                error=str(error) if error else None,
-                word=started.word,
-            )
-        )
+        send(_ended(started, ended_s - started_s, error))
         return value, error
 
     async def _value(self, call: Call, tool: Tool, context: ToolContext) -> Result:
@@ -248,12 +243,15 @@ class ToolSteps:
             if isinstance(cause, Drained | BackendUnavailable):
                 return None, cause  # of a step that it took: no failure of its own
             error = ToolFailed(self._told(failure), call.started.step)
+            _note_place(error, cause)
             if tool.effect != "once" or did_nothing(failure):
                 return None, error
             if isinstance(failure, ToolTimeout) or isinstance(cause, ToolTimeout):
                 return None, self._effects.unknown(call, "did not end in its time")
             said = failure.message if isinstance(failure, ToolError) else f"{failure}"
-            return await self._effects.after_failure(call, self._told(said), error)
+            value, error = await self._effects.after_failure(call, self._told(said), error)
+            _note_place(error, cause)
+            return value, error
 
     def _told(self, said: object) -> str:
         """What may leave a tool of an error: Unicode without secrets."""
@@ -268,3 +266,24 @@ class ToolSteps:
         """What a service may know a call again by, after a retry or a resume."""
         place = f"{self._run}/{call.owner.row}/{call.path}".encode("utf-8", "surrogatepass")
         return blake2b(place, digest_size=16).hexdigest()
+
+
+def _ended(started: ToolStarted, seconds: float, error: Exception | None) -> ToolEnded:
+    return ToolEnded(
+        program=started.program,
+        step=started.step,
+        tool=started.tool,
+        seconds=seconds,
+        ok=error is None,
+        session=started.session,
+        error=str(error) if error else None,
+        word=started.word,
+    )
+
+
+def _note_place(error: Exception | None, cause: BaseException | None) -> None:
+    """Note where an author's code raised the `cause`: for him, not for a model."""
+    at = raised_at(cause) if cause is not None else ""
+    note = f"raised at {at}"
+    if error is not None and at and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)

@@ -10,7 +10,7 @@ from ..calls import Message
 from .asking import without_thought
 
 TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)  # in linear time
-CALL_TAG = "<tool_call>"
+CALL_TAG, CALL_END = "<tool_call>", "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"  # Llama 3 begins a call with it
 THINKS, THOUGHT = "<think>", "</think>"
 MAX_CALLS = 64  # in one turn

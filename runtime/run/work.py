@@ -59,6 +59,11 @@ class LLMWork:
         return self._call.asking.model.pool
 
     @property
+    def signature(self) -> bytes | None:
+        """What equal calls have in common, if they are made once."""
+        return self._call.signature
+
+    @property
     def gang(self) -> int:
         return 0
 
@@ -123,7 +128,7 @@ class LLMWork:
         """Read the answer and record the step's value."""
         if self._host.planned is not None:
             self._host.planned.answered(self.request.call, self.step, answer)
-        if self._call.owner.ended:
+        if self._call.owner.ended or self._host.was_withdrawn(self.request.call):
             self._host.abandon(self._call.signature)
             return
         try:

@@ -31,6 +31,7 @@ from .working_set import WorkingSet
 DRAINED = "the run drains"  # the reason why a call was dropped
 LATE = "its deadline has passed"
 PATIENCE_S = 180.0  # for how long calls wait for a worker to come back
+LONGEST_REFUSED_S = 1200.0  # for one that turns a call away again and again, and answers others
 SOON_S = 0.05  # a server's own clock for a deadline and ours may differ by so much
 NO_LIMITS = Limits()
 
@@ -140,6 +141,9 @@ class Attempts:
         if call.ready.leader is not None:
             self._waiting.begun(call, there=event.finish in ("stop", "length"))
         self._fleet.learn(call, event)
+        worker = self.workers.get(call.worker or "")
+        if worker is not None and event.finish in ("stop", "length"):
+            worker.refused_s = None
         work = self._waiting.worked(call, event)
         context = event.prompt_tokens + event.output_tokens
         program = self.programs.get(event.program)
@@ -157,7 +161,10 @@ class Attempts:
         self._pause_programs(call.ready.model, out)
 
     def _call_broke(self, event: CallBroke, now_s: float, out: list[Command]) -> None:
-        """Another attempt, after a while; a worker that fails call after call is probed first."""
+        """Another attempt, after a while; a worker that fails call after call is probed first.
+
+        One that turns calls away is waited for like one that is gone, longer while it answers others.
+        """
         call = self.calls.get(event.call)
         worker = self.workers.get(event.worker)
         mine = call is not None and call.worker == event.worker
@@ -169,12 +176,14 @@ class Attempts:
             if not event.after_s:
                 worker.broken += 1
             else:  # overloaded, and well enough to say so
+                worker.refused_s = now_s if worker.refused_s is None else worker.refused_s
                 worker.rest_until_s = max(worker.rest_until_s, now_s + event.after_s)
                 self._timers.add(worker.rest_until_s, "rest", worker.name, len(self.calls))
         if call is not None and mine:
             self._give_back(call, now_s)
             call.breaks += 1
-            if call.aborting or call.breaks >= MAX_ATTEMPTS:
+            call.refusals += bool(event.after_s)
+            if call.aborting or self._tired(call, worker, now_s):
                 self._stop_call(event.call, event.error, now_s, out)
             elif self._draining and self._held:  # nothing would start it again
                 self._stop_call(event.call, DRAINED, now_s, out)
@@ -186,6 +195,15 @@ class Attempts:
             worker.suspect_until_s = now_s + self._patience_s
             out.append(Probe(worker=worker.name))
             self._timers.add(worker.suspect_until_s, "suspect", worker.name, len(self.calls))
+
+    def _tired(self, call: CallState, worker: WorkerState | None, now_s: float) -> bool:
+        """Whether a call was tried often enough, or was turned away often and for long enough."""
+        if call.breaks - call.refusals >= MAX_ATTEMPTS:
+            return True
+        if call.refusals < MAX_ATTEMPTS or worker is None or worker.refused_s is None:
+            return False
+        call.refused_s = now_s if call.refused_s is None else call.refused_s
+        return now_s >= min(worker.refused_s + self._patience_s, call.refused_s + LONGEST_REFUSED_S)
 
     def _give_back(self, call: CallState, now_s: float) -> None:
         """An attempt is over without an answer; what it used of a token budget is not known."""

@@ -518,6 +518,7 @@ class RunStarted(Record, frozen=True):
     workflow: str
     rows: int | None  # None: not known yet
     resumed_rows: int = 0  # finished before
+    resumed_failed: int = 0  # of them, those that failed
 
 
 class Asked(Record, frozen=True):

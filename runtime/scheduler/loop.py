@@ -158,6 +158,7 @@ class Scheduler:
         self._watches: list[asyncio.Task[None]] = []
         self._recoveries: dict[str, asyncio.Task[None]] = {}
         self._reasons: dict[str, str] = {}  # why calls that still run are aborted
+        self._faults: dict[str, str] = {}  # what was wrong with a worker last
         self._attempt_timeout_s = attempt_timeout_s
         self._closing = False
         self._starts: dict[str, Callable[[], None]] = {}
@@ -304,6 +305,10 @@ class Scheduler:
             )
         )
 
+    def submitted(self, call: CallId) -> Submission | None:
+        """The call of that name that has no answer yet."""
+        return self._calls.get(call)
+
     def share_prefix(
         self, session: str, model: str, token_ids: tuple[int, ...], worker: str | None = None
     ) -> None:
@@ -345,6 +350,7 @@ class Scheduler:
         """A worker is gone: its calls go to another one, wait for its return, or end."""
         returns = self._backends[worker].capabilities.remote
         model = self._models[worker]
+        self._faults[worker] = error
         self.send(WorkerDown(worker=worker, error=error, returns=returns, model=model))
 
     # ---- commands -------------------------------------------------------------------------------
@@ -395,6 +401,7 @@ class Scheduler:
             if self._is_mine(name):
                 del self._running[name]
                 call.lost()
+                self._faults[worker] = str(failure)
                 after_s = failure.after_s
                 broke = CallBroke(call=name, worker=worker, error=str(failure), after_s=after_s)
                 self.send(broke)
@@ -487,7 +494,8 @@ class Scheduler:
         """Ask a worker again and again until it answers; it gets no calls meanwhile."""
         worker = command.worker
         if worker not in self._recoveries and not self._closing:
-            log.warning("worker %s is out of use until it answers again", worker)
+            fault = self._faults.get(worker, "")
+            log.warning("worker %s is out of use until it answers again: %s", worker, fault)
             self._recoveries[worker] = self._tasks.create_task(self._recover(worker))
 
     async def _recover(self, worker: str) -> None:

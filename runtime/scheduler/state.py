@@ -46,6 +46,8 @@ class CallState(msgspec.Struct, gc=False):
     aborting: bool = False
     losses: int = 0  # workers that died under it
     breaks: int = 0  # attempts that came to nothing
+    refusals: int = 0  # of them, those that a full worker turned away
+    refused_s: float | None = None  # since when that was often
     promised_tokens: int = 0  # of its session, by a pin that was in force when it was dispatched
     unpinned_tokens: int = 0  # of its session, which it went on with though no pin kept them
     passed: int = 0  # calls that went while it was the first, and did not fit
@@ -103,6 +105,7 @@ class WorkerState:
     broken: int = 0  # attempts in a row that came to nothing
     suspect_until_s: float | None = None  # it is being probed until then; what runs there goes on
     rest_until_s: float = 0.0  # it asked to be left alone until then
+    refused_s: float | None = None  # since when it turns calls away, and answers none
     weighed_s: float = -1.0  # when its pins were last weighed against what waits
 
     share_tokens: int = field(init=False)  # of its KV tokens, what this process may fill

@@ -1,5 +1,6 @@
 """Small checks of located items: each notes what is wrong and gives None, or the checked value."""
 
+import re
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -54,9 +55,12 @@ class Notes:
         """A name that templates can read."""
         name = str(key.scalar)
         if not usable(name):
+            plain = re.sub(r"\W+", "_", name).strip("_")
+            cure = f"; the column {name!r} feeds an input {plain}" if what == "input" else ""
             self.add(
                 f"the {what} {name!r} cannot be used in templates: "
-                "use letters, digits and _, and no word of the template language",
+                "use letters, digits and _, and no word of the template language"
+                + (cure if usable(plain) else ""),
                 key,
             )
         return name

@@ -56,13 +56,16 @@ def _typed(value: Any, types: frozenset[str]) -> Any:
         return int(value)
     if kind in ("integer", "number", "boolean") and "string" in types:
         return json_bytes(value).decode()
-    raise ValueError(_misfit(json_bytes(value).decode(), types))
+    raise ValueError(_misfit(json_bytes(value).decode(), types, value is None))
 
 
-def _misfit(shown: str, types: frozenset[str]) -> str:
+def _misfit(shown: str, types: frozenset[str], empty: bool) -> str:
     shown = shown if len(shown) <= 40 else shown[:39] + "…"
-    wanted = " or ".join(kind for kind in ("string", *_NOT_TEXT) if kind in types) or "null"
-    return f"{shown} is not of type {wanted}"
+    kinds = [kind for kind in ("string", *_NOT_TEXT) if kind in types]
+    cure = ""
+    if empty and kinds:
+        cure = f'; an input of {{type: [{", ".join(kinds)}, "null"]}} takes it'
+    return f"{shown} is not of type {' or '.join(kinds) or 'null'}{cure}"
 
 
 @lru_cache(1024)
@@ -135,7 +138,7 @@ def _from_text(text: str, types: frozenset[str]) -> Any:
             value = _parsed(stripped, kind)
             if value is not None:
                 return value
-    raise ValueError(_misfit(repr(text[:60]), types))
+    raise ValueError(_misfit(repr(text[:60]), types, not stripped))
 
 
 def _parsed(text: str, kind: str) -> Any:

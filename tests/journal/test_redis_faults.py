@@ -13,6 +13,7 @@ import pytest
 from journals import made_manifest
 from redis_server import RedisServer, free_port, until
 
+from tenter.runtime import doctor
 from tenter.runtime.errors import InvalidInput, JournalError
 from tenter.runtime.journal import Journal, RowRecord, StepRecord, Store, redis, redis_sender
 from tenter.runtime.journal.redis import RedisJournal
@@ -166,7 +167,13 @@ async def test_what_waits_while_redis_is_away_is_bounded(
     await journal.close()
 
 
-async def test_patience_ends(start_redis: Start, tmp_path: Path):
+async def test_patience_ends(
+    start_redis: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(redis_sender, "_TOLD_S", 0.0)
     server = start_redis(*AOF)
     journal = made(server, tmp_path, patience_s=0.5)
     failures: list[JournalError] = []
@@ -177,6 +184,7 @@ async def test_patience_ends(start_redis: Start, tmp_path: Path):
     with pytest.raises(JournalError, match=r"has been away for 0\.5 s: .*resume the run"):
         await journal.rows(0, 0)
     assert (len(failures), called) == (1, [])
+    assert caplog.text.count("is away, the run waits for it, up to 0.5 s") == 1
     with pytest.raises(JournalError, match="has been away"):
         journal.record(RowRecord(1, b"1"))
     await journal.close()
@@ -398,6 +406,22 @@ async def test_a_password_by_reference(
     with pytest.raises(JournalError, match="Redis refuses us") as raised:
         Store(url).find("last")
     assert "wrongword" not in str(raised.value)
+    assert "name the environment variable" in str(raised.value)
+
+
+def test_the_doctor_looks_at_a_redis(start_redis: Start, tmp_path: Path):
+    def runs(url: str) -> doctor.Finding:
+        return next(found for found in doctor.findings(url) if found.name == "runs")
+
+    server = start_redis()
+    url = server.url(folder=tmp_path)
+    found = runs(url)
+    assert found.ok and "which keeps little on its disk" in found.detail
+    assert "appendonly yes" in found.better
+    server.ask("CONFIG", "SET", "maxmemory", "100mb", "maxmemory-policy", "allkeys-lru")
+    assert "it throws keys away" in runs(url).detail
+    server.kill()
+    assert not runs(url).ok and "does not answer" in runs(url).detail
 
 
 async def test_tls(start_redis: Start, tmp_path: Path):

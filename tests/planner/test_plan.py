@@ -289,6 +289,15 @@ def test_equal_calls_are_counted_once() -> None:
     assert optimize(graph, Context(STATS, consolidate=False)).steps[0].estimate.calls_per_row == 1
 
 
+def test_no_more_calls_differ_than_rows_do() -> None:
+    both = ask("both", "{{ product }} {{ ticket }}")
+    graph = Graph("g", ("product", "ticket"), (both,), Ref("both"))
+    for distinct_rows, calls_per_row in ((None, 1.0), (250, 0.25)):
+        stats = replace(STATS, distinct_rows=distinct_rows)
+        plan = optimize(graph, Context(stats))
+        assert plan.steps[0].estimate.calls_per_row == calls_per_row
+
+
 def test_an_each_counts_its_items() -> None:
     each = Each(
         id="e",

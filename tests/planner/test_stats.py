@@ -25,6 +25,11 @@ def test_many_values_are_estimated(distinct: int) -> None:
     assert collect(rows, ["a"]).columns["a"].distinct == pytest.approx(distinct, rel=0.05)
 
 
+def test_rows_that_differ_are_counted_whole() -> None:
+    rows = [{"a": n % 6, "b": n % 6 // 2} for n in range(60)]
+    assert collect(rows, ["a", "b"]).distinct_rows == 6  # not 6 times 3
+
+
 def test_a_sample_says_so() -> None:
     rows = [{"a": index} for index in range(10)]
 

@@ -489,3 +489,12 @@ async def test_two_chats_of_a_program_and_an_agent_keep_apart() -> None:
     assert await run_workflow(
         program.workflow, {"item": "pen"}, backends={"default": Obeys(says)}
     ) == ["hello", "it is 3"]
+
+
+def test_one_tool_in_the_place_of_a_list_is_refused_with_the_cure() -> None:
+    @tool(effect="pure")
+    def look(place: str) -> str:
+        return place
+
+    with pytest.raises(InvalidWorkflow, match=r"tools is a list, such as tools=\[search\]"):
+        agent("Help: {{ text }}", tools=look)  # pyright: ignore[reportArgumentType]

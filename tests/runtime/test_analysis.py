@@ -25,6 +25,7 @@ from tenter.runtime.scheduler.events import (
     StartProgram,
     StepPlanned,
     ToolEnded,
+    WorkerUp,
 )
 
 STATS = TableStats(100, {"text": ColumnStats(100, 400.0), "team": ColumnStats(5, 8.0)})
@@ -80,7 +81,7 @@ def test_each_step_has_its_rows_waits_and_share_of_the_path() -> None:
 
     assert list(steps) == ["kind", "side", "look", "late", "known"]
     assert [step.rows for step in found.steps] == [1] * 5
-    assert steps["kind"].waited_s == 1.0 and steps["kind"].queued_s == 1.5
+    assert steps["kind"].took.waited_s == 1.0 and steps["kind"].queued_s == 1.5
     assert steps["kind"].promised_tokens == 64
     assert steps["late"].shared == {"joined": 1}
     shares = {name: step.path_share for name, step in steps.items()}
@@ -100,6 +101,9 @@ def test_the_text_and_the_record_say_the_same() -> None:
     (warning,) = record["warnings"]
     assert "'kind': 16 tokens" in warning and "80 were expected" in warning
     assert f"warning: {warning}" in text
+    cache = WorkerUp(worker="m/0", model="m", max_running=8, kv_tokens=1 << 20, page_tokens=128)
+    analyst.write(9.0, cache)
+    assert "warning" not in analysis_text(analyst.analysis())  # no page is as short
     kind = record["steps"][0]
     assert (kind["cached_tokens"], kind["expected"]["cached_tokens"]) == (16, 80)
     assert kind["seconds"]["queued"] == 1.5

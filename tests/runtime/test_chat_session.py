@@ -1,5 +1,6 @@
 """A chat's tokens: every turn's prompt is that of the last one, its answer, and what is new."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -20,6 +21,7 @@ from tenter.runtime.run.control import Control
 from tenter.runtime.run.local import open_host
 from tenter.runtime.run.program import Programs
 from tenter.runtime.run.rows import Limits, Row, RowRun
+from tenter.runtime.run.session import UNANSWERED
 from tenter.runtime.scheduler.events import ToolStarted
 from tenter.runtime.tokenizer import HFTokenizer
 from tenter.runtime.trace import MemoryTrace
@@ -125,6 +127,33 @@ async def test_messages_that_the_author_rewrote_are_what_the_model_reads() -> No
 
     await run(backend, talk)
     assert bytes(backend.requests[1].token_ids).startswith(b"system: be long")
+
+
+async def test_a_question_without_an_answer_is_taken_back() -> None:
+    backend = FakeBackend(lambda prompt: prompt[-1:].upper(), latency_s=5)
+
+    async def talk(chat: Any) -> list[Message]:
+        await chat.ask("a")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await chat.ask("b")
+        await chat.ask("c")
+        return chat.messages
+
+    said = await run(backend, talk)
+    assert [each.content for each in said] == ["be brief", "a", "A", "c", "C"]
+
+
+async def test_a_call_that_nobody_answered_is_answered_before_the_next_question() -> None:
+    backend = Speller('<tool_call>{"name": "look", "arguments": {}}</tool_call>', "fine")
+
+    async def talk(chat: Any) -> list[Message]:
+        await chat.ask("a")
+        await chat.ask("never mind")
+        return chat.messages
+
+    said = [(each.role, each.content) for each in (await run(backend, talk))[3:]]
+    assert said == [("tool", UNANSWERED), ("user", "never mind"), ("assistant", "fine")]
 
 
 async def test_a_tool_keeps_the_chat_that_called_it_and_no_other() -> None:

@@ -17,7 +17,9 @@ import pytest
 
 import tenter.runtime
 from tenter.runtime.cli import main
+from tenter.runtime.errors import JournalError
 from tenter.runtime.journal.store import Store
+from tenter.runtime.run.rows import RowRun
 
 ROUTE = """\
 version: 1
@@ -29,6 +31,8 @@ steps:
     llm: "Say something about {{ text }}."
 output: "{{ answer }}"
 """
+LIMITS = "{models: {defualt: {max_running: 2}}}"
+TENANTS = "{tenants: {acme: {max_running: 2}}}"
 BROKEN = """\
 version: 1
 name: broken
@@ -138,6 +142,16 @@ def test_version(arguments: list[str], project: Project) -> None:
         (["map", "rout.yaml", "table.csv", "--out", "o.csv"], "did you mean 'route.yaml'"),
         (["map", "broken.yaml", "table.csv", "--out", "o.csv"], "broken.yaml:7"),
         (["map", "route.yaml", "absent.csv", "--out", "o.csv"], "absent.csv"),
+        (["map", "table.csv", "route.yaml", "--out", "o.csv"], "table.csv is no workflow file"),
+        (["map", "slash.yaml", "table.csv", "--out", "o.csv"], "feeds an input beer_name"),
+        (
+            [*("map", "route.yaml", "table.csv", "--out", "o.csv"), "--limits", LIMITS],
+            "limits.models.defualt: the workflow uses no such model; it uses default",
+        ),
+        (
+            [*("map", "route.yaml", "table.csv", "--out", "o.csv"), "--limits", TENANTS],
+            "limits.tenants.acme: say with --tenant whose a row is",
+        ),
         (["map", "route.yaml", "bare.csv", "--out", "o.csv"], "text"),
         (["map", "route.yaml", "empty.csv", "--out", "o.csv"], "empty.csv"),
         (["map", "route.yaml", "table.csv", "--out", "o.xyz"], ".xyz"),
@@ -171,6 +185,7 @@ def test_usage_and_invalid_input_are_one_line_and_exit_2(
     (project.folder / "empty.csv").write_text("")
     (project.folder / "latin.csv").write_bytes(b"text\ncaf\xe9\n\xe9t\xe9\n")
     (project.folder / "count.yaml").write_text(COUNT)
+    (project.folder / "slash.yaml").write_text(ROUTE.replace("text:", "beer/name:"))
     code, out, err = project.run(*arguments)
 
     assert code == 2, err
@@ -333,7 +348,7 @@ def test_values_of_another_type_spoil_only_their_row(project: Project) -> None:
     assert [row["error"] for row in rows] == [
         None,
         None,
-        "column 'text': null is not of type string",
+        "column 'text': null is not of type string; an input of {type: [string, \"null\"]} takes it",
         "column 'n': [1] is not of type integer",
     ]
 
@@ -370,6 +385,34 @@ def test_ls_and_show_tell_of_runs(project: Project) -> None:
     assert "table.csv" in out
     code, out, _ = project.run("show", "last", "--json")
     assert records(out)[0]["run"] == run["run"]
+    assert records(out)[0]["report"]["calls"]["made"] == 6
+
+
+def test_show_tells_what_became_of_a_row(project: Project) -> None:
+    project.map()
+    code, out, _ = project.run("show", "last", "--row", "4")
+    assert code == 0
+    assert "row 4 is done" in out and "sent to default/0" in out
+    (row,) = records(project.run("show", "last", "--row", "4", "--json")[1])
+    assert (row["type"], row["row"], row["status"], row["calls"]) == ("row", 4, "done", 1)
+    code, _, err = project.run("show", "last", "--row", "6")
+    assert code == 2 and "nothing of row 6; rows are counted from 0" in err
+
+
+def test_a_run_that_ends_with_an_error_tells_how_to_go_on(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise JournalError("the disk is full")
+
+    monkeypatch.setattr(RowRun, "run", full)
+    code, _, err = project.map()
+    assert code == 1
+    assert "the disk is full" in err and "to go on: tenter resume run_" in err
+    code, out, _ = project.map("--json")
+    done = records(out)[-1]
+    assert (code, done["type"], done["exit_code"], done["reason"]) == (1, "done", 1, "error")
+    assert done["resume"].startswith(f"tenter resume {done['run']}")
 
 
 def test_without_journal_nothing_is_kept(project: Project) -> None:

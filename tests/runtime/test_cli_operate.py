@@ -126,6 +126,8 @@ def test_another_process_pauses_changes_watches_and_cancels(project: Project) ->
     with project.live() as process:
         code, out, err = project.run("pause", "last")
         assert (code, err) == (0, "") and "paused; " in out
+        code, _, err = project.run(*project.arguments())
+        assert code == 2 and "is writing out.csv; name another file, or tenter cancel run_" in err
         project.gate.unlink()
         told(process, 6)  # the two that had begun have ended, and no other begins
         assert "running (paused)" in project.run("ls")[1]
@@ -239,7 +241,9 @@ def test_retry_runs_failed_rows_again_and_makes_the_output_right(
     if not given_up:
         assert not project.complete() and (project.folder / "out.csv.errors.jsonl").exists()
         assert "`tenter retry run_" in project.run("pause", "last")[2]
-        assert project.run("resume", "last")[0] == 3, "what failed stays failed"
+        code, _, err = project.run("resume", "last")
+        assert code == 3, "what failed stays failed"
+        assert f"{ROWS - 2} of {ROWS} done, 2 failed" in err
         assert project.run("retry", "last")[0] == 3, "it fails again"
 
     broken.unlink()

@@ -75,6 +75,10 @@ def test_seconds_are_told_for_named_hardware(ran: Ran) -> None:
     assert code == 0
     assert 0 < kind["seconds"]["prefill"] < said["seconds"]["prefill"]
     assert kind["path_share"] + said["path_share"] == pytest.approx(1)
+    code, out, _ = ran("explain", "flow.yaml", "table.csv", "--hardware", "h100")
+    assert code == 0 and "seconds of llama-3.1-8b on h100" in out
+    code, _, err = ran("explain", "flow.yaml", "table.csv", "--preset", "llama-3.1-8b")
+    assert code == 2 and "--preset is for --hardware" in err
     code, _, err = ran("explain", "flow.yaml", "table.csv", "--hardware", "abacus")
     assert code == 2 and "abacus" in err
 

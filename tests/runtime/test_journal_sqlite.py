@@ -317,13 +317,14 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.parametrize("deaths", [3, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("programs", [1, 16])  # committed by the loop, by the thread
-async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, programs: int):
-    """Ten deaths of one run, each after a random number of acknowledgements."""
+async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, programs: int, deaths: int):
+    """One run dies again and again, each time after a random number of acknowledgements."""
     store, rng = Store(tmp_path), random.Random(1)
     await store.create(manifest()).close()
     first, acknowledged = 0, set[int]()
-    for _ in range(10):
+    for _ in range(deaths):
         after = rng.randrange(1, 300)
         acknowledged |= _acknowledged_before_death(tmp_path, first, programs, after)
         assert store.info("run_1").status == "paused"

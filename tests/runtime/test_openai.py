@@ -470,6 +470,19 @@ async def test_a_server_that_does_not_count(server: BadServer, backend: OpenAIBa
     assert chunk.usage.output_tokens == 2  # estimated
 
 
+async def test_counts_that_cannot_be_are_estimated(
+    server: BadServer, backend: OpenAIBackend
+) -> None:
+    said = (
+        b'{"choices": [{"message": {"content": "12345678"}, "finish_reason": "stop"}], '
+        b'"usage": {"prompt_tokens": 4, "completion_tokens": 1000000000000000}}'
+    )
+    server.next(answer(said))
+    [chunk] = await chunks_of(backend, a_request())
+
+    assert chunk.usage is not None and chunk.usage.output_tokens == 2
+
+
 async def test_a_request_without_messages(backend: OpenAIBackend) -> None:
     with pytest.raises(CallFailed, match="takes messages"):
         await chunks_of(backend, Request(CallId("a"), (1, 2)))

@@ -129,7 +129,8 @@ class Job:
                 resumed=resumed,
                 retry=retry,
             )
-            parts = Steered(RUN, self.host, rows, self.control, self.tally, trace)
+            pools = {"default": "default"}
+            parts = Steered(RUN, self.host, rows, self.control, self.tally, trace, pools)
             async with steered(parts, self.settings, self.folder):
                 self.status = await rows.run(given)
             self.host.scheduler.core.check()
@@ -312,6 +313,7 @@ async def test_limits_change_while_the_run_goes_on(job: Job) -> None:
         ({"time_limit_s": -1}, "--time-limit -1: it must be more than 0 s"),
         ({"token_budget": 2.5}, "--token-budget 2.5: it must be a whole number"),
         ({"limits": '{"models": {"default": 3}}'}, "--limits.models.default: there must be a"),
+        ({"limits": '{"models": {"defualt": {"max_live": 2}}}'}, "no such model; it uses default"),
         ({"limits": '{"past_future": false}'}, "past_future cannot be changed"),
         ({"limits": "[["}, "--limits: write a mapping"),
         ({"speed": 3}, "there is no setting 'speed'; there is concurrency, order"),

@@ -159,7 +159,7 @@ async def test_other_processes_do_not_wait_for_what_is_answered_for_one_run_alon
     slow = llm("Wait", name="slow", temperature=1.0)
 
     @workflow
-    def shouting(words: list[str]) -> list[str]:
+    def shouting(words: list[str]) -> list[Any]:
         return [each(words, lambda word: shout(word=word)), slow()]
 
     class Slow(FakeBackend):

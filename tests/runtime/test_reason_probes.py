@@ -12,7 +12,9 @@ from tenter.runtime.calls import Chunk, Request, Usage
 from tenter.runtime.clock import VirtualLoop
 from tenter.runtime.errors import InvalidInput
 from tenter.runtime.run.reason_call import told_logprobs
+from tenter.runtime.scheduler.events import Reasoned
 from tenter.runtime.scheduler.loop import Answer
+from tenter.runtime.trace import MemoryTrace
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ class SlowProbes(FakeBackend):
         yield Chunk(text=piece.decode(), token_ids=ids, finish=finish, usage=usage)
 
 
-async def consistent(backend: SlowProbes) -> str:
+async def consistent(backend: SlowProbes, trace: MemoryTrace | None = None) -> str:
     ask = reason(PROMPT, strategy="self-consistency", n=4, max_tokens=400, suffix="BOX{")
 
     @workflow
@@ -62,7 +64,7 @@ async def consistent(backend: SlowProbes) -> str:
         return ask()
 
     with anyio.fail_after(1_000):
-        return await run_workflow(solve.workflow, {}, backends={"default": backend})
+        return await run_workflow(solve.workflow, {}, backends={"default": backend}, trace=trace)
 
 
 SLOW = (b"x" * 100 + b"\nanswer: 6", b"y" * 100 + b"\nanswer: 6")
@@ -79,6 +81,15 @@ async def test_a_sample_that_has_hardly_begun_is_not_asked() -> None:
     backend = SlowProbes(b"z" * 25 + b"answer: 4", b"w" * 26 + b"answer: 5", *SLOW)
     assert await consistent(backend) == "6"
     assert not backend.asked
+
+
+async def test_a_probe_that_was_not_sent_has_cost_nothing() -> None:
+    trace = MemoryTrace()
+    backend = SlowProbes(*(bytes([97 + n]) * 40 + b" answer: 4" for n in range(4)))
+    assert await consistent(backend, trace) == "4"
+    assert not backend.probes  # all samples had ended
+    (told,) = [record for _, record in trace.records if isinstance(record, Reasoned)]
+    assert (told.probe_tokens, told.thought_tokens) == (0, 204)
 
 
 def test_a_setting_that_may_be_left_out_is_a_number_where_it_is_given() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
@@ -12,12 +11,12 @@ from typing import Any
 
 import anyio
 import pytest
+from typist import Typist
 
 from tenter.runtime import agent
 from tenter.runtime.backends.fake import FakeBackend
-from tenter.runtime.calls import Chunk, Request, Usage
 from tenter.runtime.clock import VirtualLoop, now
-from tenter.runtime.errors import StepFailed, TryAgain
+from tenter.runtime.errors import StepFailed
 from tenter.runtime.journal.memory import MemoryJournal
 from tenter.runtime.run.context import current_program
 from tenter.runtime.run.early import EarlyCall
@@ -37,7 +36,6 @@ from tenter.tools import Tool, tool_context
 from tenter.tools.python import python_tool
 from tenter.tools.registry import Touched
 
-PIECE, PIECE_S = 4, 0.1  # characters, and how long they take
 LOG: list[str] = []
 
 
@@ -55,27 +53,6 @@ def log() -> list[str]:
 
 def call(tool: str, **arguments: Any) -> str:
     return f"<tool_call>{json.dumps({'name': tool, 'arguments': arguments})}</tool_call>"
-
-
-class Typist(FakeBackend):
-    """Writes one line after the other, piece by piece; breaks off where a line has "!". A fake."""
-
-    def __init__(self, *lines: str) -> None:
-        super().__init__(remember=True)
-        self._lines = list(lines)
-
-    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
-        self.asked.append(self.tokenizer.decode(list(request.token_ids)))
-        line = self._lines.pop(0)
-        for start in range(0, len(line), PIECE):
-            await anyio.sleep(PIECE_S)
-            piece = line[start : start + PIECE]
-            if "!" in piece:
-                raise TryAgain("the line was cut")
-            if request.stream:
-                yield Chunk(piece)
-        usage = Usage(prompt_tokens=len(request.token_ids), output_tokens=len(line))
-        yield Chunk("" if request.stream else line, finish="stop", usage=usage)
 
 
 async def look(place: str, s: float = 1.0) -> str:

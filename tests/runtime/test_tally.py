@@ -13,10 +13,13 @@ from tenter.runtime.report.tally import (
     error_kind,
 )
 from tenter.runtime.scheduler.events import (
+    CallBroke,
     CallEnded,
+    CallReady,
     CallShared,
     Dispatch,
     Drain,
+    DropCall,
     ProgramArrived,
     ProgramEnded,
     RunEnded,
@@ -106,6 +109,57 @@ def test_a_resumed_run_counts_its_rows_anew_and_its_costs_on():
     assert (snapshot.rows_done, snapshot.rows_resumed, snapshot.rows_finished) == (1, 2, 3)
     assert (snapshot.programs_live, snapshot.total.calls, snapshot.elapsed_s) == (0, 4, 7.0)
     assert "3 of 4 done, 0 failed (2 before)" in render(snapshot)
+
+
+def test_rows_that_failed_before_a_resume_are_not_told_as_done():
+    snapshot = tally(
+        (0.0, started(resumed_rows=3, resumed_failed=1)),
+        (1.0, ProgramEnded(program="p2", row=2, ok=False, error="CallFailed: no answer")),
+    ).snapshot()
+    assert (snapshot.done_in_all, snapshot.failed_in_all, snapshot.rows_finished) == (2, 2, 4)
+    assert "2 of 4 done, 2 failed (3 before)" in render(snapshot)
+
+
+def ready(name: str) -> CallReady:
+    return CallReady(call=name, program="p0", step="kind", model="m", prompt_tokens=9, max_tokens=9)
+
+
+def test_waits_in_our_own_line_are_told_beside_those_on_the_worker():
+    snapshot = tally(
+        (0.0, started()),
+        (0.0, ready("c")),
+        (0.0, ready("dropped")),
+        (2.0, Dispatch(call="c", worker="w", priority=0.0)),
+        (3.0, CallBroke(call="c", worker="w", error="503")),
+        (5.0, Dispatch(call="c", worker="w", priority=0.0)),
+        (5.0, DropCall(call="dropped", reason="503")),
+        (6.0, call("kind", queue_s=0.5)),
+    ).snapshot()
+    assert snapshot.steps["kind"].waited_s == 2.0
+    assert summary(snapshot)["seconds"]["queue"] == 2.5
+
+
+def test_attempts_without_an_answer_are_counted_by_what_the_server_said():
+    at = "http://127.0.0.1:8000/v1/chat/completions: "
+    snapshot = tally(
+        (0.0, started()),
+        (1.0, CallBroke(call="a", worker="w", error=at + "status 429: slow down, 12 s")),
+        (1.0, CallBroke(call="b", worker="w", error=at + "the server stalled: nothing came")),
+        (2.0, CallBroke(call="a", worker="w", error=at + "status 429: slow down, 9 s")),
+    ).snapshot()
+    assert snapshot.broken == {"status 429": 2, "the server stalled": 1}
+    assert summary(snapshot)["calls"]["broken_by"] == snapshot.broken
+    assert "3 attempts: 2 status 429, 1 the server stalled" in render(snapshot)
+
+
+def test_an_error_of_a_call_that_fails_its_row_is_told_once():
+    bad = "CallFailed: status 401: bad key"
+    snapshot = tally(
+        (0.0, started()),
+        (1.0, call("kind", "error", error=bad)),
+        (1.0, ProgramEnded(program="p", row=0, ok=False, error=f"step 'kind': {bad}")),
+    ).snapshot()
+    assert [error.count for error in snapshot.errors.values()] == [1]
 
 
 def test_memory_is_bounded():

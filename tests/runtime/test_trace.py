@@ -53,6 +53,7 @@ def test_a_line_is_one_object_with_time_and_type_first(tmp_path: Path):
         "workflow": "triage",
         "rows": 3,
         "resumed_rows": 0,
+        "resumed_failed": 0,
     }
 
 

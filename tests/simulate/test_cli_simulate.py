@@ -103,3 +103,26 @@ def test_a_report_is_one_page_that_fetches_nothing(
     assert text.count("<polyline") == 8 and text.count("<tr>") == 9
     for word in ("http:", "https:", "<script", "src=", "@import", "url("):
         assert word not in text
+
+
+FAKE = """\
+version: 1
+name: fake
+inputs: {text: string}
+models: {default: {backend: fake, reply: fine}}
+steps: {answer: {llm: "Say something about {{ text }}."}}
+output: "{{ answer }}"
+"""
+
+
+def test_a_run_is_given_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("fake.yaml").write_text(FAKE)
+    Path("table.csv").write_text("text\nsoup\nbread\n")
+    assert main(["map", "fake.yaml", "table.csv", "--out", "out.csv"]) == 0
+    assert main(["simulate", "last"]) == 0
+    assert ": 2 programs, 2 calls" in capsys.readouterr().err
+    assert main(["simulate", "run_none"]) == 2
+    assert "there is no run 'run_none'" in capsys.readouterr().err

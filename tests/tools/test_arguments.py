@@ -97,3 +97,8 @@ def test_a_default_belongs_to_one_call() -> None:
     _, check = arguments("t", {"tags": {"type": "array", "default": []}})
     check({})["tags"].append("mine")
     assert check({}) == {"tags": []}
+
+
+def test_a_type_written_as_yaml_writes_it_is_refused_with_the_cure() -> None:
+    with pytest.raises(InvalidTool, match=r"'id' is of a type, such as str.*it is the text 'int'"):
+        arguments("order", {"id": "int"})
