@@ -57,6 +57,19 @@ FOUND: dict[str, tuple[AnyStory, ...]] = {
             seed=6665,
         ),
     ),
+    "a process is frozen while it has the journal's lock": (
+        Story(
+            job="chain",
+            rows=("birch", "birch", "cedar"),
+            faults=(
+                Fault("broken after", 16),
+                Fault("freeze", 14, amount=38.0),
+                Fault("truncated", 4),
+            ),
+            workers=1,
+            seed=48750,
+        ),
+    ),
     "a process ends before its last result is stored, and another does that work again": (
         FleetStory(),
     ),

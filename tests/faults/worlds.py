@@ -42,6 +42,7 @@ LIMITS: dict[str, dict[str, Any]] = {
     "tokens": {"models": {"*": {"tokens_per_minute": TOKENS_PER_MINUTE}}},
     "tenants": {"tenants": {"*": {"max_running": 1, "max_live": 1}}},
 }
+REFUSED = ("is running already", "another process uses it")  # while a frozen one has the run
 MOST_LIVES = LIVES + 12  # by then no fault is left, and the job must have ended
 
 
@@ -260,7 +261,7 @@ class World(Account):
         except Stopped:
             end = None
         self._check()
-        if isinstance(end, JournalError) and "is running already" in str(end):
+        if isinstance(end, JournalError) and any(said in str(end) for said in REFUSED):
             self._leave(other)
             return (yield from self._go_on(frozen, other))
         frozen.taken_over = frozen.holds and other.journal is not None
