@@ -107,8 +107,8 @@ async def open_runtime(
         peers = await stack.enter_async_context(open_peers(home))
         if backends is None:
             backends = await stack.enter_async_context(open_backends(_specs(plain)))
-        if plain:
-            options.setdefault("scheduling", _scheduling(plain))
+        if plain and "scheduling" not in options:
+            options["scheduling"] = _scheduling(plain)
         opened = open_host(backends, results=results, peers=peers, **options)
         runtime = Runtime(await stack.enter_async_context(opened), plain)
         try:

@@ -57,6 +57,7 @@ class Outcome:
 async def map_table(spec: MapSpec, control: Control, tally: Tally) -> Outcome:
     """Run a workflow over every row of a table. Raises InvalidInput before anything runs."""
     job = Job(spec)
+    job.check_limits()
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine(job))
         run = new_run_id(time.time(), random.Random())

@@ -37,17 +37,20 @@ class RowWork:
         self.workflow = load_workflow(spec.workflow)
         check_tenant(spec.tenant, self.workflow)
         self.models = models_of(self.workflow, spec.models)
+
+    def check_limits(self) -> None:
+        """Refuse limits that nothing would heed."""
         scheduling = self.scheduling()
-        check_limited(scheduling.limits, self.pools)
+        own = "models" in self.spec.limits  # else the workflow's, meant for its own models
+        check_limited(scheduling.limits, self.pools if own else pools(model_specs(self.workflow)))
         named = [name for name in scheduling.limits.get("tenants", {}) if name != ALL]
         if named and scheduling.tenant is None:
             raise InvalidInput(f"limits.tenants.{named[0]}: say with --tenant whose a row is")
 
     @property
     def pools(self) -> dict[str, str]:
-        """For each model the one whose workers serve it: models with equal settings share them."""
-        same = {name: (spec.backend, spec.options) for name, spec in self.models.items()}
-        return {name: next(o for o in same if same[o] == same[name]) for name in same}
+        """For each model the one whose workers serve it."""
+        return pools(self.models)
 
     @property
     def without(self) -> frozenset[str]:
@@ -115,6 +118,12 @@ class RowWork:
             spec.time_limit_s,
             json.dumps(dict(wish.limits)),
         )
+
+
+def pools(models: Mapping[str, ModelSpec]) -> dict[str, str]:
+    """For each model the one whose workers serve it: models with equal settings share them."""
+    same = {name: (spec.backend, spec.options) for name, spec in models.items()}
+    return {name: next(o for o in same if same[o] == same[name]) for name in same}
 
 
 def models_of(workflow: Workflow, overrides: Mapping[str, str]) -> dict[str, ModelSpec]:

@@ -102,9 +102,9 @@ def check_limited(limits: Mapping[str, Any], pools: Mapping[str, str]) -> None:
 
 def changed_limits(before: str, text: str, pools: Mapping[str, str]) -> dict[str, Any]:
     """Limits in force, where `text` names those that change, by their first keys."""
-    old = read_limits(before)
-    new = {**old, **read_limits(text)}
-    check_limited(new, pools)
+    old, given = read_limits(before), read_limits(text)
+    new = {**old, **given}
+    check_limited(given, pools)
     if Limits.read(new).past_future != Limits.read(old).past_future:
         raise InvalidInput("--limits: past_future cannot be changed while a run goes on")
     return new

@@ -173,7 +173,7 @@ class TurnWork:
     def done(self, answer: Answer) -> None:
         """Record what was said, and hand it on."""
         host, owner = self._host, self._owner
-        if owner.ended or host.was_withdrawn(self.request.call):
+        if host.was_withdrawn(self.request.call) or owner.ended:
             host.abandon(self._key)
             return
         try:

@@ -108,6 +108,11 @@ class EarlyCall:
     def _ran_s(self) -> float:
         return (now() if self.ended_s is None else self.ended_s) - self.began_s
 
+    def stop(self) -> None:
+        """Whoever took it over has given it up."""
+        if self._task is not None:
+            self._task.cancel()
+
     def drop(self) -> None:
         """Nobody will take it over."""
         if self._open:

@@ -8,18 +8,22 @@ class Gate:
 
     def __init__(self) -> None:
         self.shut = False
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: list[tuple[tuple[str, str], Callable[[], None]]] = []
 
     def close(self) -> None:
         self.shut = True
 
-    def wait(self, go_on: Callable[[], None]) -> None:
-        """Have `go_on` called when the gate opens."""
-        self._waiting.append(go_on)
+    def wait(self, program: str, path: str, go_on: Callable[[], None]) -> None:
+        """Have `go_on` called when the gate opens, for the step at `path` of a program."""
+        self._waiting.append(((program, path), go_on))
+
+    def forget(self, program: str, path: str) -> None:
+        """The step is not wanted any more."""
+        self._waiting = [each for each in self._waiting if each[0] != (program, path)]
 
     def open(self) -> None:
         """Let go on what waits, in the order in which it came."""
         self.shut = False
         waiting, self._waiting = self._waiting, []
-        for go_on in waiting:
+        for _, go_on in waiting:
             go_on()

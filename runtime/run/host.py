@@ -194,6 +194,7 @@ class Host(StepResults):
             signature = work.signature
         if owner.ended or self.closing or self._awaited(signature):
             return
+        self.gate.forget(owner.name, path)
         if part is not None:
             self._withdrawn.add(part)
             part.cancel()

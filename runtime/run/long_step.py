@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from .owner import Owner
 from .sharing import Settled
+from .speech import ListenerFailed
 
 if TYPE_CHECKING:
     from .host import Host
@@ -43,6 +44,9 @@ class LongStep:
             owner.note(error)
         if owner.ended:
             host.abandon(self.signature)
+        elif isinstance(error, ListenerFailed):
+            host.abandon(self.signature)
+            self._done(None, error)
         elif error is not None:
             host.failed(self.signature, error, self._done)
         else:

@@ -44,8 +44,11 @@ def raised_at(error: BaseException) -> str:
 
 
 def _told(error: BaseException) -> str:
-    text = str(error).strip()
     kind = type(error).__name__
+    try:
+        text = str(error).strip()
+    except Exception:  # an author's __str__
+        text = ""
     said = text if isinstance(error, TenterError) else f"{kind}: {text}" if text else kind
     at = raised_at(error)
     return f"{said} ({at})" if at else said

@@ -82,6 +82,7 @@ class ReduceWork(LongStep):
             return alone or _fits(asking.chat(self._with(items[first:last])), asking, self._limit)
 
         folds: list[asyncio.Future[Any]] = []
+        paths: list[str] = []
         behind = [0]
         try:
             for first, last in batches(len(items), fits):
@@ -93,13 +94,18 @@ class ReduceWork(LongStep):
                     waiter.settle(items[first], None)
                 else:
                     values = self._with(items[first:last])
+                    paths.append(path)
                     self._host.answer(self._owner, path, asking, values, waiter.settle)
                 if len(folds) % OPEN_FOLDS == 0:
                     await asyncio.gather(*folds)
                 await asyncio.sleep(0)  # a long list is cut for seconds: others have their turn
+            return await asyncio.gather(*folds), behind[1:]
         except DoesNotFit as error:
             raise self._too_long(f"item {error.index}", "a call by itself") from None
-        return await asyncio.gather(*folds), behind[1:]
+        except asyncio.CancelledError:  # the step was given up
+            for path in paths:
+                self._host.withdraw(self._owner, path)
+            raise
 
     def _with(self, items: list[Any]) -> dict[str, Any]:
         return {**self._values, self._reduce.over: items}

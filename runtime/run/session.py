@@ -265,6 +265,8 @@ class ChatSession:
         message = read_turn(said.text, [tool.name for tool in tools])
         if teller is not None:
             teller.ended(said.text, bool(message.tool_calls))
+            if teller.failure is not None:
+                raise teller.failure
         if self._early is not None:
             self._early.keep(message.tool_calls)
         written = said.token_ids or tuple(self._model.tokenizer.encode(said.text))
@@ -314,8 +316,17 @@ class ChatSession:
         work = TurnWork(
             host, program.owner, self._step, self._model, turn, key, waiter.settle, hearers
         )
+        if teller is not None:
+            teller.failed = partial(waiter.settle, None)
         host.share(program.owner, turn.path, self._step, key, work.start, waiter.settle)
-        return read_said(await program.result(waiter, turn.path))
+        try:
+            return read_said(await program.result(waiter, turn.path))
+        except BaseException:
+            if teller is not None:
+                if teller.failure is not None:
+                    host.withdraw(program.owner, turn.path)
+                teller.close()
+            raise
 
     def _early_calls(self, turn: str, offered: list[Tool]) -> EarlyCalls | None:
         """What starts the calls of the turn at that path before it ends, if any may."""

@@ -1,9 +1,12 @@
 """What models say in chats, told while they write it."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..calls import Chunk
+from ..errors import StepFailed
+from .raised import failure_of
 from .turns import CALL_END, CALL_TAG, PYTHON_TAG
 
 
@@ -18,10 +21,15 @@ class Piece:
 OnText = Callable[[Piece], None]
 
 
+class ListenerFailed(StepFailed):
+    """An `on_text` raised: its own program fails, and no other that waits for equal work."""
+
+
 class Teller:
     """Tells one turn's text while it grows (a `chat_work.Hearer`): all but its calls of tools.
 
-    Where an answer begins anew, what was told is not told again.
+    Where an answer begins anew, what was told is not told again. Where the listener fails, nothing
+    more is told, and `failed` hears of it: the turn may be somebody else's too.
     """
 
     def __init__(self, chat: str, tell: OnText, has_tools: bool) -> None:
@@ -29,7 +37,14 @@ class Teller:
         self._tell = tell
         self._has_tools = has_tools
         self._told = 0  # characters
+        self._closed = False
+        self.failure: ListenerFailed | None = None
+        self.failed: Callable[[Exception], None] | None = None
         self.restart()
+
+    def close(self) -> None:
+        """Nobody waits for the turn any more: tell nothing more of it."""
+        self._closed = True
 
     def restart(self) -> None:
         """The answer begins anew."""
@@ -40,7 +55,8 @@ class Teller:
 
     def heard(self, chunk: Chunk) -> None:
         """Take the next piece."""
-        self._take(chunk.text)
+        if not self._closed:
+            self._take(chunk.text)
 
     def ended(self, text: str, calls: bool) -> None:
         """The turn has ended, with this `text` in all; does it call tools?"""
@@ -72,9 +88,21 @@ class Teller:
     def _say(self, text: str) -> None:
         new = text[max(0, self._told - self._said) :]
         self._said += len(text)
-        if new:
-            self._told = self._said
+        if not new or self._closed:
+            return
+        self._told = self._said
+        try:
             self._tell(Piece(self._chat, new))
+        except asyncio.CancelledError:
+            self._fail("CancelledError")
+        except Exception as error:
+            self._fail(str(failure_of(error)))
+
+    def _fail(self, why: str) -> None:
+        self.failure = ListenerFailed(f"on_text raised {why}")
+        self.close()
+        if self.failed is not None:
+            self.failed(self.failure)
 
 
 def _may_begin(tag: str, text: str) -> int:

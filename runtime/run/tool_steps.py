@@ -64,7 +64,7 @@ class ToolSteps:
                 self._begin(owner, path, step, tool, values, done, early)
 
         if gate.shut:
-            gate.wait(begin)
+            gate.wait(owner.name, path, begin)
         else:
             begin()
 
@@ -224,6 +224,8 @@ class ToolSteps:
             ended_s = now() if early is None or early.ended_s is None else early.ended_s
         except asyncio.CancelledError:
             if not call.owner.ended:  # it goes on without the tool
+                if early is not None:
+                    early.stop()
                 send(_ended(started, now() - started_s, ToolFailed("it was given up")))
             raise
         finally:

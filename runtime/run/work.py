@@ -128,7 +128,7 @@ class LLMWork:
         """Read the answer and record the step's value."""
         if self._host.planned is not None:
             self._host.planned.answered(self.request.call, self.step, answer)
-        if self._call.owner.ended or self._host.was_withdrawn(self.request.call):
+        if self._host.was_withdrawn(self.request.call) or self._call.owner.ended:
             self._host.abandon(self._call.signature)
             return
         try:

@@ -89,8 +89,8 @@ class Forecast:
         for key in ((model, ""), (model, event.step)):
             if key in self._outputs or len(self._outputs) < STEPS:
                 self._outputs.setdefault(key, outputs_seen()).add(event.output_tokens)
-        if not event.output_tokens:
-            return
+        if event.output_tokens < 2 or event.decode_s <= 0:
+            return  # it tells no pace: with many such answers there would be no time left per token
         first_s, per_s = event.queue_s + event.prefill_s, event.decode_s / event.output_tokens
         before = self._pace.get(model, (first_s, per_s))
         self._pace[model] = (
@@ -166,9 +166,10 @@ class Forecast:
         entered, future = ahead.calls[call], ahead.futures[number]
         produced = ahead.now - entered.first
         end = entered.first + self._length(entered.ready, produced)
+        late = min(produced, entered.ready.max_tokens) * LATE
         future.remove(call, entered.ends[number])
-        entered.ends[number] = max(end, ahead.now + 1 + produced * LATE)
-        future.add(call, entered.ends[number], entered.used)
+        end = entered.ends[number] = max(end, ahead.now + 1 + late)
+        future.add(call, end, min(entered.used, entered.demand - end))  # its demand at the most
 
     def _length(self, call: CallReady, produced: float = 0) -> float:
         step = call.step if self._knows(call.model, call.step) else ""

@@ -163,7 +163,8 @@ class Attempts:
     def _call_broke(self, event: CallBroke, now_s: float, out: list[Command]) -> None:
         """Another attempt, after a while; a worker that fails call after call is probed first.
 
-        One that turns calls away is waited for like one that is gone, longer while it answers others.
+        Where all turn calls away they are waited for like those that are gone, longer while they
+        answer others.
         """
         call = self.calls.get(event.call)
         worker = self.workers.get(event.worker)
@@ -203,7 +204,8 @@ class Attempts:
         if call.refusals < MAX_ATTEMPTS or worker is None or worker.refused_s is None:
             return False
         call.refused_s = now_s if call.refused_s is None else call.refused_s
-        return now_s >= min(worker.refused_s + self._patience_s, call.refused_s + LONGEST_REFUSED_S)
+        since = [inf if w.refused_s is None else w.refused_s for w in self._fleet.of(worker.model)]
+        return now_s >= min(max(since) + self._patience_s, call.refused_s + LONGEST_REFUSED_S)
 
     def _give_back(self, call: CallState, now_s: float) -> None:
         """An attempt is over without an answer; what it used of a token budget is not known."""

@@ -204,10 +204,13 @@ class Fleet:
     def choose(
         self, calls: Sequence[CallState], workers: Sequence[WorkerState], now_s: float
     ) -> WorkerState | None:
-        """Of `workers`, those that may take all of `calls` now: the one with the least to do."""
+        """Of `workers`, those that may take all of `calls` now: the one with the least to do.
+
+        One that turned away its last call is taken where no other has room.
+        """
         first = calls[0]
         best: WorkerState | None = None
-        best_tokens = 0
+        least = (False, 0)
         for worker in workers:
             if not worker.open(now_s):
                 continue
@@ -222,9 +225,10 @@ class Fleet:
                 continue
             if len(workers) == 1:
                 return worker
-            tokens = worker.work_tokens - self._held(first, worker)
-            if best is None or tokens < best_tokens:
-                best, best_tokens = worker, tokens
+            refuses = worker.refused_s is not None
+            load = (refuses, worker.work_tokens - self._held(first, worker))
+            if best is None or load < least:
+                best, least = worker, load
         return best
 
     def planned(self, calls: Sequence[CallState], now_s: float) -> WorkerState | None:

@@ -21,6 +21,19 @@ from tenter.runtime.errors import JournalError
 from tenter.runtime.journal.store import Store
 from tenter.runtime.run.rows import RowRun
 
+TWO = """\
+version: 1
+name: two
+inputs: {text: string}
+models:
+  small: {backend: openai, url: "http://127.0.0.1:1/v1", model: a}
+  large: {backend: openai, url: "http://127.0.0.1:2/v1", model: b}
+scheduling: {limits: {models: {small: {max_running: 8}, large: {max_running: 2}}}}
+steps:
+  one: {llm: "a {{ text }}", model: small, max_tokens: 5}
+  two: {llm: "b {{ one }}", model: large, max_tokens: 5}
+output: "{{ two }}"
+"""
 ROUTE = """\
 version: 1
 name: route
@@ -195,6 +208,20 @@ def test_usage_and_invalid_input_are_one_line_and_exit_2(
     assert "Traceback" not in err
     assert not (project.folder / "o.csv").exists()
     assert not list((project.folder / "home").glob("runs/*")), "nothing was begun"
+
+
+def test_limits_of_a_workflow_hold_where_one_backend_stands_in_for_its_models(
+    project: Project,
+) -> None:
+    (project.folder / "two.yaml").write_text(TWO)
+    fakes = ("--model", "small=fake", "--model", "large=fake")
+    code, _, err = project.run("map", "two.yaml", "table.csv", "--out", "o.csv", *fakes)
+    assert code == 0, err
+
+    limits = ("--limits", "{models: {large: {max_running: 2}}}")
+    code, _, err = project.run("map", "two.yaml", "table.csv", "--out", "p.csv", *fakes, *limits)
+    assert code == 2
+    assert "'large' is served by the workers of 'small'; limit that one" in err
 
 
 def test_debug_shows_the_traceback(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

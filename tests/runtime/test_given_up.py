@@ -2,15 +2,17 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
+from typist import Typist
 
-from tenter.runtime import agent, llm, reason, session, tool, workflow
+from tenter.runtime import agent, llm, reason, reduce, session, tool, workflow
 from tenter.runtime.backends.fake import FakeBackend
 from tenter.runtime.clock import VirtualLoop, now
-from tenter.runtime.run.local import run_workflow
+from tenter.runtime.run.local import open_host, run_program, run_workflow
 from tenter.runtime.scheduler.events import ToolEnded
 from tenter.runtime.trace import MemoryTrace
 
@@ -38,6 +40,7 @@ pay = tool(effect="once", name="pay")(wait)
 sum_up = llm("Sum up: {{ text }}")
 think = reason("How many? {{ text }}", strategy="self-consistency", n=4, max_tokens=50)
 helper = agent("Help: {{ text }}", tools=[rest])
+total = reduce("Sum:{% for part in parts %} {{ part }}{% endfor %}", over="parts", max_tokens=8)
 
 
 class Slow(FakeBackend):
@@ -133,3 +136,63 @@ async def test_what_was_given_up_can_be_asked_for_again() -> None:
         return await sum_up(text="a")
 
     assert await run_workflow(again.workflow, {"x": 1}, backends={"default": backend}) == "done"
+
+
+async def test_the_folds_of_a_tree_are_broken_off() -> None:
+    backend = Slow()
+    backend.capabilities = replace(backend.capabilities, context_tokens=60)
+
+    @workflow
+    async def given_up(x: int) -> tuple[int, int]:
+        assert await gave_up(total(parts=[str(n) * 10 for n in range(30)]), 3)
+        before = len(backend.running)
+        await anyio.sleep(0.1)
+        return before, len(backend.running)
+
+    result = await run_workflow(given_up.workflow, {"x": 1}, backends={"default": backend})
+    assert result[0] > 1
+    assert result[1] == 0
+
+
+async def test_a_call_that_was_started_early_is_cancelled_when_its_turn_is_over() -> None:
+    LOG.clear()
+    order = json.dumps({"name": "rest", "arguments": {"s": 100}})
+    backend = Typist(f"<tool_call>{order}</tool_call>")
+
+    @workflow
+    async def given_up(x: int) -> int:
+        assert await gave_up(session().run("a", tools=[rest], speculate=True), 20)
+        await anyio.sleep(200)
+        return x
+
+    await run_workflow(given_up.workflow, {"x": 1}, backends={"default": backend})
+    assert LOG == ["cancelled"]
+
+
+@pytest.mark.parametrize("work", [lambda: sum_up(text="a"), lambda: session().ask("a")])
+async def test_a_program_that_ends_before_what_it_gave_up_leaves_nothing(work: Any) -> None:
+    @workflow
+    async def given_up(x: int) -> bool:
+        return await gave_up(work(), 1)
+
+    async with open_host({"default": Slow()}) as host:
+        assert await run_program(host, given_up.workflow, {"x": 1})
+        await anyio.sleep(30)
+        assert not host._withdrawn
+        assert not host._parts
+
+
+async def test_a_tool_that_is_given_up_while_the_run_is_paused_never_starts() -> None:
+    LOG.clear()
+
+    @workflow
+    async def waits(x: int) -> bool:
+        return await gave_up(pay(s=1), 1) and not await gave_up(asyncio.sleep(20), 30)
+
+    async with open_host({"default": Slow()}) as host:
+        running = asyncio.ensure_future(run_program(host, waits.workflow, {"x": 1}))
+        host.gate.close()
+        await anyio.sleep(5)
+        host.gate.open()
+        assert await running
+    assert LOG == []

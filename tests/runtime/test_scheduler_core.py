@@ -396,6 +396,28 @@ def test_a_broken_attempt_is_repeated_after_a_rest_a_bounded_number_of_times(cor
     assert drop == DropCall(call="p/1", reason="503")
 
 
+def test_a_call_that_one_worker_turns_away_waits_for_another_that_answers(core: Core) -> None:
+    core.handle(up("m/0"), 0)
+    core.handle(up("m/1"), 0)
+    core.handle(arrived("p"), 0)
+    assert core.handle(ready("p/long", "p"), 0)[0] == Dispatch(
+        call="p/long", worker="m/0", priority=0
+    )
+    assert dispatched(core.handle(ready("p/1", "p"), 0)) == ["p/1"]
+
+    def turned_away(now_s: float) -> list[Command]:
+        """What comes when it is tried again, 40 s after m/1 has turned it away."""
+        commands = core.handle(broke("p/1", worker="m/1", after_s=1.0), now_s)
+        assert not any(isinstance(command, DropCall) for command in commands)
+        return core.handle(TimerFired(), now_s + 40)
+
+    for number in range(5):  # longer than there is patience with a worker that is gone
+        assert Dispatch(call="p/1", worker="m/1", priority=0) in turned_away(number * 41.0)
+    core.handle(done("p/long", "p"), 206.0)
+    free = Dispatch(call="p/1", worker="m/0", priority=0)
+    assert free in turned_away(207.0), "m/1 is as free, and refuses"
+
+
 def test_a_worker_that_asks_for_rest_gets_it_and_another_takes_its_calls(core: Core) -> None:
     core.handle(up("m/0"), 0)
     core.handle(arrived("p"), 0)

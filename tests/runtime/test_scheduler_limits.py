@@ -328,6 +328,32 @@ def test_calls_that_take_longer_than_all_before_keep_what_they_have_taken() -> N
     assert bench.ask("p/late", 100, 900) == []
 
 
+def test_answers_that_took_no_time_tell_no_pace() -> None:
+    bench = Bench(Limits(), slots=64, kv=4_000)
+    bench.program("p")
+    bench.answered("s", 50)
+    for index in range(400):  # one-token answers, as of choices: no time passes between tokens
+        bench.ask(f"p/tick{index}", 100, 900, step="tick")
+        bench.end(f"p/tick{index}", 100, 1 + index % 2, "tick", decode_s=0.0)
+    admitted = 0
+    for index in range(40):
+        bench.now_s += 0.001
+        admitted += len(bench.ask(f"p/{index}", 100, 900))
+    assert 20 <= admitted <= 30
+
+
+def test_a_call_that_takes_for_ever_holds_no_more_than_it_may() -> None:
+    def admitted(now_s: float) -> int:
+        bench = Bench(Limits(), slots=64, kv=4_000)
+        bench.program("p")
+        bench.answered("s", 50)
+        assert bench.ask("p/slow", 100, 900) == ["p/slow"]
+        bench.now_s = now_s
+        return sum(len(bench.ask(f"p/{index}", 100, 900)) for index in range(40))
+
+    assert 17 <= admitted(1000.0) <= admitted(0.0)
+
+
 def test_what_a_group_begins_with_is_expected_once() -> None:
     def admitted(group: str | None) -> int:
         bench = Bench(Limits(), slots=64, kv=4_000, joins=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -14,6 +15,7 @@ from tenter.runtime.backends.fake import FakeBackend
 from tenter.runtime.clock import VirtualLoop
 from tenter.runtime.errors import InvalidConfig, InvalidInput, InvalidWorkflow, StepFailed
 from tenter.runtime.run.speech import Piece
+from tenter.runtime.workflow import Scheduling
 
 
 @pytest.fixture
@@ -113,6 +115,16 @@ async def test_workflows_that_disagree_about_a_model_are_refused() -> None:
             pass
 
 
+async def test_workflows_that_disagree_about_scheduling_run_where_it_is_said() -> None:
+    other = replace(feel.workflow, scheduling=Scheduling(order="fcfs"))
+    backends = {"default": FakeBackend()}
+    with pytest.raises(InvalidConfig, match="say scheduling="):
+        async with open_runtime(seek, other, backends=backends):
+            pass
+    async with open_runtime(seek, other, backends=backends, scheduling=Scheduling()) as runtime:
+        assert await runtime.run(other, {"thing": "it"}) in ("good", "bad")
+
+
 async def test_text_is_told_as_it_comes_without_the_calls_in_it() -> None:
     backend = Typist(f"I look.\n{call('attic')}", "Dust < dirt!", "Dust < dirt.")
     pieces: list[Piece] = []
@@ -139,6 +151,54 @@ async def test_a_listener_that_raises_fails_its_own_request() -> None:
     async with open_runtime(answer, backends={"default": Typist("a long answer")}) as runtime:
         with pytest.raises(StepFailed, match="the client is gone"):
             await runtime.run(answer, {"question": "a"}, on_text=gone)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("gone"), asyncio.CancelledError()])
+async def test_a_listener_that_raises_fails_no_other_request(error: BaseException) -> None:
+    def gone(piece: Piece) -> None:
+        raise error
+
+    backend = Typist("a long answer", "a long answer", "another")
+    async with open_runtime(answer, backends={"default": backend}) as runtime:
+        fails = asyncio.ensure_future(runtime.run(answer, {"question": "a"}, on_text=gone))
+        joins = asyncio.ensure_future(runtime.run(answer, {"question": "a"}))
+        with pytest.raises(StepFailed, match="gone|CancelledError"):
+            await fails
+        assert await joins == Answer(text="a long answer")
+        assert await runtime.run(answer, {"question": "b"}) != await joins
+
+
+async def test_a_listener_that_raises_fails_no_equal_agent() -> None:
+    def gone(piece: Piece) -> None:
+        raise ConnectionError("gone")
+
+    async with open_runtime(seek, backends={"default": Typist("in it", "in it")}) as runtime:
+        fails = asyncio.ensure_future(runtime.run(seek, {"thing": "it"}, on_text=gone))
+        joins = asyncio.ensure_future(runtime.run(seek, {"thing": "it"}))
+        with pytest.raises(StepFailed, match="gone"):
+            await fails
+        assert await joins == "in it"
+
+
+async def test_what_is_given_up_is_told_no_more() -> None:
+    pieces: list[Piece] = []
+
+    @workflow
+    async def two(x: int) -> int:
+        equal = asyncio.ensure_future(session().ask("a"))
+        await anyio.sleep(0.05)
+        other = asyncio.ensure_future(session().ask("a"))
+        await anyio.sleep(0.2)
+        equal.cancel()
+        await other
+        return x
+
+    async with open_runtime(two, backends={"default": Typist("a rather long answer")}) as runtime:
+        await runtime.run(two, {"x": 1}, on_text=pieces.append)
+    told = {each.chat: "" for each in pieces}
+    for each in pieces:
+        told[each.chat] += each.text
+    assert told == {"session": "a rather", "session#1": "a rather long answer"}
 
 
 async def test_a_chat_goes_on_in_the_next_request() -> None:
@@ -176,6 +236,21 @@ async def test_errors_of_an_authors_code_say_their_lines() -> None:
         with pytest.raises(StepFailed, match="^step 'broken': tool 'broken': KeyError") as caught:
             await runtime.run(grouped, {"x": 1})
     assert "test_serving.py:" in caught.value.__notes__[0], "beside the message: no model reads it"
+
+
+async def test_an_error_that_cannot_say_what_it_is_fails_its_own_request() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    @workflow
+    async def mute(x: int) -> int:
+        raise Mute
+
+    async with open_runtime(mute, answer, backends={"default": FakeBackend()}) as runtime:
+        with pytest.raises(StepFailed, match="Mute"):
+            await runtime.run(mute, {"x": 1})
+        await runtime.run(answer, {"question": "a"})
 
 
 async def test_a_result_is_what_its_annotation_promises() -> None:
