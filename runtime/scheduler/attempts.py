@@ -157,7 +157,8 @@ class Attempts:
                 self.kept.grow(call, event, out)
         if call.ready.chain is not None and event.finish == "length":
             self._waiting.linger(call.ready.model, now_s)
-        self._end_call(call, context, context if program is not None else 0, now_s, out)
+        used = context if event.prompt_tokens else need(call.ready)  # not told: perhaps all it might
+        self._end_call(call, used, context if program is not None else 0, now_s, out)
         self._pause_programs(call.ready.model, out)
 
     def _call_broke(self, event: CallBroke, now_s: float, out: list[Command]) -> None:

@@ -144,6 +144,7 @@ class _AtOnce:
 def _work_off(journal: journal_sqlite.SqliteJournal, file: Any) -> None:
     here = life()
     here.opened(journal, file)
+    file.set_status = here.noted(file.set_status)
     journal._jobs = _Jobs(journal, here)  # type: ignore[assignment]
 
 

@@ -36,6 +36,7 @@ class Life:
         self.taken_over = False  # by another process, while it was frozen
         self.journal: Any = None
         self.closed = False  # the journal, by itself
+        self.status = "running"  # of the run, as this life has recorded it
         self.operations = 0
         self.fired: list[Fault] = []
         self.spent: list[tuple[float, int]] = []  # when, and tokens of a prompt
@@ -180,6 +181,15 @@ class Life:
         self.journal = journal
         if not self.over:
             self._guard(self.world.book.audit, file)
+
+    def noted(self, set_status: Callable[..., None]) -> Callable[..., None]:
+        """The same; what status the run has is known here once it is recorded."""
+
+        def noting(status: str, *summary: Any) -> None:
+            set_status(status, *summary)
+            self.status = status
+
+        return noting
 
     def heard(
         self, journal: Any, entry: Any, then: Callable[[], None] | None, sync: bool

@@ -57,6 +57,25 @@ FOUND: dict[str, tuple[AnyStory, ...]] = {
             seed=6665,
         ),
     ),
+    "a process is frozen when it has recorded that its run is paused": (
+        Story(
+            job="racing",
+            rows=("ash",),
+            faults=(Fault("abort", 22), Fault("freeze", 33, amount=53.0)),
+            workers=1,
+            seed=70518,
+        ),
+    ),
+    "an answer that breaks off does not tell what it took of the tokens per minute": (
+        Story(
+            job="chatting",
+            rows=("elm", "elm", "birch"),
+            faults=(Fault("denied", 14), Fault("truncated", 4)),
+            workers=1,
+            limit="tokens",
+            seed=57219,
+        ),
+    ),
     "a process is frozen while it has the journal's lock": (
         Story(
             job="chain",

@@ -264,7 +264,8 @@ class World(Account):
         if isinstance(end, JournalError) and any(said in str(end) for said in REFUSED):
             self._leave(other)
             return (yield from self._go_on(frozen, other))
-        frozen.taken_over = frozen.holds and other.journal is not None
+        has_run = frozen.holds and frozen.status == "running"
+        frozen.taken_over = has_run and other.journal is not None
         yield from self._go_on(frozen, other)
         if end is None:
             return (yield from self._go_on(other, frozen))

@@ -290,6 +290,16 @@ def test_calls_without_a_session_are_never_held_for_the_working_set() -> None:
     assert turn(bench, "c", 1, 300, session=False) == ["c/1"]
 
 
+def test_an_answer_that_breaks_off_may_have_taken_all_it_might() -> None:
+    bench = Bench(Limits(models={"m": Limit(tokens_per_minute=600)}))
+    bench.program("p")
+    assert bench.ask("p/1", 100, 400) == ["p/1"]
+    broken = CallEnded(call="p/1", program="p", step="s", finish="error", error="no finish")
+
+    assert sent(bench.tell(broken)) == []
+    assert bench.ask("p/2", 100, 400) == []
+
+
 # ---- what is expected to fit --------------------------------------------------------------------
 
 
