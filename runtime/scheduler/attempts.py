@@ -143,7 +143,7 @@ class Attempts:
         self._fleet.learn(call, event)
         worker = self.workers.get(call.worker or "")
         if worker is not None and event.finish in ("stop", "length"):
-            worker.refused_s = None
+            worker.answered()
         work = self._waiting.worked(call, event)
         context = event.prompt_tokens + event.output_tokens
         program = self.programs.get(event.program)
@@ -157,7 +157,9 @@ class Attempts:
                 self.kept.grow(call, event, out)
         if call.ready.chain is not None and event.finish == "length":
             self._waiting.linger(call.ready.model, now_s)
-        used = context if event.prompt_tokens else need(call.ready)  # not told: perhaps all it might
+        used = (
+            context if event.prompt_tokens else need(call.ready)
+        )  # not told: perhaps all it might
         self._end_call(call, used, context if program is not None else 0, now_s, out)
         self._pause_programs(call.ready.model, out)
 
@@ -178,8 +180,7 @@ class Attempts:
             if not event.after_s:
                 worker.broken += 1
             else:  # overloaded, and well enough to say so
-                worker.refused_s = now_s if worker.refused_s is None else worker.refused_s
-                worker.rest_until_s = max(worker.rest_until_s, now_s + event.after_s)
+                worker.refused(event.after_s, now_s)
                 self._timers.add(worker.rest_until_s, "rest", worker.name, len(self.calls))
         if call is not None and mine:
             self._give_back(call, now_s)

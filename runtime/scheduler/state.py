@@ -1,11 +1,15 @@
 """The nouns that the scheduler's core keeps, and the frozen view that policies see."""
 
 from dataclasses import dataclass, field
+from math import inf
 
 import msgspec
 
 from .events import CallReady
 from .placement import Residency
+
+PROBED = 0.5  # so many calls more at once may a worker get, per answer, that has turned some away
+REST_GROWTH = 1 / 8  # of the time since it answers none: how long it is left alone
 
 
 @dataclass(slots=True)
@@ -106,6 +110,7 @@ class WorkerState:
     suspect_until_s: float | None = None  # it is being probed until then; what runs there goes on
     rest_until_s: float = 0.0  # it asked to be left alone until then
     refused_s: float | None = None  # since when it turns calls away, and answers none
+    accepts: float = inf  # calls at once, as far as it has turned some away
     weighed_s: float = -1.0  # when its pins were last weighed against what waits
 
     share_tokens: int = field(init=False)  # of its KV tokens, what this process may fill
@@ -120,7 +125,23 @@ class WorkerState:
         """How many calls of ours it may run beside those of others."""
         if not self.running:
             return self.max_running
-        return max(1, min(self.share_slots, self.max_running - self.foreign))
+        return max(1, int(min(self.share_slots, self.max_running - self.foreign, self.accepts)))
+
+    def refused(self, after_s: float, now_s: float) -> None:
+        """It has turned a call away: it gets none for a while, and then as many as it has kept.
+
+        The while is `after_s`, or grows while it answers none.
+        """
+        if self.refused_s is None:
+            self.refused_s = now_s
+        self.accepts = max(1.0, min(self.accepts, len(self.running) - 1.0))
+        rest_s = max(after_s, (now_s - self.refused_s) * REST_GROWTH)
+        self.rest_until_s = max(self.rest_until_s, now_s + rest_s)
+
+    def answered(self) -> None:
+        """It has answered a call, and may be given more at once than before."""
+        self.refused_s = None
+        self.accepts += PROBED
 
     @property
     def suspect(self) -> bool:

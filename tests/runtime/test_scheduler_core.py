@@ -418,6 +418,34 @@ def test_a_call_that_one_worker_turns_away_waits_for_another_that_answers(core: 
     assert free in turned_away(207.0), "m/1 is as free, and refuses"
 
 
+@pytest.mark.parametrize(("takes", "most"), [(8, 2 * 300), (0, 64 + 60)])
+def test_a_worker_that_turns_calls_away_is_not_overrun(core: Core, takes: int, most: int) -> None:
+    """One that takes eight calls at once of 64 slots, and one that takes none for a minute."""
+    core.handle(up(slots=64), 0)
+    core.handle(arrived("p"), 0)
+    sent: list[str] = []
+    for index in range(300):
+        sent += dispatched(core.handle(ready(f"p/{index}", "p"), 0))
+    running: list[str] = []
+    now_s, refused, answered = 0.0, 0, 0
+    while answered < 300 and now_s < 60:
+        now_s += 0.05
+        found, sent = sent, []
+        for call in found:
+            if len(running) < takes:
+                running.append(call)
+                continue
+            refused += 1
+            sent += dispatched(core.handle(broke(call, after_s=0.1), now_s))
+        if running and not found:
+            answered += 1
+            sent += dispatched(core.handle(done(running.pop(0), "p"), now_s))
+        sent += dispatched(core.handle(TimerFired(), now_s))
+
+    assert refused <= most
+    assert answered == (300 if takes else 0)
+
+
 def test_a_worker_that_asks_for_rest_gets_it_and_another_takes_its_calls(core: Core) -> None:
     core.handle(up("m/0"), 0)
     core.handle(arrived("p"), 0)
