@@ -54,11 +54,13 @@ $(READY): | $(STAMPS)/torch
 	@$(PIP) install --editable '.[all]'
 	@touch $@
 
-# litellm only for the cl100k vocabulary in it, with which some benchmarks count tokens.
+# litellm only for the cl100k vocabulary in it, with which some benchmarks count tokens. OR-tools
+# for the exact optimum of small placements.
 $(READY_DEV): | $(READY)
 	@echo "installing what the tests and checks need"
 	@$(PIP) install --group dev
 	@$(PIP) install --no-deps litellm || echo "going on without it: benchmarks that count cl100k tokens will ask for it"
+	@$(PIP) install --group bench || echo "going on without it: benchmarks/placement.py leaves out its small cases"
 	@touch $@
 
 demo: $(READY)

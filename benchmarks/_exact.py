@@ -1,4 +1,4 @@
-"""The exact optimum of small placements, by OR-tools' CP-SAT (extra `bench`), for comparison.
+"""The exact optimum of small placements, by OR-tools' CP-SAT (group `bench`), for comparison.
 
 Calls run whole, each on one worker; what one takes depends on the call before it there. Times are
 rounded to milliseconds.

@@ -12,7 +12,7 @@ out: first loads, steps without a parent on the same model.
 
 Small cases in the manner of Helium (2603.16104, section on optimality; its own cases are not
 published): calls in layers, some with a common prefix, on two or three workers, beside the exact
-optimum (OR-tools, extra `bench`; without it they are left out).
+optimum (OR-tools, group `bench`; without it they are left out).
 
 Executed: the runtime carries the workflows out in virtual time, on simulated engines that serve one
 model each and batch what runs (`_placement_run.py`), by the placement, in equal shares, and without
