@@ -27,6 +27,8 @@ class Asked:
     workflow: str
     table: str | None
     limit: int | None
+    unnest: str | None
+    group_by: tuple[str, ...]
     models: Mapping[str, str]
     hardware: str | None
     preset: str | None
@@ -52,6 +54,8 @@ def explain_workflow(asked: Asked, analyzed: bool, json: bool) -> int:
             asked.workflow,
             asked.table,
             limit=asked.limit,
+            unnest=asked.unnest,
+            group_by=asked.group_by,
             models=asked.models,
             without=asked.without,
             hardware=asked.hardware,
@@ -87,6 +91,8 @@ def _run(asked: Asked, table: str, json: bool) -> int:
         table,
         asked.out or "",
         limit=asked.limit,
+        unnest=asked.unnest,
+        group_by=asked.group_by,
         models=asked.models,
         without=asked.without,
         home=asked.home,

@@ -1,5 +1,6 @@
 """What the command line says when something is wrong: one clear line each, and the exit code."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -49,6 +50,11 @@ def _first_line(error: BaseException) -> str:
 def _notes(error: BaseException) -> list[str]:
     """Where it came from, in brackets."""
     return [f"({note})" for note in getattr(error, "__notes__", ())]
+
+
+def resume_command(run: str, home: str | None) -> str:
+    """What goes on with a run."""
+    return f"tenter resume {run}" + (f" --home {shlex.quote(home)}" if home else "")
 
 
 def say(line: str) -> None:

@@ -1,21 +1,32 @@
 """The commands that only look: at workflows before they run, and at runs afterwards."""
 
 import json as jsonlib
-import shlex
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..planner.graph import Graph
-from .cli_failure import say
+from .cli_failure import resume_command, say
 from .errors import InvalidInput, InvalidWorkflow, JournalError, Problem
 from .journal.base import RunInfo
 from .journal.store import Store
 from .load import load_workflow
 from .report.expected import kind_of
+from .report.tally import TallySnapshot
 from .workflow import Workflow
 
+SETTINGS = (
+    "table",
+    "unnest",
+    "group_by",
+    "out",
+    "limit",
+    "columns",
+    "models",
+    "concurrency",
+    "max_errors",
+)  # of a run that are shown
 ASKED = 10  # requests to a run that are shown, the last ones
 
 # ---- before ------------------------------------------------------------------------------------
@@ -221,38 +232,38 @@ def show_run(run: str, home: str | None, json: bool) -> int:
     if trace.exists():
         print(f"\n{_told_by(trace)}")
     if info.status in ("paused", "failed"):
-        print(
-            f"\nto go on: tenter resume {name}" + (f" --home {shlex.quote(home)}" if home else "")
-        )
+        print(f"\nto go on: {resume_command(name, home)}")
     return 0
 
 
 def _settings(info: RunInfo) -> Iterator[tuple[str, str]]:
     """What the run was asked to do, where it differs from the default."""
-    given: dict[str, Any] = jsonlib.loads(info.manifest.settings.get("spec", "{}"))
-    for name in ("table", "out", "limit", "columns", "models", "concurrency", "max_errors"):
+    from .jobs.spec import settings_of
+
+    given = settings_of(info.manifest)
+    for name in SETTINGS:
         value = given.get(name)
-        if value not in (None, [], {}):
+        if value not in (None, (), {}):
             yield name, value if isinstance(value, str) else jsonlib.dumps(value)
 
 
 def _report(trace: Path) -> dict[str, Any]:
     """The figures of a run for programs, from its trace."""
     from .report.summary import summary
-    from .report.tally import Tally
-    from .trace import read
 
-    if not trace.exists():
-        return {}
-    tally = Tally()
-    for at_s, record in read(trace):
-        tally.add(at_s, record)
-    return {"report": summary(tally.snapshot())}
+    return {"report": summary(_tallied(trace)[0])} if trace.exists() else {}
 
 
 def _told_by(trace: Path) -> str:
     """The summary of a run, and what it was asked while it ran, from its trace."""
     from .report.summary import render
+
+    snapshot, asked = _tallied(trace)
+    return "\n".join((render(snapshot), *(("", *asked) if asked else ())))
+
+
+def _tallied(trace: Path) -> tuple[TallySnapshot, Sequence[str]]:
+    """The sums of a trace, and the last requests to its run."""
     from .report.tally import Tally
     from .scheduler.events import Asked
     from .trace import read
@@ -263,7 +274,7 @@ def _told_by(trace: Path) -> str:
         tally.add(at_s, record)
         if isinstance(record, Asked):
             asked.append(f"{record.at}  {record.by}  {record.what}: {record.said}")
-    return "\n".join((render(tally.snapshot()), *(("", *asked) if asked else ())))
+    return tally.snapshot(), asked
 
 
 def _emit(record: dict[str, Any]) -> None:

@@ -15,6 +15,18 @@ Home = Annotated[
 Json = Annotated[bool, Parameter(name="--json", help="Only JSON lines on stdout.", negative=())]
 Concurrency = Annotated[int | None, Parameter(help="Rows in flight at most.")]
 Workflow = Annotated[str, Parameter(help="`pipeline.yaml`, `file.py:name` or `module:name`.")]
+Unnest = Annotated[
+    str | None,
+    Parameter(help="A column of lists: a row for each item of them, instead of for each list."),
+]
+GroupBy = Annotated[
+    tuple[str, ...],
+    Parameter(
+        help="Columns: a row for each group of rows that are equal in them; the other columns hold "
+        "lists, and `rows` whole rows.",
+        negative=(),
+    ),
+]
 Models = Annotated[
     tuple[str, ...],
     Parameter(

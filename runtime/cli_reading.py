@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from .cli_options import Cache, Home, Json, Models, Workflow, listed
+from .cli_options import Cache, GroupBy, Home, Json, Models, Unnest, Workflow, listed
 
 
 def explain(
@@ -32,6 +32,8 @@ def explain(
         Parameter(alias="-o", help="With --analyze: keep the run, and its answers in this file."),
     ] = None,
     limit: Annotated[int | None, Parameter(help="Only the first rows.")] = None,
+    unnest: Unnest = None,
+    group_by: GroupBy = (),
     model: Models = (),
     cache: Cache = None,
     hardware: Annotated[
@@ -69,6 +71,8 @@ def explain(
         workflow,
         table,
         limit,
+        unnest,
+        listed(group_by),
         overrides(model),
         hardware,
         preset,

@@ -8,12 +8,14 @@ from .cli_operate import Budget, TimeLimit, seconds_of
 from .cli_options import (
     Cache,
     Concurrency,
+    GroupBy,
     Home,
     Json,
     Models,
     RayAddress,
     RayResources,
     Shards,
+    Unnest,
     Workflow,
     listed,
 )
@@ -52,9 +54,13 @@ def map(
     columns: Annotated[
         tuple[str, ...],
         Parameter(
-            help="Input columns to keep in the output: `id,ticket`. Default: all.", negative=()
+            help="Input columns to keep in the output: `id,ticket`. Default: all, of groups those "
+            "of --group-by.",
+            negative=(),
         ),
     ] = (),
+    unnest: Unnest = None,
+    group_by: GroupBy = (),
     model: Models = (),
     concurrency: Concurrency = None,
     max_errors: Annotated[
@@ -128,6 +134,7 @@ def map(
     ```
     tenter map triage.yaml tickets.csv --out answers.csv --limit 20
     tenter map flows.py:triage tickets.parquet --out answers.parquet --columns id
+    tenter map digest.yaml reviews.csv --out digests.csv --group-by product
     tenter map triage.yaml tickets.csv --out answers.csv --engine ray --shards 4
     ```
     """
@@ -140,6 +147,8 @@ def map(
         out=out,
         columns=listed(columns),
         limit=limit,
+        unnest=unnest,
+        group_by=listed(group_by),
         models=overrides(model),
         home=home,
         concurrency=concurrency,

@@ -2,7 +2,6 @@
 
 import json as jsonlib
 import os
-import shlex
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -11,15 +10,17 @@ from typing import Any, cast
 
 import anyio
 
-from .cli_failure import explain_failure, say
+from .cli_failure import explain_failure, resume_command, say
 from .cli_signals import Stop, governed
 from .errors import InvalidInput
 from .jobs import Control, MapSpec, Outcome, map_table, resume, run_once
+from .jobs.spec import settings_of
 from .journal.store import Store
 from .load import load_workflow
 from .report.summary import render, summary
 from .report.tally import Tally
 
+BIG_BYTES = 16 * 2**20  # of a table
 FAILED, ROW_ERRORS, SPENT, LATE, CANCELLED, ASKING = 1, 3, 4, 7, 8, 9
 STOPPED = {
     "tokens": SPENT,
@@ -173,11 +174,20 @@ def _object(source: str) -> dict[str, Any]:
 def map_rows(spec: MapSpec, show: int, force: bool, json: bool) -> int:
     """`tenter map`."""
     _check_free(spec, force)
+    if spec.group_by and _is_big(spec.table):
+        say(f"sorting the rows of {spec.table} into groups first")
 
     async def work(control: Control, tally: Tally) -> Outcome:
         return await map_table(spec, control, tally)
 
     return _finish(work, spec.home, show, json, resumable=spec.journal)
+
+
+def _is_big(table: str) -> bool:
+    """Whether reading it takes seconds."""
+    with suppress(OSError):
+        return Path(table).stat().st_size > BIG_BYTES
+    return False  # the job says what is wrong
 
 
 def _check_free(spec: MapSpec, force: bool) -> None:
@@ -188,8 +198,7 @@ def _check_free(spec: MapSpec, force: bool) -> None:
     if not out.with_name(out.name + ".partial").exists():
         return
     for info in Store(spec.home).list():
-        begun = jsonlib.loads(info.manifest.settings.get("spec", "{}"))
-        if info.status == "running" and begun.get("out") == str(out.resolve()):
+        if info.status == "running" and settings_of(info.manifest).get("out") == str(out.resolve()):
             run = info.manifest.run
             raise InvalidInput(f"{run} is writing {out}; name another file, or tenter cancel {run}")
 
@@ -235,9 +244,9 @@ def _finish(
     except Exception as error:
         if not run or os.environ.get("TENTER_DEBUG") == "1":
             raise
-        return _end_broken(error, run, _resuming(run, home) if resumable else None, json)
+        return _end_broken(error, run, resume_command(run, home) if resumable else None, json)
     code = _exit_code(outcome, stop)
-    again = _resume_command(outcome, home) if resumable and outcome.status != "done" else None
+    again = _going_on(outcome, home) if resumable and outcome.status != "done" else None
     if json:
         _emit_last(_done(outcome, code, again))
         return code
@@ -279,12 +288,8 @@ def _end_broken(error: Exception, run: str, again: str | None, json: bool) -> in
     return code
 
 
-def _resuming(run: str, home: str | None) -> str:
-    return f"tenter resume {run}" + (f" --home {shlex.quote(home)}" if home else "")
-
-
-def _resume_command(outcome: Outcome, home: str | None) -> str:
-    command = _resuming(outcome.run, home)
+def _going_on(outcome: Outcome, home: str | None) -> str:
+    command = resume_command(outcome.run, home)
     given_up = outcome.status == "failed"  # its failed rows stay failed, so it needs more room
     return f"{command} --max-errors {2 * outcome.rows_failed}" if given_up else command
 

@@ -41,7 +41,7 @@ from .run.control import Control
 from .run.placed import Placed, place_on
 from .run.rows import WINDOW_ROWS
 from .table_stats import Told, tokens_of_spec
-from .tables import BadRow, open_table
+from .tables import BadRow, Table, View, open_table
 from .trace import read
 from .workflow import ModelSpec, Workflow
 
@@ -136,6 +136,8 @@ def explain(
     table: str | Path | Rows | None = None,
     *,
     limit: int | None = None,
+    unnest: str | None = None,
+    group_by: tuple[str, ...] = (),
     models: Mapping[str, str] | None = None,
     without: tuple[str, ...] = (),
     hardware: str | None = None,
@@ -146,7 +148,7 @@ def explain(
 ) -> Explained:
     """The plan of a workflow, for a table if there is one: a file, or rows as mappings.
 
-    Seconds are told for engines on `hardware` ("h100", "4xh100") that serve a model like `model`.
+    `unnest` and `group_by` are as in `MapSpec`. Seconds are told for engines on `hardware` ("h100", "4xh100") that serve a model like `model`.
     With `verbose` the plan after each rule is kept; `tell` hears how many rows were read. Raises
     InvalidInput for what `tenter map` would refuse.
     """
@@ -154,7 +156,15 @@ def explain(
     rows: int | None = None
     if isinstance(workflow, str) and isinstance(table, str | Path):
         spec = MapSpec(
-            workflow, str(table), "", limit=limit, models=models or {}, home=home, without=without
+            workflow,
+            str(table),
+            "",
+            limit=limit,
+            unnest=unnest,
+            group_by=group_by,
+            models=models or {},
+            home=home,
+            without=without,
         )
         job = Job(spec)
         flow = job.workflow
@@ -166,6 +176,8 @@ def explain(
     else:
         flow = _workflow(workflow)
         specs = models_of(flow, models or {})
+        if isinstance(table, str | Path):
+            table = _rows_of(open_table(table, view=View(unnest, group_by)))
         context = _context(flow, table, limit, models or {}, home, without)
         rows = None if context.stats is None else context.stats.rows
     if flow.graph is None:
@@ -264,7 +276,7 @@ def _workflow(given: str | Workflow | WorkflowHandle) -> Workflow:
 
 def _context(
     flow: Workflow,
-    table: str | Path | Rows | None,
+    table: Rows | None,
     limit: int | None,
     models: Mapping[str, str],
     home: str | None,
@@ -280,7 +292,7 @@ def _context(
     context = Context(tokens=tokens, expected=expected_of(flow, learned), without=left)
     if table is None:
         return context
-    rows = _rows_of(table, limit)
+    rows = islice(table, limit)
     first = list(islice(rows, 1))
     there = {name for row in first for name in row}
     columns = [given.name for given in flow.inputs if given.name in there]
@@ -290,11 +302,8 @@ def _context(
     return replace(context, stats=stats, constants=constants)
 
 
-def _rows_of(table: str | Path | Rows, limit: int | None) -> Iterator[Mapping[str, Any]]:
-    if not isinstance(table, str | Path):
-        return iter(table)
-    items = open_table(table, limit=limit)
-    return (item[1] for item in items if not isinstance(item, BadRow))
+def _rows_of(table: Table) -> Iterator[Mapping[str, Any]]:
+    return (item[1] for item in table if not isinstance(item, BadRow))
 
 
 def _tokens(flow: Workflow, models: Mapping[str, str]) -> Tokens:

@@ -76,8 +76,10 @@ def facts(snapshot: TallySnapshot, pace: Pace) -> str:
         f"{snapshot.total.shared:,} shared",
     )
     if snapshot.broken:
-        count = sum(snapshot.broken.values())
-        parts.append(f"{count:,} attempts without an answer, the last: {snapshot.last_broken}")
+        parts.append(
+            f"{snapshot.broken_attempts:,} attempts without an answer, "
+            f"the last: {snapshot.last_broken}"
+        )
     if pace.left_s is not None:
         parts.append(f"{_clock(pace.left_s)} left")
     return "  ".join(parts)
@@ -95,7 +97,7 @@ def record(snapshot: TallySnapshot, pace: Pace) -> dict[str, Any]:
         "tokens_per_s": round(pace.tokens_per_s, 1),
         "hit_rate": round(hit_rate(snapshot.total), 4),
         "shared_calls": snapshot.total.shared,
-        "broken_attempts": sum(snapshot.broken.values()),
+        "broken_attempts": snapshot.broken_attempts,
         "left_s": None if pace.left_s is None else round(pace.left_s, 1),
     }
 

@@ -49,7 +49,7 @@ class Runtime:
         if self._closed:
             raise StepFailed("the runtime is closed: run workflows inside its `async with`")
         if isinstance(workflow, Workflow):
-            return await self._run(workflow, bind(workflow, inputs), on_text)
+            return await self._run(workflow, inputs, on_text)
         plain = workflow.plain(inputs)
         return workflow.converted(await self._run(workflow.workflow, plain, on_text))
 

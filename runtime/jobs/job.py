@@ -20,7 +20,7 @@ from ..predict import Learned
 from ..run.local import bind
 from ..run.rows import Row
 from ..table_stats import Told, table_stats
-from ..tables import BadRow, Table, TableOutput, coerce, open_output, open_table
+from ..tables import BadRow, Table, TableOutput, View, coerce, open_output, open_table
 from .spec import MapSpec, absolute, check_output
 from .work import RowWork, expected_of
 
@@ -37,15 +37,17 @@ class Job(RowWork):
         if spec.out:
             check_output(Path(spec.out))
         inputs = self.workflow.inputs
-        there = open_table(spec.table).columns
+        view = View(spec.unnest, spec.group_by)
+        keep = spec.columns or spec.group_by
+        there = open_table(spec.table, view=view).columns
         self.columns = _columns_of(tuple(given.name for given in inputs), there, spec.table)
         self.optional = {g.name for g in inputs if not g.required}
         required = [self.columns.get(g.name, g.name) for g in inputs if g.required]
         needed = dict.fromkeys((*required, *self.columns.values()))
-        self.table = open_table(spec.table, spec.columns or None, spec.limit, needed=needed)
+        self.table = open_table(spec.table, keep or None, spec.limit, needed, view)
         self.schemas = {g.name: g.schema for g in inputs if g.name in self.columns}
         _check_rows(self.table, spec.table)
-        self.keep = spec.columns or self.table.columns
+        self.keep = keep or self.table.columns
         self.tokens = Tokens()  # how the model counts, once it is known
         self.expected = Expected()
 

@@ -27,7 +27,9 @@ EngineName = Literal["local", "ray"]
 class MapSpec:
     """A workflow over a table. `workflow` is "pipeline.yaml", "file.py:name" or "module:name".
 
-    `columns` are the input columns copied to the output (none: all). `models` overrides a
+    `columns` are the input columns copied to the output (none: all; of groups, what they are grouped
+    by). With `unnest` rows are the items of the lists in that column, with `group_by` the groups of
+    rows that are equal in those columns (`tables.views`); `limit` counts these rows. `models` overrides a
     workflow's models, as in {"default": "embedded:path=DIR,dtype=bfloat16"}. `home` is where runs
     are kept; without `journal` nothing is, and the run cannot be resumed. `order` and `retention`
     are names of policies, `limits` plain data for `scheduler.limits.Limits.read`, `tenant` an
@@ -47,6 +49,8 @@ class MapSpec:
     out: str
     columns: tuple[str, ...] = ()
     limit: int | None = None
+    unnest: str | None = None
+    group_by: tuple[str, ...] = ()
     models: Mapping[str, str] = field(default_factory=dict[str, str])
     home: str | None = None
     concurrency: int | None = None
@@ -147,13 +151,14 @@ def _whole(option: re.Match[str]) -> str:
 
 
 def settings_of(manifest: Manifest) -> dict[str, Any]:
-    """The fields of the MapSpec that a run was begun with."""
-    return fields_of(manifest.settings["spec"])
+    """The fields of the MapSpec that a run was begun with; none: it was begun by a program."""
+    spec = manifest.settings.get("spec")
+    return {} if spec is None else fields_of(spec)
 
 
 def fields_of(text: str) -> dict[str, Any]:
     """The fields of a MapSpec that was written down as JSON."""
     fields = json.loads(text)
-    fields["columns"] = tuple(fields["columns"])
-    fields["without"] = tuple(fields.get("without", ()))
+    for name in ("columns", "group_by", "without"):
+        fields[name] = tuple(fields.get(name, ()))
     return fields

@@ -17,7 +17,7 @@ from ..operate.settings import Settings, check_limited
 from ..predict import Learned
 from ..run.cascades import Cascades
 from ..run.host import Host
-from ..run.local import Replicas, llm_steps, model_specs, open_results
+from ..run.local import Replicas, llm_steps, model_specs, open_results, pools
 from ..run.placed import turns_on
 from ..run.planned import NO_MODELS, Planned
 from ..run.rows import WINDOW_ROWS
@@ -118,12 +118,6 @@ class RowWork:
             spec.time_limit_s,
             json.dumps(dict(wish.limits)),
         )
-
-
-def pools(models: Mapping[str, ModelSpec]) -> dict[str, str]:
-    """For each model the one whose workers serve it: models with equal settings share them."""
-    same = {name: (spec.backend, spec.options) for name, spec in models.items()}
-    return {name: next(o for o in same if same[o] == same[name]) for name in same}
 
 
 def models_of(workflow: Workflow, overrides: Mapping[str, str]) -> dict[str, ModelSpec]:

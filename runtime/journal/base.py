@@ -8,8 +8,10 @@ machine cannot.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from msgspec import Struct
 
 from ..errors import JournalError
 
@@ -33,8 +35,7 @@ class Manifest:
     created_at: str  # ISO 8601, UTC
 
 
-@dataclass(frozen=True, slots=True)
-class StepRecord:
+class StepRecord(Struct, frozen=True, gc=False):
     """A finished step of a row. `value` is its JSON result as bytes.
 
     `path` is the step's place in the row ("kind", "parts[3].score"); `signature` is set when
@@ -46,11 +47,10 @@ class StepRecord:
     path: str
     value: bytes
     signature: bytes | None = None
-    spare: bool = field(default=False, compare=False)
+    spare: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RowRecord:
+class RowRecord(Struct, frozen=True, gc=False):
     """A finished row: its JSON result, or the error that ended it."""
 
     row: int

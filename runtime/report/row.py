@@ -39,7 +39,7 @@ class RowStory:
     @property
     def broken(self) -> int:
         """Attempts without an answer."""
-        return sum(self._tally.snapshot().broken.values())
+        return self._tally.snapshot().broken_attempts
 
     def add(self, at_s: float, record: Record) -> None:
         """Take the next record."""

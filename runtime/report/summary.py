@@ -24,7 +24,7 @@ def summary(snapshot: TallySnapshot) -> dict[str, Any]:
             "failed": total.failed,
             "saved": sum(_models_shared(snapshot).values()),
             "saved_by": _models_shared(snapshot),
-            "broken_attempts": sum(snapshot.broken.values()),
+            "broken_attempts": snapshot.broken_attempts,
             "broken_by": dict(snapshot.broken),
         },
         "tool_calls": {
@@ -126,7 +126,7 @@ def render(snapshot: TallySnapshot) -> str:
         lines.insert(2, ("tools", tools))
     if snapshot.broken:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in snapshot.broken.items())
-        lines.append(("no answer", f"{sum(snapshot.broken.values()):,} attempts: {kinds}"))
+        lines.append(("no answer", f"{snapshot.broken_attempts:,} attempts: {kinds}"))
     if snapshot.reasoning.steps:
         lines += reasoning_lines(snapshot.reasoning)
     if snapshot.refused:

@@ -158,6 +158,11 @@ class TallySnapshot:
         """Rows that have an answer."""
         return self.rows_finished - self.failed_in_all
 
+    @property
+    def broken_attempts(self) -> int:
+        """Attempts without an answer, of all kinds."""
+        return sum(self.broken.values())
+
 
 @dataclass(slots=True)
 class _Sums:

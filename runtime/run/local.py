@@ -75,20 +75,22 @@ def model_specs(workflow: Workflow) -> dict[str, ModelSpec]:
     return {name: spec for name, spec in specs.items() if name in used}
 
 
+def pools(models: Mapping[str, ModelSpec]) -> dict[str, str]:
+    """For each model the one whose workers serve it: models with equal settings share them."""
+    same = {name: (spec.backend, spec.options) for name, spec in models.items()}
+    return {name: next(o for o in same if same[o] == same[name]) for name in same}
+
+
 @asynccontextmanager
 async def open_backends(specs: Mapping[str, ModelSpec]) -> AsyncGenerator[dict[str, Replicas]]:
     """The replicas of each model, ready for use; models with equal settings share them."""
     async with AsyncExitStack() as stack:
-        opened: list[tuple[ModelSpec, Replicas]] = []
         backends: dict[str, Replicas] = {}
-        for name, spec in specs.items():
-            for other, replicas in opened:
-                if (other.backend, other.options) == (spec.backend, spec.options):
-                    backends[name] = replicas
-                    break
+        for name, pool in pools(specs).items():
+            if pool == name:
+                backends[name] = await stack.enter_async_context(open_replicas(specs[name]))
             else:
-                backends[name] = await stack.enter_async_context(open_replicas(spec))
-                opened.append((spec, backends[name]))
+                backends[name] = backends[pool]
         yield backends
 
 

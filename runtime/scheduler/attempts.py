@@ -141,9 +141,6 @@ class Attempts:
         if call.ready.leader is not None:
             self._waiting.begun(call, there=event.finish in ("stop", "length"))
         self._fleet.learn(call, event)
-        worker = self.workers.get(call.worker or "")
-        if worker is not None and event.finish in ("stop", "length"):
-            worker.answered()
         work = self._waiting.worked(call, event)
         context = event.prompt_tokens + event.output_tokens
         program = self.programs.get(event.program)
@@ -157,9 +154,8 @@ class Attempts:
                 self.kept.grow(call, event, out)
         if call.ready.chain is not None and event.finish == "length":
             self._waiting.linger(call.ready.model, now_s)
-        used = (
-            context if event.prompt_tokens else need(call.ready)
-        )  # not told: perhaps all it might
+        # what was not told may be all that it might have taken
+        used = context if event.prompt_tokens else need(call.ready)
         self._end_call(call, used, context if program is not None else 0, now_s, out)
         self._pause_programs(call.ready.model, out)
 

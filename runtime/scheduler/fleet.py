@@ -180,7 +180,7 @@ class Fleet:
         worker.prefill_s += event.prefill_s
         if event.finish not in ("stop", "length"):
             return
-        worker.broken = 0
+        worker.answered()
         model = call.ready.model
         if self._forecast is not None:
             self._forecast.learn(model, event)

@@ -140,6 +140,7 @@ class WorkerState:
 
     def answered(self) -> None:
         """It has answered a call, and may be given more at once than before."""
+        self.broken = 0
         self.refused_s = None
         self.accepts += PROBED
 

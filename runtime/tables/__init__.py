@@ -10,6 +10,7 @@ from .output import DeadLetters, OrderedSink, TableOutput
 from .parquet import ParquetTable
 from .readers import CsvTable, JsonlTable
 from .schema import Layout, coerce, layout
+from .views import PLAIN, ROWS, View
 from .writers import TableWriter
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Table",
     "TableOutput",
     "TableWriter",
+    "View",
     "coerce",
     "layout",
     "open_output",
@@ -44,14 +46,28 @@ def open_table(
     columns: Iterable[str] | None = None,
     limit: int | None = None,
     needed: Iterable[str] = (),
+    view: View = PLAIN,
 ) -> Table:
     """The table in a file: its `columns` (default: all), and those `needed` by the reader.
 
-    Raises InvalidTable, which names the file, the line where there is one, and the cure.
+    With a `view` these are the columns and the rows of what is seen. Raises InvalidTable, which
+    names the file, the line where there is one, and the cure.
     """
     path = Path(path)
     required = tuple(dict.fromkeys(needed))
     chosen = tuple(dict.fromkeys((*columns, *required))) if columns is not None else None
+    if view == PLAIN:
+        return _opened(path, chosen, limit, required)
+    there = _opened(path, None, None, ())
+    check_columns(str(path), there.columns, view.columns)
+    if chosen is not None and (ROWS not in chosen or ROWS in there.columns):
+        there = _opened(path, tuple(dict.fromkeys((*chosen, *view.columns))), None, ())
+    return view.of(there, chosen, limit)
+
+
+def _opened(
+    path: Path, chosen: tuple[str, ...] | None, limit: int | None, required: tuple[str, ...]
+) -> Table:
     suffix = path.suffix.lower()
     _check_file(path, suffix)
     match suffix:
