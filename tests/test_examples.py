@@ -181,6 +181,7 @@ async def test_the_coding_loop_ends_when_its_tests_pass(tiny: Backend, tmp_path:
     assert (tmp_path / "solution.py").read_text() == "result = 125\n"
 
 
+@pytest.mark.slow
 async def test_failed_attempts_do_not_make_the_chat_longer(tmp_path: Path) -> None:
     left = iter(["3", "4", "125"])
     backend = FakeBackend(lambda prompt: next(left), remember=True)

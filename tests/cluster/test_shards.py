@@ -254,6 +254,7 @@ async def test_a_shard_is_given_up_where_its_processes_die_before_they_run_a_row
         await run(on_ray(tmp_path, limit=2, shards=1))
 
 
+@pytest.mark.slow
 async def test_a_shard_that_is_done_takes_rows_of_one_that_is_not(
     tmp_path: Path, cluster: InsideCluster, prompts: Counter[str]
 ) -> None:
@@ -366,6 +367,7 @@ async def test_a_workflow_that_differs_on_another_machine_is_refused(
         await run(spec)
 
 
+@pytest.mark.slow
 async def test_a_live_run_is_paused_and_its_concurrency_changed_in_all_shards(
     tmp_path: Path, cluster: InsideCluster, prompts: Counter[str]
 ) -> None:

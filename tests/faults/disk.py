@@ -179,6 +179,7 @@ def installed(since_boot_s: Callable[[], float]) -> Generator[None]:
         mock.patch.object(os, "fsync", _fsync),
         mock.patch.object(os, "replace", lambda *a: operate("replace", lambda: replace(*a))),
         mock.patch.object(journal_file, "_fsync", _sync_log),
+        mock.patch.object(journal_file, "BUSY_S", 0.01),  # whoever has the lock is frozen
         mock.patch.object(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Connection, **k)),
         mock.patch.object(journal_sqlite, "threading", types.SimpleNamespace(Thread=_AtOnce)),
         mock.patch.object(journal_sqlite.SqliteJournal, "_work_off", _work_off),

@@ -57,6 +57,7 @@ def test_ten_thousand_stories_break_no_rule() -> None:
     holds(run(0, 10_000, processes=2))
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_run(tmp_path: Path) -> None:
     """The same seeds give the same trace, in another process with another hash seed too."""
     assert run(1000, 24).digest == run(1000, 24, processes=2).digest
@@ -137,6 +138,7 @@ def test_a_process_back_from_the_dead_that_writes_is_found(monkeypatch: pytest.M
     assert rule == "a process that was taken over is acknowledged"
 
 
+@pytest.mark.slow
 def test_waiting_for_the_work_of_a_dead_process_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCRIPTS, claims._LIVES.sha, lambda keeper, key: 1)
     killed = [Story(faults=(Fault("kill", turn),)) for turn in (60, 70, 80, 90)]
@@ -155,6 +157,7 @@ def test_a_server_that_is_overcommitted_is_found(monkeypatch: pytest.MonkeyPatch
 # ---- by hand ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_story_from_the_command_line() -> None:
     done = subprocess.run(
         [sys.executable, str(CAMPAIGN), "--story", "3"], capture_output=True, text=True, check=False

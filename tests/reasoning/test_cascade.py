@@ -44,6 +44,7 @@ def test_one_that_is_never_sure_and_always_right_answers_everything() -> None:
     assert (found.at, found.routed) == (0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_the_promise_is_kept_as_often_as_it_says() -> None:
     """The true loss of the chosen threshold is above its budget in at most one run of ten."""
     random, broken, used = Random(7), 0, 0

@@ -41,6 +41,7 @@ def chosen(records: list[Recorded], **given):
     return found, left_out
 
 
+@pytest.mark.slow
 def test_where_thoughts_know_when_they_have_settled_confidence_is_asked_for() -> None:
     rng = random.Random(1)
     records = [thought(at, rng.randrange(64, 2_500, 64), 3_000) for at in range(300)]
@@ -78,6 +79,7 @@ def test_a_cut_is_not_tried_before_the_first_recorded_trial() -> None:
     assert min(rule.cut_tokens or 0 for rule in cuts.rules) >= EVERY
 
 
+@pytest.mark.slow
 def test_the_promise_holds_over_all_families_together() -> None:
     """Each family has a rule that loses just more than the budget: one may be chosen in a tenth of
     the calibrations at most."""

@@ -84,6 +84,7 @@ class Knowing(Settling):
         yield Chunk(text=text, token_ids=ids, logprobs=logprobs, finish="stop", usage=usage)
 
 
+@pytest.mark.slow
 async def test_rows_that_know_when_they_have_settled_are_asked_how_sure_they_are(
     spec: MapSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +114,7 @@ def spec_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MapSpec:
     return MapSpec(str(tmp_path / "solve.yaml"), str(tmp_path / "rows.jsonl"), "", journal=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["right", None])
 async def test_rows_that_settle_early_vouch_for_a_rule(spec: MapSpec, label: str | None) -> None:
     done = await calibrate_step(spec, label=label)

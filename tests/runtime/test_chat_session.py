@@ -214,6 +214,7 @@ async def test_what_follows_an_answer_is_what_the_template_would_have_said() -> 
     assert [*opened, *tokenizer.encode("ho"), *follow] == tokenizer.chat([*chat, *new])
 
 
+@pytest.mark.slow
 def test_the_tiny_model_finds_its_whole_last_turn_in_the_cache() -> None:
     usages: list[tuple[int, int, int]] = []
 

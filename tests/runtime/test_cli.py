@@ -449,6 +449,7 @@ def test_without_journal_nothing_is_kept(project: Project) -> None:
     assert not (project.folder / "home").exists()
 
 
+@pytest.mark.slow
 def test_resume_of_a_changed_workflow_exits_6(project: Project) -> None:
     interrupted(project, signal.SIGINT)
     (project.folder / "route.yaml").write_text(ROUTE.replace("Say something", "Say a lot"))
@@ -504,6 +505,7 @@ def _in_the_way(path: Path, store: Store) -> Iterator[None]:
         path.write_bytes(before)
 
 
+@pytest.mark.slow
 def test_a_finished_run_whose_output_is_gone_is_written_again_from_elsewhere(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -564,6 +566,7 @@ def interrupted(
         process.stderr.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
 )
@@ -581,6 +584,7 @@ def test_a_signal_drains_and_leaves_a_run_to_resume(
     assert not (project.folder / "out.csv").exists(), "a part is not an output"
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(project: Project) -> None:
     returned, said = interrupted(project, signal.SIGINT, signal.SIGINT, latency_s=3600)
 

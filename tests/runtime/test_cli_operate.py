@@ -122,6 +122,7 @@ def last(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
 # ---- from another terminal --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_process_pauses_changes_watches_and_cancels(project: Project) -> None:
     with project.live() as process:
         code, out, err = project.run("pause", "last")
@@ -163,6 +164,7 @@ def json_of(out: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_hears_nothing_and_its_successor_not_what_was_said_to_it(
     project: Project,
 ) -> None:
@@ -274,6 +276,7 @@ def test_a_token_budget_exits_4_and_each_resume_has_it_again(project: Project) -
     assert 0 < before < ROWS and project.complete()
 
 
+@pytest.mark.slow
 def test_a_time_limit_exits_7_and_resume_goes_on(project: Project) -> None:
     slow = project.arguments("--time-limit", "0.3s", model="reply=fine,latency_s=0.5")
     code, _, err = project.run(*slow)
@@ -282,6 +285,7 @@ def test_a_time_limit_exits_7_and_resume_goes_on(project: Project) -> None:
     assert project.complete()
 
 
+@pytest.mark.slow
 def test_a_hangup_drains_however_often_it_is_told(project: Project) -> None:
     with project.live() as process:
         assert process.stderr is not None
@@ -295,6 +299,7 @@ def test_a_hangup_drains_however_often_it_is_told(project: Project) -> None:
     assert project.complete()
 
 
+@pytest.mark.slow
 def test_nohup_is_respected(project: Project) -> None:
     with project.live("sh", "-c", 'trap "" HUP; exec "$@"', "sh") as process:
         process.send_signal(signal.SIGHUP)
@@ -304,6 +309,7 @@ def test_nohup_is_respected(project: Project) -> None:
     assert project.complete()
 
 
+@pytest.mark.slow
 def test_a_lost_terminal_drains_and_leaves_a_run_to_resume(project: Project) -> None:
     """The terminal is closed: the kernel tells it, and nothing can be written any more."""
     project.gate.touch()
@@ -337,6 +343,7 @@ def test_a_lost_terminal_drains_and_leaves_a_run_to_resume(project: Project) -> 
     assert project.complete()
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_stop_the_run(project: Project) -> None:
     with project.live() as process:
         assert process.stdout is not None

@@ -141,6 +141,7 @@ async def test_a_resumed_run_fails_the_row_that_kills_it_and_does_the_others(
     assert max(first, default=0) <= 2, "what was recorded was not asked again"
 
 
+@pytest.mark.slow
 async def test_a_row_that_was_found_to_kill_is_run_again_where_that_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

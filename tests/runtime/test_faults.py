@@ -238,6 +238,7 @@ async def until(true: Callable[[], bool]) -> None:
 # ---- B2: answers that are none ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("kind", FAULTS)
 async def test_a_tenth_of_one_fault_costs_no_row_and_few_requests(
@@ -252,6 +253,7 @@ async def test_a_tenth_of_one_fault_costs_no_row_and_few_requests(
     assert asked(server) <= 1.2 * CALLS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_a_third_of_all_faults_ends_every_row_with_its_answer_or_its_cause(
     dialect: str, server: BadServer, clean: dict[str, dict[int, Any]]
@@ -280,6 +282,7 @@ async def test_a_refusal_is_the_row_s_end_and_is_not_tried_again(
     assert asked(server) <= CALLS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("kind", ["503", "cut", "html"])
 async def test_a_full_outage_costs_few_requests_and_no_row(
@@ -307,6 +310,7 @@ async def test_a_full_outage_costs_few_requests_and_no_row(
     assert asked(server) <= 1.1 * CALLS + in_flight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_retry_after_is_kept_by_all_calls_of_the_server(
     dialect: str, server: BadServer
@@ -325,6 +329,7 @@ async def test_retry_after_is_kept_by_all_calls_of_the_server(
 # ---- B1: a server that goes away ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_replica_killed_in_mid_stream_again_and_again_loses_nothing(
     clean: dict[str, dict[int, Any]],
 ) -> None:
@@ -517,6 +522,7 @@ async def test_the_error_of_a_late_call_names_its_deadline(server: BadServer) ->
 # ---- B4: cancels ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_a_thousand_cancels_leave_nothing_running(dialect: str, server: BadServer) -> None:
     count, draw = 1000, random.Random(9)
@@ -571,10 +577,8 @@ output: { kind: "{{ kind }}", note: "{{ note }}" }
 """
 
 
-@pytest.mark.parametrize("seeds", [2, pytest.param(10, marks=pytest.mark.slow)], ids=["two", "ten"])
-async def test_hash_seeds_do_not_change_what_is_asked(
-    seeds: int, tmp_path: Path, server: BadServer
-) -> None:
+@pytest.mark.slow
+async def test_hash_seeds_do_not_change_what_is_asked(tmp_path: Path, server: BadServer) -> None:
     (tmp_path / "same.yaml").write_text(SAME)
     draw = random.Random(2)
     lines = [
@@ -582,7 +586,7 @@ async def test_hash_seeds_do_not_change_what_is_asked(
     ]
     prompts: list[list[Any]] = []
     outputs: list[list[str]] = []
-    for seed in range(seeds):
+    for seed in range(10):
         draw.shuffle(lines)
         with (tmp_path / "in.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["ticket", "item", "day"], *lines])

@@ -106,6 +106,7 @@ async def test_one_connection_serves_one_call_after_the_other(client: Client) ->
     assert connections(client) == 1
 
 
+@pytest.mark.slow
 async def test_five_hundred_calls_are_in_flight_at_once(server: BadServer) -> None:
     server.next(*[hang()] * 500)
     async with Client(server.url) as client, asyncio.TaskGroup() as tasks:

@@ -390,6 +390,7 @@ async def test_what_a_program_does_to_a_shared_value_no_other_program_sees() -> 
 # ---- what is kept ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_nothing_grows_with_rows_tools_and_steps_made_on_the_way() -> None:
     async def look(x: str) -> str:
         return x

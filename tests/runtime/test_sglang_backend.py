@@ -594,6 +594,7 @@ async def test_leaving_the_backend_aborts_what_runs(server: BadServer) -> None:
     assert not server.running
 
 
+@pytest.mark.slow
 async def test_cancels_at_any_moment_leave_nothing(
     server: BadServer, backend: SGLangBackend
 ) -> None:

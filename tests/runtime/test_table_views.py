@@ -148,6 +148,7 @@ FLOW = """\
 version: 1
 name: digest
 inputs: {product: string, review: [string]}
+models: {default: fake}
 steps:
   kind: {llm: "{{ product }}: {{ review | join('; ') }}", choices: [good, bad]}
 output: {kind: "{{ kind }}", reviews: "{{ review }}"}

@@ -103,6 +103,7 @@ async def test_a_server_of_another_kind_is_told_apart(other: BadServer) -> None:
     assert told["priority"]["detail"].startswith("none")
 
 
+@pytest.mark.slow
 async def test_the_key_is_read_from_the_environment_and_never_shown(other: BadServer) -> None:
     other.api_key = "canary-1234"
     told = await found(other.url, "--api-key", "A_KEY", key="canary-1234")
@@ -115,6 +116,7 @@ async def test_the_key_is_read_from_the_environment_and_never_shown(other: BadSe
     assert "A_KEY" in said or "api_key" in said
 
 
+@pytest.mark.slow
 async def test_where_nobody_answers_it_says_so_and_asks_the_others(other: BadServer) -> None:
     with socket.socket() as bound:  # bound, not listening: nobody answers there
         bound.bind(("127.0.0.1", 0))

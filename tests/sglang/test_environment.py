@@ -137,6 +137,7 @@ def without_sglang(**environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_without_sglang_its_tests_are_skipped_with_the_command_to_run() -> None:
     done = without_sglang()
 
@@ -145,6 +146,7 @@ def test_without_sglang_its_tests_are_skipped_with_the_command_to_run() -> None:
     assert "run `make sglang`" in done.stdout
 
 
+@pytest.mark.slow
 def test_where_it_is_required_nothing_is_skipped() -> None:
     done = without_sglang(TENTER_REQUIRE_SGLANG="1")
 

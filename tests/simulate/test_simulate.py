@@ -111,6 +111,7 @@ def test_the_same_workload_gives_the_same_trace_byte_for_byte(tmp_path: Path, po
     assert one[0].record() == other[0].record()
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_trace(tmp_path: Path) -> None:
     one, other = (trace_of(tmp_path / f"{seed}", "stock", seed)[1] for seed in (1, 2))
     assert one != other
@@ -127,6 +128,7 @@ def test_a_simulated_trace_is_a_workload_again(tmp_path: Path) -> None:
         assert program.arrival_s == pytest.approx(drawn.arrival_s)
 
 
+@pytest.mark.slow
 def test_keeping_kv_saves_recomputation_where_memory_is_short() -> None:
     workload = swe_bench(60, 0.2, 3)
     results = {
@@ -150,6 +152,7 @@ def test_a_host_tier_brings_back_what_was_evicted() -> None:
     assert host.mean_s < bare.mean_s
 
 
+@pytest.mark.slow
 def test_with_a_host_tier_the_default_does_not_lose_to_keeping_nothing() -> None:
     """Losing a session then costs a copy, not its computation; memory kept idle costs as before."""
     workload = swe_bench(40, 0.25, 3)
@@ -196,6 +199,7 @@ def test_steps_may_have_a_price_of_their_own() -> None:
     assert result.mean_s == pytest.approx(0.6 + 4 * 0.501)
 
 
+@pytest.mark.slow
 def test_more_replicas_take_more_and_cost_more() -> None:
     workload = swe_bench(40, 0.2, 3)
     one, two = (simulate(workload, Setup(replicas=n, page_tokens=256)) for n in (1, 2))
