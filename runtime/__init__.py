@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .explaining import explain as explain
     from .load import load_workflow as load_workflow
     from .run.local import run_workflow as run_workflow
+    from .run.recorded import run_recorded as run_recorded
     from .serving import open_runtime as open_runtime
 
 _HOMES = {
@@ -46,6 +47,7 @@ _HOMES = {
     "open_runtime": "serving",
     "plan_and_run": "api",
     "reason": "api",
+    "run_recorded": "run.recorded",
     "run_workflow": "run.local",
     "session": "api",
     "tool": "api",
@@ -70,6 +72,7 @@ __all__ = [
     "reason",
     "reduce",
     "repeat",
+    "run_recorded",
     "run_workflow",
     "session",
     "tool",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from .cli_failure import resume_command, say
+from .cli_failure import going_on, say
 from .cli_options import Home, Json, Run
 from .errors import InvalidInput
 
@@ -63,7 +63,7 @@ def approve(
     elif picked:
         asyncio.run(answer(store, name, picked, not deny, gave))
         said = "denied" if deny else "approved" if result is None else "answered"
-        say(f"{said}: {len(picked):,}; to go on: {resume_command(name, home)}")
+        say(f"{said}: {len(picked):,}; to go on: {going_on(store.info(name).manifest, home)}")
     elif deny:
         raise InvalidInput("--deny: say which, or --all")
     elif every:

@@ -4,11 +4,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from cyclopts import CycloptsError
 
 from .errors import InvalidWorkflow, TenterError
+
+if TYPE_CHECKING:
+    from .journal.base import Manifest
 
 
 def explain_failure(error: BaseException) -> int:
@@ -55,6 +58,13 @@ def _notes(error: BaseException) -> list[str]:
 def resume_command(run: str, home: str | None) -> str:
     """What goes on with a run."""
     return f"tenter resume {run}" + (f" --home {shlex.quote(home)}" if home else "")
+
+
+def going_on(manifest: "Manifest", home: str | None) -> str:
+    """How a run is gone on with."""
+    if manifest.once:
+        return "what began it, once more and with the same name"
+    return resume_command(manifest.run, home)
 
 
 def say(line: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..planner.graph import Graph
-from .cli_failure import resume_command, say
+from .cli_failure import going_on, say
 from .errors import InvalidInput, InvalidWorkflow, JournalError, Problem
 from .journal.base import RunInfo
 from .journal.store import Store
@@ -232,7 +232,7 @@ def show_run(run: str, home: str | None, json: bool) -> int:
     if trace.exists():
         print(f"\n{_told_by(trace)}")
     if info.status in ("paused", "failed"):
-        print(f"\nto go on: {resume_command(name, home)}")
+        print(f"\nto go on: {going_on(info.manifest, home)}")
     return 0
 
 

@@ -27,6 +27,13 @@ def run(
     *inputs: Annotated[
         str, Parameter(help="`name=value`; `@file.json` or `-` (stdin) reads a JSON object.")
     ],
+    run: Annotated[
+        str | None,
+        Parameter(
+            help="Record it under this name. The same command goes on with it: after a crash, an "
+            "error, or an approval (`tenter approve`); once it is done it prints its result."
+        ),
+    ] = None,
     model: Models = (),
     cache: Cache = None,
     home: Home = None,
@@ -37,11 +44,12 @@ def run(
     ```
     tenter run examples/triage.yaml ticket="My invoice is wrong."
     echo '{"ticket": "Where is my parcel?"}' | tenter run examples/triage.yaml -
+    tenter run flows.py:refund order=1042 --run refund-1042
     ```
     """
     from .cli_work import run_one
 
-    return run_one(workflow, inputs, model, home, json, cache)
+    return run_one(workflow, inputs, model, home, json, cache, run)
 
 
 def map(

@@ -94,6 +94,7 @@ def run_one(
     home: str | None,
     json: bool,
     cache: bool | None = None,
+    run: str | None = None,
 ) -> int:
     """`tenter run`."""
     values = inputs_of(workflow, given)
@@ -108,6 +109,7 @@ def run_one(
             control=control,
             tally=tally,
             cache=cache,
+            run=run,
         )
 
     try:

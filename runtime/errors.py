@@ -131,13 +131,15 @@ class ApprovalWanted(Drained):
     """
 
     def __init__(self, tool: str, id: str, recorded: bool = True) -> None:
+        if recorded:
+            self.exit_code = 9
         self.tool = tool
         self.id = id
         cure = (
             f"waits for approval {id}: answer it with `tenter approve`, then resume the run"
             if recorded
-            else "needs approval, and this run is not recorded, so that it cannot wait for it: run "
-            "it by `tenter map` over a table of one row, or ask by approve=ask, a function of yours"
+            else "needs approval, and this run is not recorded, so that it cannot wait for it: give "
+            "it a name (tenter run --run NAME), or ask by approve=ask, a function of yours"
         )
         super().__init__(f"a call of {tool!r} {cure}")
 

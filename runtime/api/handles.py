@@ -248,15 +248,24 @@ class WorkflowHandle:
         return self.converted(await program.workflow(self.workflow, plain))
 
     def run(self, options: Mapping[str, Any] | None = None, /, **inputs: Any) -> Any:
-        """Run the workflow for one input and wait for its result; `options` as `run_workflow`'s."""
+        """Run the workflow for one input and wait for its result; `options` as `arun`'s."""
         return asyncio.run(self.arun(options, **inputs))
 
     async def arun(self, options: Mapping[str, Any] | None = None, /, **inputs: Any) -> Any:
-        """Run the workflow for one input."""
+        """Run the workflow for one input.
+
+        `options` are those of `run_workflow`. With `run`, the name of a run, they are those of
+        `run_recorded`: it is recorded, and goes on where it stopped when it is called again.
+        """
+        given, plain = dict(options or {}), self.plain(inputs)
+        run = given.pop("run", None)
+        if run is not None:
+            from ..run.recorded import run_recorded
+
+            return self.converted(await run_recorded(self.workflow, plain, run, **given))
         from ..run.local import run_workflow
 
-        plain = self.plain(inputs)
-        return self.converted(await run_workflow(self.workflow, plain, **(options or {})))
+        return self.converted(await run_workflow(self.workflow, plain, **given))
 
     def plain(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs as JSON; raises InvalidInput where they do not fit."""

@@ -11,14 +11,14 @@ from ..journal.base import Journal
 from ..operate.steering import Steerable
 from ..predict import Learned
 from ..run.host import Host
-from ..run.local import Replicas, llm_steps, open_backends, open_host
+from ..run.local import Replicas, llm_steps, model_fingerprint, open_backends, open_host
 from ..run.planned import Planned
 from ..run.program import Programs
 from ..run.rows import RowOrder, RowPrograms
 from ..trace import Trace
 from ..workflow import Scheduling
 from .job import Job
-from .work import RowWork, concurrency_of, model_fingerprint, tokens_by
+from .work import RowWork, concurrency_of, tokens_by
 
 
 @dataclass(frozen=True, slots=True)

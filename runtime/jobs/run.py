@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..clock import now
-from ..errors import JournalError, RunMismatch
-from ..journal.base import Journal, Manifest
+from ..errors import InvalidInput
+from ..journal.base import Journal
 from ..journal.memory import NoJournal
+from ..journal.resuming import close_journal, compare
 from ..journal.store import Store, new_run_id
 from ..operate.steering import Steered, steered
 from ..predict import Learned, due
@@ -29,12 +30,6 @@ from .engine import Begin, Engine, Work, open_engine
 from .job import Job
 from .running import watched
 from .spec import MapSpec, changed, settings_of
-
-FINGERPRINTS = {
-    "workflow_fingerprint": "the workflow (its prompts, steps, sampling or tools)",
-    "model_fingerprint": "the model or its tokenizer",
-    "input_fingerprint": "the input table or what is read of it",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +88,11 @@ async def resume(
     store = Store(home)
     name = store.find(run)
     info = store.info(name)
+    if info.manifest.once:
+        raise InvalidInput(
+            f"{name} is a run for a single input: give the command or the call that began it once "
+            f"more, with the same name (tenter run WORKFLOW INPUTS --run {name})"
+        )
     spec = MapSpec(**settings_of(info.manifest))
     job = Job(changed(spec, changes or {}))
     if info.status == "done" and job.has_output and not (retry and info.rows_failed):
@@ -102,7 +102,7 @@ async def resume(
         return Outcome(name, "done", *counts, tally.snapshot())
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine(job))
-        _compare(info.manifest, job.manifest(name, engine.model_fingerprint))
+        compare(info.manifest, job.manifest(name, engine.model_fingerprint))
         _, journal = store.open(name)
         trace = _open_trace(store, name, tally, stack)
         failed = 0 if retry else info.rows_failed
@@ -172,7 +172,7 @@ async def _run(
         out.abandon()
         raise
     finally:
-        await _close(journal)
+        await close_journal(journal)
     dead = str(letters) if letters is not None else None
     snapshot = tally.snapshot()
     reason = control.reason or ("approval" if snapshot.approvals else None)
@@ -234,14 +234,6 @@ def _keep(learned: Learned) -> None:
     learned.save()
 
 
-async def _close(journal: Journal) -> None:
-    try:
-        await journal.close()
-    except JournalError:
-        if journal.on_failure is not None:  # nobody has been told of it yet
-            raise
-
-
 # ---- pieces ------------------------------------------------------------------------------------
 
 
@@ -281,18 +273,6 @@ def _started(job: Job, run: str, resumed: int, failed: int) -> RunStarted:
         resumed_rows=resumed,
         resumed_failed=failed,
     )
-
-
-def _compare(then: Manifest, here: Manifest) -> None:
-    """Refuse to resume what has changed, with the difference named."""
-    changed = [
-        what for name, what in FINGERPRINTS.items() if getattr(then, name) != getattr(here, name)
-    ]
-    if changed:
-        raise RunMismatch(
-            f"run {then.run} cannot be resumed: {'; '.join(changed)} changed since it began. "
-            "Put it back as it was, or start a new run"
-        )
 
 
 def _letters(job: Job) -> str:

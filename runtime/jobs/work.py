@@ -131,11 +131,6 @@ def models_of(workflow: Workflow, overrides: Mapping[str, str]) -> dict[str, Mod
     return specs
 
 
-def model_fingerprint(backends: Mapping[str, Replicas]) -> str:
-    prints = {name: b[0].capabilities.model_fingerprint for name, b in sorted(backends.items())}
-    return json.dumps(prints)
-
-
 def first_model(workflow: Workflow) -> str:
     """The model whose tokenizer a plan is counted with: that of the first call."""
     steps = llm_steps(workflow.graph.steps) if workflow.graph is not None else []

@@ -34,6 +34,11 @@ class Manifest:
     settings: Mapping[str, str]  # what `resume` needs: files, columns, limits (never a secret)
     created_at: str  # ISO 8601, UTC
 
+    @property
+    def once(self) -> bool:
+        """Whether the run is for a single input, and not over a table."""
+        return "spec" not in self.settings
+
 
 class StepRecord(Struct, frozen=True, gc=False):
     """A finished step of a row. `value` is its JSON result as bytes.

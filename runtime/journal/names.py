@@ -13,6 +13,11 @@ def new_run_id(epoch_s: float, rng: random.Random) -> str:
     return "run_" + "".join(_BASE32[number >> shift & 31] for shift in range(75, -1, -5))
 
 
+def is_dated(name: str) -> bool:
+    """Whether it is a name that `new_run_id` made, and not one that somebody gave."""
+    return re.fullmatch(f"run_[{_BASE32}]{{16}}", name) is not None
+
+
 def is_run(name: str) -> bool:
     """Whether a run may have this name, which is a folder's and part of a key."""
     return _RUN.fullmatch(name) is not None

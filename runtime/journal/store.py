@@ -13,7 +13,7 @@ from ..errors import InvalidConfig, InvalidInput, JournalError
 from .address import is_redis, parse_redis
 from .base import Entry, Journal, Manifest, RunInfo
 from .folders import FolderRuns
-from .names import is_run, new_run_id
+from .names import is_dated, is_run, new_run_id
 from .results import MAX_AGE_S, MAX_BYTES, Bounds, ResultStore
 from .upkeep import Checked, Compacted
 
@@ -172,13 +172,15 @@ class Store:
             except JournalError as error:
                 if on_damaged is not None:
                     on_damaged(run, error)
-        return tuple(infos)
+        return tuple(sorted(infos, key=lambda info: info.manifest.created_at))
 
     def find(self, name: str) -> str:
-        """The full name of the run that `name` begins (with or without `run_`), or of the `last`."""
+        """The full name of the run that `name` begins (with or without `run_`), or of the `last`
+        of those that nobody gave a name."""
         runs = tuple(self.runs.names())
+        dated = [run for run in runs if is_dated(run)]
         if name == "last" and runs:
-            return runs[-1]
+            return (dated or runs)[-1]
         if name in runs:
             return name
         found = [run for run in runs if name and run.startswith((name, f"run_{name}"))]
@@ -192,7 +194,9 @@ class Store:
             raise self.runs.missing(name)
         if not runs:
             raise InvalidInput(f"there are no runs in {self.shown}")
-        raise InvalidInput(f"there is no run {name!r} in {self.shown}; the last is {runs[-1]}")
+        raise InvalidInput(
+            f"there is no run {name!r} in {self.shown}; it has {', '.join(runs[-3:])}"
+        )
 
     def _check_there(self, run: str) -> None:
         self.folder(run)

@@ -15,13 +15,13 @@ from ..clock import now
 from ..errors import InvalidInput, RunMismatch
 from ..jobs.engine import Begin, LocalWork, open_work
 from ..jobs.spec import MapSpec, fields_of
-from ..jobs.work import RowWork, concurrency_of, model_fingerprint
+from ..jobs.work import RowWork, concurrency_of
 from ..journal.base import Journal, StepRecord
 from ..journal.memory import NoJournal
 from ..journal.store import Store
 from ..predict import Learned
 from ..run.codec import encode as encode_value
-from ..run.local import open_backends
+from ..run.local import model_fingerprint, open_backends
 from ..run.rows import tell
 from ..scheduler.events import Change
 from ..trace import Record

@@ -1,6 +1,7 @@
 """A run in this process: backends opened, scheduler started, programs run."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,7 +21,7 @@ from ..errors import InvalidConfig, InvalidInput
 from ..fleet.peers import Peers, open_peers, together
 from ..fleet.prefixes import Seen
 from ..journal.address import is_redis
-from ..journal.base import Journal
+from ..journal.base import Journal, StepRecord
 from ..journal.memory import NoJournal
 from ..journal.results import Results
 from ..journal.results_thread import STORE_AFTER_S, ThreadedResults
@@ -35,7 +36,7 @@ from ..workflow import NO_WISH, ModelSpec, Scheduling, Workflow
 from .asking import Model
 from .control import Control, Wish
 from .host import Host
-from .program import Programs
+from .program import NOTHING, Programs
 from .sharing import Sharing
 from .speech import OnText
 
@@ -92,6 +93,12 @@ async def open_backends(specs: Mapping[str, ModelSpec]) -> AsyncGenerator[dict[s
             else:
                 backends[name] = backends[pool]
         yield backends
+
+
+def model_fingerprint(backends: Mapping[str, Replicas]) -> str:
+    """What tells these models from others."""
+    prints = {name: b[0].capabilities.model_fingerprint for name, b in sorted(backends.items())}
+    return json.dumps(prints)
 
 
 class _Fleet:
@@ -249,12 +256,14 @@ async def run_program(
     control: Control | None = None,
     *,
     programs: Programs | None = None,
+    recorded: Mapping[str, StepRecord] = NOTHING,
     on_text: OnText | None = None,
 ) -> Any:
     """One program on `host`; its JSON result. Others may run there at the same time.
 
     Cancelling the caller cancels it, and so does a wish that comes in by `control`. `programs` is
-    the workflow's, if it was compiled for `host` before; `on_text` is told what its chats say.
+    the workflow's, if it was compiled for `host` before; steps that are `recorded`, by path, are not
+    done again; `on_text` is told what its chats say.
     """
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -271,7 +280,7 @@ async def run_program(
     name = f"r{row}"
     if control is not None:
         control.attach(lambda: running.cancel(name))
-    running.arrive(row, inputs, ended, on_text=on_text)
+    running.arrive(row, inputs, ended, recorded, on_text)
     if control is not None and control.wish > Wish.RUN:  # before there was anybody to tell
         running.cancel(name)
     try:

@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from ..errors import BackendUnavailable, Drained, JournalError, TenterError
 from ..journal.base import Journal, RowRecord, StepRecord
@@ -201,7 +201,7 @@ class RowRun:
             return window
         for row in rows:
             window.append(row)
-            chars += sum(len(cell) if isinstance(cell, str) else 16 for cell in row.cells.values())
+            chars += _chars(row.cells)
             if len(window) >= self._limits.window_rows or chars >= self._limits.window_chars:
                 break
         else:
@@ -343,6 +343,19 @@ class RowRun:
                     self._programs.cancel(name)
             if self._live or (self._unrecorded and self._broken is None):
                 await self._changed.wait()
+
+
+def _chars(value: Any) -> int:
+    """About how many characters a cell holds."""
+    match value:
+        case str():
+            return len(value)
+        case list():
+            return 16 + sum(map(_chars, cast("list[Any]", value)))
+        case Mapping():
+            return 16 + sum(map(_chars, cast("Mapping[str, Any]", value).values()))
+        case _:
+            return 16
 
 
 def tell(error: Exception) -> str:

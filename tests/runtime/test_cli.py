@@ -463,7 +463,7 @@ def test_resume_of_a_changed_workflow_exits_6(project: Project) -> None:
     ("file", "code", "said"),
     [
         ("route.yaml", 6, "the workflow"),
-        ("table.csv", 6, "the input table"),
+        ("table.csv", 6, "the input (its table"),
         ("journal.db", 1, "journal.db"),
         ("", 1, "is running already"),
     ],

@@ -1,0 +1,221 @@
+"""Runs for a single input that have a name: they go on where they stopped."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenter.runtime import llm, run_recorded, tool, workflow
+from tenter.runtime.approvals import answer, questions
+from tenter.runtime.backends import registry
+from tenter.runtime.errors import (
+    ApprovalWanted,
+    InvalidInput,
+    JournalError,
+    RunMismatch,
+    ToolFailed,
+)
+from tenter.runtime.jobs import Control, MapSpec, map_table, resume, run_once
+from tenter.runtime.journal.store import Store
+from tenter.runtime.report.tally import Tally
+
+from . import test_approvals
+from .test_approvals import Mailer
+
+done: list[str] = []
+faults: list[Exception] = []
+held: list[asyncio.Event] = []
+
+
+@tool(effect="once")
+async def pay(order: str) -> str:
+    """Pay for an order, once."""
+    done.append(f"pay {order}")
+    return f"paid {order}"
+
+
+@tool(effect="pure")
+async def notify(text: str) -> str:
+    """Tell the customer."""
+    done.append(f"notify {text}")
+    for event in held:  # the first tells that it has come here
+        await event.wait() if event is held[-1] else event.set()
+    if faults:
+        raise faults[0]
+    return text.upper()
+
+
+name_of = llm("Name {{ order }}", model="names")
+
+
+@workflow(models={"names": {"backend": "fake", "reply": "Ann"}})
+async def refund(order: str) -> str:
+    paid = await pay(order=order)
+    told = await notify(text=paid)
+    return f"{await name_of(order=order)}: {told}"
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    for kept in (done, faults, held):
+        kept.clear()
+
+
+def options(folder: Path, run: str = "refund-7") -> dict[str, Any]:
+    return {"run": run, "home": str(folder / "home")}
+
+
+def test_a_run_that_is_done_is_not_run_again(tmp_path: Path):
+    for _ in range(2):
+        assert refund.run(options(tmp_path), order="7") == "Ann: PAID 7"
+    assert done == ["pay 7", "notify paid 7"]
+    info = Store(tmp_path / "home").info("refund-7")
+    assert (info.status, info.rows_done, info.rows_failed) == ("done", 1, 0)
+    assert refund.run(options(tmp_path, "refund-8"), order="8") == "Ann: PAID 8"
+
+
+async def test_a_run_that_was_cut_off_goes_on(tmp_path: Path):
+    held.extend((asyncio.Event(), asyncio.Event()))
+    given = options(tmp_path)
+    first = asyncio.create_task(refund.arun(given, order="7"))
+    await held[0].wait()
+    with pytest.raises(JournalError, match="process"):
+        await refund.arun(given, order="7")
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert Store(tmp_path / "home").info("refund-7").status == "paused"
+    held.clear()
+    assert await refund.arun(given, order="7") == "Ann: PAID 7"
+    assert done == ["pay 7", "notify paid 7", "notify paid 7"]
+
+
+def test_a_run_that_failed_is_tried_again_from_where_it_failed(tmp_path: Path):
+    faults.append(ValueError("no such address"))
+    with pytest.raises(ToolFailed, match="no such address"):
+        refund.run(options(tmp_path), order="7")
+    info = Store(tmp_path / "home").info("refund-7")
+    assert (info.status, info.rows_failed) == ("failed", 1)
+    faults.clear()
+    assert refund.run(options(tmp_path), order="7") == "Ann: PAID 7"
+    assert done.count("pay 7") == 1
+    info = Store(tmp_path / "home").info("refund-7")
+    assert (info.status, info.rows_done, info.rows_failed) == ("done", 1, 0)
+
+
+def test_what_does_not_fit_the_run_is_refused(tmp_path: Path):
+    refund.run(options(tmp_path), order="7")
+    with pytest.raises(RunMismatch, match="the input"):
+        refund.run(options(tmp_path), order="8")
+
+    @workflow
+    async def other(order: str) -> str:
+        return order
+
+    with pytest.raises(RunMismatch, match="the workflow"):
+        other.run(options(tmp_path), order="7")
+    with pytest.raises(InvalidInput, match="not the name of a run"):
+        refund.run(options(tmp_path, "../x"), order="7")
+    with pytest.raises(InvalidInput, match="a run for a single input: .* --run refund-7"):
+        asyncio.run(resume("refund-7", str(tmp_path / "home"), Control(), Tally()))
+    assert len(done) == 2
+
+
+def test_the_name_of_a_run_over_a_table_is_refused(tmp_path: Path):
+    (tmp_path / "in.csv").write_text("order\n7\n")
+    paths = (str(tmp_path / name) for name in ("in.csv", "out.csv"))
+    spec = MapSpec(f"{__name__}:refund", *paths, home=str(tmp_path / "home"))
+    run = asyncio.run(map_table(spec, Control(), Tally())).run
+    with pytest.raises(InvalidInput, match="a run over a table"):
+        refund.run(options(tmp_path, run), order="7")
+    refund.run(options(tmp_path, "zzz"), order="8")
+    store = Store(tmp_path / "home")
+    assert (store.find("last"), store.find("zz")) == (run, "zzz")
+
+
+def test_a_call_that_waits_for_approval_is_made_when_it_is_approved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(registry.BACKENDS, "mailer", Mailer)
+    test_approvals.sent.clear()
+    home = str(tmp_path / "home")
+
+    def go() -> Any:
+        reference = f"{test_approvals.__name__}:letters"
+        models = {"default": "mailer"}
+        return asyncio.run(run_once(reference, {"to": "ann"}, models=models, home=home, run="a"))
+
+    with pytest.raises(ApprovalWanted) as caught:
+        go()
+    assert caught.value.exit_code == 9
+    store = Store(home)
+    assert store.info("a").status == "paused"
+    asyncio.run(answer(store, "a", questions(store, "a"), approve=True))
+    assert go() == "sent to ann"
+    assert test_approvals.sent == ["ann"]
+
+
+async def test_a_journal_that_fails_ends_the_run_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tenter.runtime.journal.file import JournalFile
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(JournalFile, "append", full)
+    with pytest.raises(JournalError, match="No space left"):
+        await run_recorded(refund.workflow, {"order": "7"}, "x", home=str(tmp_path / "home"))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tenter.runtime import tool, workflow
+
+log = Path(sys.argv[1]) / "log"
+
+@tool(effect="once")
+async def pay(order: str) -> str:
+    with log.open("a") as file:
+        file.write("pay ")
+    return order
+
+@tool(effect="pure")
+async def tell(order: str) -> str:
+    with log.open("a") as file:
+        file.write("tell ")
+    if log.read_text().count("tell") < 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return order
+
+@workflow(models={"default": {"backend": "fake"}})
+async def refund(order: str) -> str:
+    return await tell(order=await pay(order=order))
+
+print(refund.run({"run": "a", "home": sys.argv[1]}, order="7"))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_again_and_again_pays_once(tmp_path: Path):
+    script = tmp_path / "flow.py"
+    script.write_text(KILLED)
+    ends = [
+        subprocess.run(
+            [sys.executable, str(script), str(tmp_path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for _ in range(4)
+    ]
+    assert [end.returncode for end in ends] == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
+    assert [end.stdout for end in ends[2:]] == ["7\n", "7\n"]
+    assert (tmp_path / "log").read_text() == "pay tell tell tell "
