@@ -151,7 +151,7 @@ class TurnWork:
             session=turn.session,
             deadline_s=now() + host.call_timeout_s if host.call_timeout_s else None,
             stream=bool(self._hearers),
-            chunk_tokens=CHUNK_TOKENS,
+            chunk_tokens=CHUNK_TOKENS if self._hearers == [draft] else 1,
             chunk_growth=GROWTH,
             drawn=draft.drawn if draft is not None else (),
             messages=turn.messages,

@@ -5,9 +5,9 @@ from ..errors import JournalError
 from ..journal.base import Journal, StepRecord
 from .codec import decode, encode
 
-CHUNK_TOKENS = 1  # an answer is written down when it has grown by so many tokens,
-GROWTH = 0.02  # and by this share, so that long answers are not written over and over
-WORTH_TOKENS = 8  # an answer that cannot be longer is not written down
+CHUNK_TOKENS = 16  # an answer is written down when it has grown by so many tokens,
+GROWTH = 0.05  # and by this share, so that long answers are not written over and over
+WORTH_TOKENS = 16  # an answer that cannot be longer is not written down
 MARK = b"~"  # no JSON begins with it: the value of a step that has not ended
 
 
