@@ -46,11 +46,19 @@ class Question:
 def questions(store: Store, run: str) -> list[Question]:
     """Those that nobody has answered yet, in the order of their rows."""
     found: dict[int, list[Question]] = {}
+    failed: set[int] = set()
     for entry in store.entries(run):
         if isinstance(entry, RowRecord):
-            found.pop(entry.row, None)  # given up, or ended in another way
+            if entry.error is None:
+                found.pop(entry.row, None)
+            elif entry.row in found:
+                failed.add(entry.row)
         elif (question := _question(entry)) is not None:
             found.setdefault(entry.row, []).append(question)
+    if (
+        failed and store.info(run).status == "done"
+    ):  # else they failed before they asked, and run again
+        found = {row: asked for row, asked in found.items() if row not in failed}
     return [question for row in sorted(found) for question in found[row]]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from .cli_failure import say
+from .cli_failure import going_on, say
 from .cli_options import Concurrency, Home, Json, Run
 
 if TYPE_CHECKING:
@@ -95,10 +95,18 @@ async def _follow(watched: Any, folder: Any, json: bool) -> None:
 def _say_end(info: "RunInfo", home: str | None, json: bool) -> None:
     name = info.manifest.run
     rows = f"{info.rows_done:,} rows done, {info.rows_failed:,} failed"
-    again = None if info.status in ("done", "running") else _command("resume", name, home)
+    again = None if info.status in ("done", "running") else going_on(info.manifest, home)
     if json:
         counts = {"rows_done": info.rows_done, "rows_failed": info.rows_failed}
-        _emit({"type": "done", "run": name, "status": info.status, **counts, "resume": again})
+        _emit(
+            {
+                "type": "done",
+                "run": name,
+                "status": info.status,
+                **counts,
+                "resume": None if info.manifest.once else again,
+            }
+        )
     elif info.status == "running":
         say(f"run {name} cannot be watched from here, or is just starting; {rows} so far")
     else:
@@ -259,10 +267,6 @@ def _found(run: str, home: str | None) -> "tuple[Store, str]":
 
     store = Store(home)
     return store, store.find(run)
-
-
-def _command(what: str, run: str, home: str | None) -> str:
-    return f"tenter {what} {run}" + (f" --home {home}" if home else "")
 
 
 def _emit(record: dict[str, Any]) -> None:

@@ -244,6 +244,9 @@ def _finish(
     try:
         outcome = anyio.run(lambda: governed(known, stop, emit if json else None, shown=True))
     except Exception as error:
+        if not run and stop.signal:
+            explain_failure(error)
+            return stop.exit_code
         if not run or os.environ.get("TENTER_DEBUG") == "1":
             raise
         return _end_broken(error, run, resume_command(run, home) if resumable else None, json)

@@ -136,7 +136,7 @@ class ApprovalWanted(Drained):
         self.tool = tool
         self.id = id
         cure = (
-            f"waits for approval {id}: answer it with `tenter approve`, then resume the run"
+            f"waits for approval {id}: answer it with `tenter approve`, then go on with the run"
             if recorded
             else "needs approval, and this run is not recorded, so that it cannot wait for it: give "
             "it a name (tenter run --run NAME), or ask by approve=ask, a function of yours"

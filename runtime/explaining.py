@@ -59,8 +59,9 @@ class Explained:
 
     `rows` are those of the table, None without one; with `sampled` its statistics are those of some.
     Tokens are `counted` by the model's tokenizer, or estimated. `engine`: whose seconds are told.
-    `placed`: on several workers; `follows`: a run does what it says. `after_rules` has the plan after each rule, `cascades` by
-    step what their samples can vouch for, where they can. `str()` of it is the text for people.
+    `placed`: on several workers; `follows`: a run does what it says. `after_rules` has the plan
+    after each rule, `cascades` by step what their samples can vouch for, where they can. `str()` of
+    it is the text for people.
     """
 
     workflow: str
@@ -148,9 +149,10 @@ def explain(
 ) -> Explained:
     """The plan of a workflow, for a table if there is one: a file, or rows as mappings.
 
-    `unnest` and `group_by` are as in `MapSpec`. Seconds are told for engines on `hardware` ("h100", "4xh100") that serve a model like `model`.
-    With `verbose` the plan after each rule is kept; `tell` hears how many rows were read. Raises
-    InvalidInput for what `tenter map` would refuse.
+    `unnest` and `group_by` are as in `MapSpec`. Seconds are told for engines on `hardware`
+    ("h100", "4xh100") that serve a model like `model`. With `verbose` the plan after each rule is
+    kept; `tell` hears how many rows were read. Raises InvalidInput for what `tenter map` would
+    refuse.
     """
     presets = None if hardware is None else named_presets(hardware, model)
     rows: int | None = None

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from asyncio import to_thread
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,10 +18,11 @@ from ..errors import InvalidInput, InvalidTable
 from ..journal.base import Manifest
 from ..journal.store import Store
 from ..predict import Learned
+from ..run.control import Control, Wish
 from ..run.local import bind
 from ..run.rows import Row
 from ..table_stats import Told, table_stats
-from ..tables import BadRow, Table, TableOutput, View, coerce, open_output, open_table
+from ..tables import BadRow, Grouped, Table, TableOutput, View, coerce, open_output, open_table
 from .spec import MapSpec, absolute, check_output
 from .work import RowWork, expected_of
 
@@ -46,10 +48,16 @@ class Job(RowWork):
         needed = dict.fromkeys((*required, *self.columns.values()))
         self.table = open_table(spec.table, keep or None, spec.limit, needed, view)
         self.schemas = {g.name: g.schema for g in inputs if g.name in self.columns}
-        _check_rows(self.table, spec.table)
+        table = self.table
+        _check_rows(table.source if isinstance(table, Grouped) else table, spec.table)
         self.keep = keep or self.table.columns
         self.tokens = Tokens()  # how the model counts, once it is known
         self.expected = Expected()
+
+    async def sort(self, control: Control) -> None:
+        """Sort the rows into groups, where there are any, while signals are heeded."""
+        if isinstance(self.table, Grouped):
+            await to_thread(self.table.sort, lambda: control.wish > Wish.RUN)
 
     def measure(self, tokens: Tokens, learned: Learned | None) -> None:
         """Plan with the model's own tokens, and with what earlier runs have taught."""

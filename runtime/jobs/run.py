@@ -53,6 +53,7 @@ async def map_table(spec: MapSpec, control: Control, tally: Tally) -> Outcome:
     """Run a workflow over every row of a table. Raises InvalidInput before anything runs."""
     job = Job(spec)
     job.check_limits()
+    await job.sort(control)
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine(job))
         run = new_run_id(time.time(), random.Random())
@@ -95,6 +96,7 @@ async def resume(
         )
     spec = MapSpec(**settings_of(info.manifest))
     job = Job(changed(spec, changes or {}))
+    await job.sort(control)
     if info.status == "done" and job.has_output and not (retry and info.rows_failed):
         tally.add(0.0, _started(job, name, info.rows_done + info.rows_failed, info.rows_failed))
         letters = _letters(job) if info.rows_failed else None

@@ -152,7 +152,8 @@ def _whole(option: re.Match[str]) -> str:
 
 def settings_of(manifest: Manifest) -> dict[str, Any]:
     """The fields of the MapSpec that a run over a table was begun with; else none."""
-    return {} if manifest.once else fields_of(manifest.settings["spec"])
+    spec = manifest.settings.get("spec")
+    return {} if spec is None else fields_of(spec)
 
 
 def fields_of(text: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Manifest:
     @property
     def once(self) -> bool:
         """Whether the run is for a single input, and not over a table."""
-        return "spec" not in self.settings
+        return "once" in self.settings
 
 
 class StepRecord(Struct, frozen=True, gc=False):

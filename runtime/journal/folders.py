@@ -31,12 +31,12 @@ class FolderRuns:
         """The runs that have a journal, by name. One killed while it was created has none."""
         folder = self.home / "runs"
         for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
-            path = folder / name / "journal.db"
-            if is_run(name) and path.is_file() and path.stat().st_size > 0:
+            if is_run(name) and self.has(name):
                 yield name
 
     def has(self, run: str) -> bool:
-        return self.path(run).is_file()
+        path = self.path(run)
+        return path.is_file() and path.stat().st_size > 0
 
     def path(self, run: str) -> Path:
         return self.home / "runs" / run / "journal.db"
@@ -46,11 +46,17 @@ class FolderRuns:
     ) -> SqliteJournal:
         path = self.path(manifest.run)
         folder = path.parent
+        exists = JournalError(f"run {manifest.run} exists already; resume it instead")
         try:
-            folder.mkdir(parents=True)
+            if self.has(manifest.run):
+                raise exists
+            folder.mkdir(parents=True, exist_ok=True)
             _sync(folder.parent)
-        except FileExistsError:
-            raise JournalError(f"run {manifest.run} exists already; resume it instead") from None
+            lock = RunLock.take(folder, manifest.run)
+            if self.has(manifest.run):  # by now
+                lock.release()
+                raise exists
+            path.unlink(missing_ok=True)  # of one that died while it made the run
         except OSError as error:
             raise JournalError(f"run folder {folder}: {error.strerror or error}") from error
 
@@ -64,7 +70,7 @@ class FolderRuns:
                 raise
             return file
 
-        return _journal(opened, RunLock.take(folder, manifest.run), on_failure)
+        return _journal(opened, lock, on_failure)
 
     def open(
         self, run: str, on_failure: Callable[[JournalError], None] | None

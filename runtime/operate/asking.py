@@ -34,12 +34,15 @@ def find_live(store: Store, run: str) -> Live:
     if info.status == "done":
         failed = f"; `tenter retry {run}` runs its {info.rows_failed:,} failed rows again"
         raise InvalidInput(f"run {run} is done already{failed if info.rows_failed else ''}")
+    if info.status == "running" and info.manifest.once:
+        raise InvalidInput(f"run {run} is for a single input; a signal to its process stops it")
     if info.status == "running":
         raise InvalidInput(
             f"run {run} is just starting or ending, or runs on another machine; try again in a "
             "moment, or there"
         )
-    raise InvalidInput(f"run {run} is not running; to go on: tenter resume {run}")
+    again = "what began it, once more" if info.manifest.once else f"tenter resume {run}"
+    raise InvalidInput(f"run {run} is not running; to go on: {again}")
 
 
 async def request(

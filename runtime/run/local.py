@@ -279,10 +279,10 @@ async def run_program(
     row = host.next_row()
     name = f"r{row}"
     if control is not None:
-        control.attach(lambda: running.cancel(name))
+        control.attach(lambda: _stop(running, name, control.wish))
     running.arrive(row, inputs, ended, recorded, on_text)
     if control is not None and control.wish > Wish.RUN:  # before there was anybody to tell
-        running.cancel(name)
+        _stop(running, name, control.wish)
     try:
         return await future
     except asyncio.CancelledError:
@@ -291,6 +291,14 @@ async def run_program(
     finally:
         if control is not None:
             control.detach()
+
+
+def _stop(running: Programs, name: str, wish: Wish) -> None:
+    """Let what runs end, as far as anybody can go on from there, or break it off."""
+    if wish == Wish.DRAIN:
+        running.drain()
+    else:
+        running.cancel(name)
 
 
 def bind(workflow: Workflow, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,13 +336,26 @@ async def run_workflow(
     are those of `open_host`.
     """
     async with AsyncExitStack() as stack:
-        if "results" not in options:
-            opened = open_results(workflow.cache if cache is None else cache, home)
-            options["results"] = await stack.enter_async_context(opened)
-        if "peers" not in options:
-            options["peers"] = await stack.enter_async_context(open_peers(home))
-        if backends is None:
-            backends = await stack.enter_async_context(open_backends(model_specs(workflow)))
-        options.setdefault("scheduling", workflow.scheduling)
-        host = await stack.enter_async_context(open_host(backends, trace=trace, **options))
+        means = await open_means(stack, workflow, backends, cache, home, options)
+        host = await stack.enter_async_context(open_host(means, trace=trace, **options))
         return await run_program(host, workflow, bind(workflow, inputs))
+
+
+async def open_means(
+    stack: AsyncExitStack,
+    workflow: Workflow,
+    backends: Mapping[str, Backend | Replicas] | None,
+    cache: bool | None,
+    home: str | None,
+    options: dict[str, Any],
+) -> Mapping[str, Backend | Replicas]:
+    """The backends of a run of its own, and into `options` what it shares with others of `home`."""
+    if "results" not in options:
+        opened = open_results(workflow.cache if cache is None else cache, home)
+        options["results"] = await stack.enter_async_context(opened)
+    if "peers" not in options:
+        options["peers"] = await stack.enter_async_context(open_peers(home))
+    options.setdefault("scheduling", workflow.scheduling)
+    if backends is not None:
+        return backends
+    return await stack.enter_async_context(open_backends(model_specs(workflow)))

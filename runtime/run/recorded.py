@@ -2,8 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,8 +12,7 @@ from anyio import CancelScope
 
 from ..backends.base import Backend
 from ..clock import now
-from ..errors import BackendUnavailable, Drained, InvalidInput, JournalError
-from ..fleet.peers import open_peers
+from ..errors import BackendUnavailable, Drained, InvalidInput, JournalError, StepFailed
 from ..journal.base import Journal, Manifest, RowRecord, RunInfo, RunStatus, StepRecord
 from ..journal.resuming import close_journal, compare
 from ..journal.store import Store
@@ -25,10 +25,8 @@ from .local import (
     Replicas,
     bind,
     model_fingerprint,
-    model_specs,
-    open_backends,
     open_host,
-    open_results,
+    open_means,
     run_program,
 )
 from .rows import tell
@@ -64,87 +62,117 @@ async def run_recorded(
     bound = bind(workflow, inputs)
     store = Store(home)
     before = _before(store, run)
-    if before is not None and before.status == "done":
+    if before is not None and before.status == "done":  # no model is opened for this
         compare(before.manifest, _manifest(run, workflow, before.manifest.model_fingerprint, bound))
-        return _result(store, run)
+        ends = (e for e in store.entries(run) if isinstance(e, RowRecord))
+        return _result(next(ends, None), run)
     async with AsyncExitStack() as stack:
-        wanted = workflow.cache if cache is None else cache
-        results = await stack.enter_async_context(open_results(wanted, home))
-        peers = await stack.enter_async_context(open_peers(home))
-        if backends is None:
-            opened = open_backends(model_specs(workflow))
-            replicas = await stack.enter_async_context(opened)
-        else:
-            replicas = {n: b if isinstance(b, Sequence) else (b,) for n, b in backends.items()}
+        means = await open_means(stack, workflow, backends, cache, home, options)
+        replicas = {n: b if isinstance(b, Sequence) else (b,) for n, b in means.items()}
         manifest = _manifest(run, workflow, model_fingerprint(replicas), bound)
-        if before is None:
-            journal = store.create(manifest)
-        else:
-            compare(before.manifest, manifest)
-            _, journal = store.open(run)
-        stack.push_async_callback(close_journal, journal)
-        end = (await journal.rows(ROW, ROW)).get(ROW)
-        steps = await _steps(journal, again=end is not None)
+        left = await stack.enter_async_context(_open(store, manifest))
+        if left.end is not None and left.end.error is None:  # it has ended meanwhile, or just so
+            await left.journal.set_status("done", {})
+            return _result(left.end, run)
         writer = TraceWriter(store.trace_path(run))
         stack.callback(writer.close)
         heard = writer if trace is None else Fanout(writer, trace)
         heard.write(now(), RunStarted(TRACE_VERSION, run, workflow.name, rows=1))
-        if before is not None:
-            await journal.set_status("running", {})
+        if left.resumed:
+            await left.journal.set_status("running", {})
         control, broken = control or Control(), list[JournalError]()
 
         def failed(error: JournalError) -> None:
             broken.append(error)
             control.abort()  # nothing can be recorded any more, so nothing may go on
 
-        journal.on_failure = failed
-        host_of_it = open_host(
-            replicas,
-            journal=journal,
-            trace=heard,
-            results=results,
-            peers=peers,
-            resumed=before is not None,
-            run=run,
-            **(_defaults(workflow, again=end is not None) | options),
+        left.journal.on_failure = failed
+        # with the old seeds a model would fail as it did
+        options.setdefault("seed", random.Random().getrandbits(31) if left.end is not None else 0)
+        # in another home there may be a run of this name: keys of tools tell them apart
+        label = f"{run}/{left.manifest.created_at}"
+        hosting = open_host(
+            means, journal=left.journal, trace=heard, resumed=left.resumed, run=label, **options
         )
         status: RunStatus = "paused"
         try:
-            async with host_of_it as host:
+            async with hosting as host:
                 value = await run_program(
-                    host, workflow, bound, control, recorded=steps, on_text=on_text
+                    host, workflow, bound, control, recorded=left.steps, on_text=on_text
                 )
-            journal.record(RowRecord(ROW, encode(value)))
+            left.journal.record(RowRecord(ROW, _encoded(value)))
             status = "done"
         except Exception as error:
             if broken:
                 raise broken[0] from None
             if control.wish == Wish.RUN and not isinstance(error, LATER):
-                journal.record(RowRecord(ROW, None, tell(error)))
+                left.journal.record(RowRecord(ROW, None, tell(error)))
                 status = "failed"
             raise
         finally:
             heard.write(now(), RunEnded(status=status))
             if not broken:
                 with CancelScope(shield=True):
-                    await journal.set_status(status, {})
+                    await left.journal.set_status(status, {})
         return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What an earlier attempt left: how it ended, if it did, and the steps that need not be done."""
+
+    manifest: Manifest
+    journal: Journal
+    end: RowRecord | None
+    steps: Mapping[str, StepRecord]
+    resumed: bool
+
+
+@asynccontextmanager
+async def _open(store: Store, manifest: Manifest) -> AsyncGenerator[_Left]:
+    """The run, claimed: a new one, or what is left of it."""
+    before = _before(store, manifest.run)
+    if before is None:
+        journal = store.create(manifest)
+    else:
+        compare(before.manifest, manifest)
+        _, journal = store.open(manifest.run)
+    try:
+        end = (await journal.rows(ROW, ROW)).get(ROW)
+        steps = {
+            path: step
+            for (_, path), step in (await journal.steps(ROW, ROW)).items()
+            if not (end is not None and is_failure(path))  # tools that failed are called again
+        }
+        yield _Left(
+            manifest if before is None else before.manifest,
+            journal,
+            end,
+            steps,
+            resumed=before is not None,
+        )
+    finally:
+        await close_journal(journal)
 
 
 def _before(store: Store, run: str) -> RunInfo | None:
     """The run of this name, if there is one."""
-    store.folder(run)  # refuses what cannot be a name
+    if not isinstance(run, str) or run == "last":  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInput(f"{run!r} cannot be the name of a run")
+    store.folder(run)  # refuses what else cannot be a name
     if not store.runs.has(run):
         return None
     found = store.info(run)
     if not found.manifest.once:
         raise InvalidInput(f"{run} is a run over a table; give this one another name")
+    if found.status == "running":
+        raise JournalError(f"run {run} is running already, in another process or task")
     return found
 
 
 def _manifest(run: str, workflow: Workflow, models: str, inputs: Mapping[str, Any]) -> Manifest:
     try:
-        given = encode(inputs)
+        given = encode(inputs, order="sorted")
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{workflow.name}: an input is not JSON: {error}") from None
     return Manifest(
@@ -153,26 +181,20 @@ def _manifest(run: str, workflow: Workflow, models: str, inputs: Mapping[str, An
         workflow_fingerprint=workflow.fingerprint,
         model_fingerprint=models,
         input_fingerprint=hashlib.blake2b(given, digest_size=16).hexdigest(),
-        settings={},
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        settings={"once": "true"},
+        created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
 
 
-def _result(store: Store, run: str) -> Any:
+def _encoded(value: Any) -> bytes:
+    try:
+        return encode(value)
+    except (TypeError, ValueError) as error:
+        raise StepFailed(f"the result is not JSON: {error}") from None
+
+
+def _result(end: RowRecord | None, run: str) -> Any:
     """What a run that is done has answered."""
-    for entry in store.entries(run):
-        if isinstance(entry, RowRecord) and entry.value is not None:
-            return decode(entry.value)
-    raise JournalError(f"{run} is done, but its result is not there; start a new run")
-
-
-async def _steps(journal: Journal, again: bool) -> dict[str, StepRecord]:
-    """What is recorded, by path; tried `again`, without the calls of tools that failed."""
-    found = await journal.steps(ROW, ROW)
-    return {path: s for (_, path), s in found.items() if not (again and is_failure(path))}
-
-
-def _defaults(workflow: Workflow, again: bool) -> dict[str, Any]:
-    """Options of `open_host`; with the old seeds a model would fail as it did."""
-    seed = random.Random().getrandbits(31) if again else 0
-    return {"scheduling": workflow.scheduling, "seed": seed}
+    if end is None or end.value is None:
+        raise JournalError(f"{run} is done, but its result is not there; take another name")
+    return decode(end.value)

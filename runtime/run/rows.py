@@ -6,7 +6,7 @@ and run with bounded concurrency. Nothing here grows with the number of rows.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
@@ -201,7 +201,7 @@ class RowRun:
             return window
         for row in rows:
             window.append(row)
-            chars += _chars(row.cells)
+            chars += sum(map(_chars, row.cells.values()))
             if len(window) >= self._limits.window_rows or chars >= self._limits.window_chars:
                 break
         else:
@@ -345,17 +345,15 @@ class RowRun:
                 await self._changed.wait()
 
 
-def _chars(value: Any) -> int:
-    """About how many characters a cell holds."""
-    match value:
-        case str():
-            return len(value)
-        case list():
-            return 16 + sum(map(_chars, cast("list[Any]", value)))
-        case Mapping():
-            return 16 + sum(map(_chars, cast("Mapping[str, Any]", value).values()))
-        case _:
-            return 16
+def _chars(cell: Any, depth: int = 2) -> int:
+    """About how many characters a cell holds: lists of objects are looked into, and no deeper."""
+    if isinstance(cell, str):
+        return len(cell)
+    if not depth or not isinstance(cell, list | dict):
+        return 16
+    values = cast("dict[str, Any]", cell).values() if isinstance(cell, dict) else ()
+    parts = cast("Iterable[Any]", values or cell)
+    return 16 + sum(_chars(part, depth - 1) for part in parts)
 
 
 def tell(error: Exception) -> str:

@@ -10,12 +10,13 @@ from .output import DeadLetters, OrderedSink, TableOutput
 from .parquet import ParquetTable
 from .readers import CsvTable, JsonlTable
 from .schema import Layout, coerce, layout
-from .views import PLAIN, ROWS, View
+from .views import PLAIN, ROWS, Grouped, View
 from .writers import TableWriter
 
 __all__ = [
     "BadRow",
     "DeadLetters",
+    "Grouped",
     "Kind",
     "Layout",
     "OrderedSink",
@@ -60,9 +61,14 @@ def open_table(
         return _opened(path, chosen, limit, required)
     there = _opened(path, None, None, ())
     check_columns(str(path), there.columns, view.columns)
+    seen = view.of(there, chosen, limit)
+    check_columns(str(path), seen.columns, required)
+    read = required if ROWS in there.columns else tuple(n for n in required if n != ROWS)
     if chosen is not None and (ROWS not in chosen or ROWS in there.columns):
-        there = _opened(path, tuple(dict.fromkeys((*chosen, *view.columns))), None, ())
-    return view.of(there, chosen, limit)
+        columns = tuple(dict.fromkeys((*chosen, *view.columns)))
+    else:
+        columns = None
+    return view.of(_opened(path, columns, None, read), chosen, limit)
 
 
 def _opened(

@@ -1,6 +1,6 @@
 """Values as cells: text that every reader takes, JSON text, numbers that fit a typed column."""
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -20,12 +20,12 @@ def clean(text: str) -> str:
     return text
 
 
-def json_bytes(value: Any) -> bytes:
+def json_bytes(value: Any, order: Literal["sorted"] | None = None) -> bytes:
     """`value` as compact JSON; NaN is null, lone surrogates are as `clean` makes them."""
     try:
-        return msgspec.json.encode(value)
+        return msgspec.json.encode(value, order=order)
     except UnicodeEncodeError:
-        return msgspec.json.encode(_clean_all(value))
+        return msgspec.json.encode(_clean_all(value), order=order)
 
 
 def _clean_all(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Tables seen differently: a row for each item of a list, a row for each group of rows."""
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from threading import Lock
@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import msgspec
 
-from ..errors import InvalidTable
+from ..errors import Drained, InvalidTable
 from .base import MAX_ROW_BYTES, BadRow, Kind, Row, Table, check_columns, limited
 from .values import json_bytes
 
 ROWS = "rows"  # the column with whole rows of a group, unless the table has one of its own
+MANY, MAX_UNNESTED_BYTES = 100, 256 * 2**20  # items of a row, and what becomes of it by them
 _BATCH = 1_000  # rows that are staged in one go
 
 
@@ -79,6 +80,14 @@ class Unnested:
                 yield BadRow(index, f"row {row}: column {self._column!r}: {items}")
                 index += 1
                 continue
+            if len(items) > MANY and len(items) * len(json_bytes(cells)) > MAX_UNNESTED_BYTES:
+                yield BadRow(
+                    index,
+                    f"row {row}: column {self._column!r}: {len(items):,} items, each beside the whole "
+                    "row, are too much; ask for fewer columns, or shorten the row",
+                )
+                index += 1
+                continue
             for value in items:
                 yield index, {**cells, self._column: value}
                 index += 1
@@ -132,7 +141,7 @@ class Grouped:
         self.rows_total: int | None = None
         self._whole = ROWS in self.columns and ROWS not in table.columns
         self._lists = [n for n in self.columns if n not in by and not (self._whole and n == ROWS)]
-        self._table = table
+        self.source = table
         self._by = by
         self._limit = limit
         self._staged: sqlite3.Connection | None = None
@@ -146,7 +155,7 @@ class Grouped:
         return count if self._limit is None else min(count, self._limit)
 
     def fingerprint(self) -> str:
-        return f"{self._table.fingerprint()}/group:{','.join(self._by)}"
+        return f"{self.source.fingerprint()}/group:{','.join(self._by)}"
 
     def _groups(self) -> Iterator[Row | BadRow]:
         staged = self._sorted()
@@ -176,13 +185,17 @@ class Grouped:
                 cells[ROWS] = rows
             yield index, cells
 
-    def _sorted(self) -> sqlite3.Connection:
+    def sort(self, stopped: Callable[[], bool]) -> None:
+        """Sort the rows ahead of their use, in a thread; raises Drained once it is `stopped`."""
+        self._sorted(stopped)
+
+    def _sorted(self, stopped: Callable[[], bool] = lambda: False) -> sqlite3.Connection:
         """The rows by group, in a file that ends with the connection."""
         with self._lock:
             if self._staged is None:
                 staged = sqlite3.connect("", check_same_thread=False, isolation_level=None)
                 try:
-                    self._stage(staged)
+                    self._stage(staged, stopped)
                 except sqlite3.Error as error:
                     raise InvalidTable(
                         f"{self.path}: its rows cannot be grouped: {error}; they are sorted in a "
@@ -191,12 +204,14 @@ class Grouped:
                 self._staged = staged
             return self._staged
 
-    def _stage(self, staged: sqlite3.Connection) -> None:
+    def _stage(self, staged: sqlite3.Connection, stopped: Callable[[], bool]) -> None:
         staged.execute("PRAGMA journal_mode = OFF")
         staged.execute("CREATE TABLE rows (id INTEGER PRIMARY KEY, key BLOB, cells BLOB)")
         staged.execute("CREATE TABLE bad (id INTEGER PRIMARY KEY, problem TEXT)")
-        items = iter(self._table)
+        items = iter(self.source)
         while batch := list(islice(items, _BATCH)):
+            if stopped():
+                raise Drained(f"{self.path}: stopped while its rows were sorted; nothing has run")
             good = [self._row(item) for item in batch if not isinstance(item, BadRow)]
             bad = [(item.row, item.message) for item in batch if isinstance(item, BadRow)]
             staged.execute("BEGIN")
@@ -214,4 +229,5 @@ class Grouped:
     def _row(self, item: Row) -> tuple[int, bytes, bytes]:
         index, cells = item
         kept = cells if self._whole else {name: cells[name] for name in self._lists}
-        return index, json_bytes([cells[name] for name in self._by]), json_bytes(kept)
+        key = json_bytes([cells[name] for name in self._by], order="sorted")
+        return index, key, json_bytes(kept)

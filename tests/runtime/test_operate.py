@@ -85,7 +85,8 @@ class Store:
 
     def __init__(self, folder: Path, status: str = "paused", failed: int = 0) -> None:
         self._folder = folder
-        self._info = SimpleNamespace(status=status, rows_failed=failed)
+        manifest = SimpleNamespace(once=False)
+        self._info = SimpleNamespace(status=status, rows_failed=failed, manifest=manifest)
 
     def folder(self, run: str) -> Path:
         return self._folder

@@ -15,9 +15,11 @@ from tenter.runtime.approvals import answer, questions
 from tenter.runtime.backends import registry
 from tenter.runtime.errors import (
     ApprovalWanted,
+    Drained,
     InvalidInput,
     JournalError,
     RunMismatch,
+    StepFailed,
     ToolFailed,
 )
 from tenter.runtime.jobs import Control, MapSpec, map_table, resume, run_once
@@ -219,3 +221,99 @@ def test_a_process_that_is_killed_again_and_again_pays_once(tmp_path: Path):
     assert [end.returncode for end in ends] == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
     assert [end.stdout for end in ends[2:]] == ["7\n", "7\n"]
     assert (tmp_path / "log").read_text() == "pay tell tell tell "
+
+
+# ---- what a review found ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_result_that_is_recorded_is_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compacted: bool
+):
+    from tenter.runtime.journal.sqlite import SqliteJournal
+
+    async def dies(*_: object) -> None:
+        raise JournalError("the process died here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteJournal, "set_status", dies)
+        with pytest.raises(JournalError):
+            refund.run(options(tmp_path), order="7")
+    store = Store(tmp_path / "home")
+    assert (store.info("refund-7").status, store.info("refund-7").rows_done) == ("paused", 1)
+    if compacted:
+        store.compact("refund-7")
+    assert refund.run(options(tmp_path), order="7") == "Ann: PAID 7"
+    assert done == ["pay 7", "notify paid 7"]
+    assert store.info("refund-7").status == "done"
+
+
+async def test_a_run_that_is_to_drain_lets_its_tool_end(tmp_path: Path):
+    held.extend((asyncio.Event(), asyncio.Event()))
+    control = Control()
+    given = options(tmp_path) | {"control": control}
+    first = asyncio.create_task(refund.arun(given, order="7"))
+    await held[0].wait()
+    control.drain("signal")
+    held[1].set()
+    with pytest.raises(Drained):
+        await first
+    held.clear()
+    assert await refund.arun(options(tmp_path), order="7") == "Ann: PAID 7"
+    assert done == ["pay 7", "notify paid 7"]
+
+
+def test_a_question_after_a_failure_can_be_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(registry.BACKENDS, "mailer", Mailer)
+    test_approvals.sent.clear()
+    home, reference = str(tmp_path / "home"), f"{test_approvals.__name__}:letters"
+    models = {"default": "mailer"}
+
+    def go() -> Any:
+        return asyncio.run(run_once(reference, {"to": "ann"}, models=models, home=home, run="a"))
+
+    def broken(*_: object, **__: object) -> None:
+        raise StepFailed("a fault of the code")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Mailer, "orders", broken)
+        with pytest.raises(StepFailed):
+            go()
+    store = Store(home)
+    assert store.info("a").rows_failed == 1
+    with pytest.raises(ApprovalWanted):
+        go()
+    asked = questions(store, "a")
+    assert len(asked) == 1
+    asyncio.run(answer(store, "a", asked, approve=True))
+    assert go() == "sent to ann"
+
+
+def test_a_name_can_be_used_though_its_journal_could_not_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tenter.runtime.journal.file import JournalFile
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JournalFile, "_initialise", full)
+        with pytest.raises(JournalError, match="No space"):
+            refund.run(options(tmp_path), order="7")
+    assert refund.run(options(tmp_path), order="7") == "Ann: PAID 7"
+
+
+def test_the_order_of_keys_is_no_other_input(tmp_path: Path):
+    @workflow
+    async def sums(q: dict[str, int]) -> int:
+        return sum(q.values())
+
+    given = {"run": "sum", "home": str(tmp_path / "home"), "backends": {}, "results": None}
+    assert sums.run(given, q={"a": 1, "b": 2}) == 3
+    assert sums.run(given, q={"b": 2, "a": 1}) == 3
+    for name in ("last", 7, "", "a/b"):
+        with pytest.raises(InvalidInput, match="name of a run"):
+            sums.run(given | {"run": name}, q={})

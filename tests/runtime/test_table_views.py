@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenter.runtime.errors import InvalidTable, RunMismatch
+from tenter.runtime.errors import Drained, InvalidTable, RunMismatch
 from tenter.runtime.jobs import Control, Job, MapSpec, Outcome, map_table, resume
 from tenter.runtime.report.tally import Tally
 from tenter.runtime.tables import BadRow, Table, View, open_table
@@ -125,6 +125,29 @@ def test_columns_that_are_not_there_are_named(tmp_path: Path):
         open_table(path, ["stars"], view=View(None, ("product",)))
 
 
+def test_the_order_of_keys_makes_no_group(tmp_path: Path):
+    path = made(tmp_path, "a.jsonl", '{"k": {"a": 1, "b": 2}}\n{"k": {"b": 2, "a": 1}}\n')
+    (row,) = rows_of(open_table(path, view=View(None, ("k",))))
+    assert len(row["rows"]) == 2
+
+
+def test_items_beside_a_long_row_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(table_views, "MAX_UNNESTED_BYTES", 10_000)
+    line = json.dumps({"n": list(range(200)), "text": "x" * 1000})
+    path = made(tmp_path, "a.jsonl", line + '\n{"n": [1], "text": "y"}\n')
+    first, second = rows_of(open_table(path, view=View("n")))
+    assert "row 0: column 'n': 200 items" in first
+    assert second == {"n": 1, "text": "y"}
+
+
+def test_what_a_workflow_needs_is_looked_for_in_what_is_seen(tmp_path: Path):
+    path = made(tmp_path, "a.jsonl", '{"k": "1", "n": [1]}\n{"n": [2]}\n')
+    with pytest.raises(InvalidTable, match="no column 'x'"):
+        open_table(path, needed=["x"], view=View("n"))
+    table = open_table(path, needed=["k"], view=View("n"))
+    assert rows_of(table) == [{"k": "1", "n": 1}, "line 2: it lacks 'k'"]
+
+
 CELL = st.one_of(st.none(), st.integers(-2, 2), st.text(max_size=2), st.lists(st.integers(0, 1)))
 
 
@@ -155,14 +178,13 @@ output: {kind: "{{ kind }}", reviews: "{{ review }}"}
 """
 
 
-def spec_of(folder: Path, **more: Any) -> MapSpec:
+def spec_of(folder: Path, table: str = "a.csv", **more: Any) -> MapSpec:
     flow = made(folder, "digest.yaml", FLOW)
-    table = folder / "a.csv"
-    if not table.exists():
+    if not (folder / table).exists():
         made(folder, "a.csv", REVIEWS)
     out = str(folder / "out.jsonl")
     given: dict[str, Any] = {"home": str(folder / "home"), "group_by": ("product",)}
-    return MapSpec(str(flow), str(table), out, **(given | more))
+    return MapSpec(str(flow), str(folder / table), out, **(given | more))
 
 
 def mapped(spec: MapSpec) -> Outcome:
@@ -181,6 +203,21 @@ def test_a_workflow_over_groups(tmp_path: Path):
     assert [list(row) for row in found] == [["product", "kind", "reviews", "error"]] * 2
     assert [row["product"] for row in found] == ["lamp", "frame"]
     assert [row["reviews"] for row in found] == [["too dim", "it broke"], ["fine"]]
+
+
+def test_a_job_that_is_stopped_while_it_sorts_runs_nothing(tmp_path: Path):
+    control = Control()
+    control.drain("signal")
+    with pytest.raises(Drained, match="stopped while its rows were sorted; nothing has run"):
+        anyio.run(map_table, spec_of(tmp_path), control, Tally())
+    assert not (tmp_path / "home" / "runs").exists()
+
+
+def test_a_deep_cell_is_a_cell(tmp_path: Path):
+    deep = "[" * 900 + "]" * 900
+    made(tmp_path, "a.jsonl", '{"product": "a", "review": ["x"], "deep": ' + deep + "}\n")
+    spec = spec_of(tmp_path, table="a.jsonl", group_by=())
+    assert mapped(spec).rows_done == 1
 
 
 def test_a_run_over_groups_goes_on_where_it_stopped(tmp_path: Path):
