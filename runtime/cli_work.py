@@ -12,7 +12,7 @@ import anyio
 
 from .cli_failure import explain_failure, resume_command, say
 from .cli_signals import Stop, governed
-from .errors import InvalidInput
+from .errors import InvalidInput, RunMismatch
 from .jobs import Control, MapSpec, Outcome, map_table, resume, run_once
 from .jobs.spec import settings_of
 from .journal.store import Store
@@ -114,10 +114,13 @@ def run_one(
 
     try:
         result = anyio.run(lambda: governed(work, stop, shown=False))
-    except Exception:
-        if stop.signal:
-            return stop.exit_code
-        raise
+    except Exception as error:
+        if not stop.signal and (run is None or os.environ.get("TENTER_DEBUG") == "1"):
+            raise
+        code = stop.exit_code if stop.signal else explain_failure(error)
+        if run is not None and code not in (InvalidInput.exit_code, RunMismatch.exit_code):
+            say(f"{run} is recorded: the same command goes on with it")
+        return code
     if json:
         emit({"type": "done", "status": "done", "result": result})
     else:

@@ -13,6 +13,7 @@ import pytest
 from tenter.runtime import llm, run_recorded, tool, workflow
 from tenter.runtime.approvals import answer, questions
 from tenter.runtime.backends import registry
+from tenter.runtime.cli import main
 from tenter.runtime.errors import (
     ApprovalWanted,
     Drained,
@@ -317,3 +318,24 @@ def test_the_order_of_keys_is_no_other_input(tmp_path: Path):
     for name in ("last", 7, "", "a/b"):
         with pytest.raises(InvalidInput, match="name of a run"):
             sums.run(given | {"run": name}, q={})
+
+
+def test_the_command_line_says_that_it_can_be_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def run(order: str) -> tuple[int, str, str]:
+        place = ["--run", "a", "--home", str(tmp_path / "home")]
+        code = main(["run", f"{__name__}:refund", f"order={order}", *place])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    faults.append(ValueError("no such address"))
+    code, out, err = run("7")
+    assert (code, out) == (1, "")
+    assert "no such address" in err
+    assert "a is recorded: the same command goes on with it" in err
+    faults.clear()
+    assert run("7")[:2] == (0, "Ann: PAID 7\n")
+    code, _, err = run("8")
+    assert code == 6
+    assert "the same command" not in err
