@@ -21,8 +21,9 @@
 A message names what is wrong, where, and what would be right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class TenterError(Exception):
@@ -112,11 +113,12 @@ class ToolFailed(StepFailed):
 class OutcomeUnknown(ToolFailed):
     """A call of a tool with effect `once` was cut off: nobody knows whether it had its effect.
 
-    `path` is the place of that call in its program.
+    `path` is the place of that call in its program, `call` its tool and arguments, if known here.
     """
 
     def __init__(self, message: str, step: str, path: str) -> None:
         self.path = path
+        self.call: tuple[str, Mapping[str, Any]] | None = None
         super().__init__(message, step)
 
 

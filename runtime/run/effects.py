@@ -93,6 +93,7 @@ class Effects:
         are refused."""
         if isinstance(error, OutcomeUnknown) and error.path == call.path:
             owner, step, name = call.owner, call.started.step, call.tool.name
+            error.call = name, call.values
             owner.unknown.setdefault(_same(call), call.path)
             self._host.note(EffectUnknown(program=owner.name, step=step, tool=name))
 

@@ -12,7 +12,15 @@ from anyio import CancelScope
 
 from ..backends.base import Backend
 from ..clock import now
-from ..errors import BackendUnavailable, Drained, InvalidInput, JournalError, StepFailed
+from ..errors import (
+    ApprovalWanted,
+    BackendUnavailable,
+    Drained,
+    InvalidInput,
+    JournalError,
+    OutcomeUnknown,
+    StepFailed,
+)
 from ..journal.base import Journal, Manifest, RowRecord, RunInfo, RunStatus, StepRecord
 from ..journal.resuming import close_journal, compare
 from ..journal.store import Store
@@ -21,6 +29,7 @@ from ..trace import TRACE_VERSION, Fanout, Trace, TraceWriter
 from ..workflow import Workflow
 from .codec import decode, encode
 from .control import Control, Wish
+from .effects import QUESTION
 from .local import (
     Replicas,
     bind,
@@ -32,6 +41,7 @@ from .local import (
 from .rows import tell
 from .speech import OnText
 from .tool_failures import is_failure
+from .trust import Approval, approval_id
 
 ROW = 0  # the only one of such a run
 LATER = (Drained, BackendUnavailable, JournalError)  # errors of the moment, not of the input
@@ -54,7 +64,8 @@ async def run_recorded(
 
     Called again with the same name it goes on: what was recorded is not done again, and the result
     of a run that is done is returned at once. One that had failed is tried again, with other seeds;
-    one that waits for an approval goes on once that is answered (`tenter approve`). `backends` (by
+    one that waits for an approval, or for word of what came of a call that was cut off, goes on once
+    that is given (`tenter approve`). `backends` (by
     model name, entered) are used instead of those that the workflow names; `options` are those of
     `open_host`. Raises RunMismatch where the workflow, the model or the input are others than the
     run began with, and JournalError where another process runs it.
@@ -105,6 +116,8 @@ async def run_recorded(
         except Exception as error:
             if broken:
                 raise broken[0] from None
+            if isinstance(error, OutcomeUnknown) and _may_ask(left, error):
+                raise _asked(left.journal, error) from error
             if control.wish == Wish.RUN and not isinstance(error, LATER):
                 left.journal.record(RowRecord(ROW, None, tell(error)))
                 status = "failed"
@@ -168,6 +181,21 @@ def _before(store: Store, run: str) -> RunInfo | None:
     if found.status == "running":
         raise JournalError(f"run {run} is running already, in another process or task")
     return found
+
+
+def _may_ask(left: _Left, error: OutcomeUnknown) -> bool:
+    """Whether its author can say what came of a call, and has not said that he cannot."""
+    said = left.steps.get(f"{error.path}{QUESTION}")
+    return error.call is not None and (said is None or said.value != encode(False))
+
+
+def _asked(journal: Journal, error: OutcomeUnknown) -> ApprovalWanted:
+    """Leave the question in the journal; the error that says so."""
+    assert error.call is not None
+    (tool, values), path = error.call, f"{error.path}{QUESTION}"
+    question = Approval(tool, values, ()).question()
+    journal.record(StepRecord(ROW, path, encode(question)), sync=True)
+    return ApprovalWanted(tool, approval_id(ROW, path))
 
 
 def _manifest(run: str, workflow: Workflow, models: str, inputs: Mapping[str, Any]) -> Manifest:

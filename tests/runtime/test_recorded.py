@@ -19,6 +19,7 @@ from tenter.runtime.errors import (
     Drained,
     InvalidInput,
     JournalError,
+    OutcomeUnknown,
     RunMismatch,
     StepFailed,
     ToolFailed,
@@ -339,3 +340,50 @@ def test_the_command_line_says_that_it_can_be_gone_on_with(
     code, _, err = run("8")
     assert code == 6
     assert "the same command" not in err
+
+
+@tool(effect="once")
+async def wire(order: str) -> str:
+    """Wire money; it may break in the middle."""
+    done.append(f"wire {order}")
+    if faults:
+        raise faults[0]
+    return f"wired {order}"
+
+
+@workflow(models={"default": {"backend": "fake"}})
+async def transfer(order: str) -> str:
+    return await wire(order=order)
+
+
+@workflow(models={"default": {"backend": "fake"}})
+def transfer_as_graph(order: str) -> str:
+    return wire(order=order)
+
+
+@pytest.mark.parametrize("flow", [transfer, transfer_as_graph], ids=["program", "graph"])
+@pytest.mark.parametrize(
+    ("approve", "result", "calls"),
+    [(True, None, 2), (True, "by hand", 1), (False, None, 1)],
+    ids=["had none", "had one", "not known"],
+)
+def test_the_author_says_what_came_of_a_call_that_broke_off(
+    tmp_path: Path, flow: Any, approve: bool, result: str | None, calls: int
+):
+    faults.append(ConnectionError("lost"))
+    store = Store(tmp_path / "home")
+    for _ in range(2):
+        with pytest.raises(ApprovalWanted, match="wire"):
+            flow.run(options(tmp_path, "a"), order="7")
+    faults.clear()
+    (question,) = questions(store, "a")
+    assert (question.tool, question.arguments, question.began) == ("wire", {"order": "7"}, True)
+    given = (approve,) if result is None else (approve, result)
+    asyncio.run(answer(store, "a", [question], *given))
+    if approve:
+        assert flow.run(options(tmp_path, "a"), order="7") == (result or "wired 7")
+    else:
+        for _ in range(2):
+            with pytest.raises(OutcomeUnknown):
+                flow.run(options(tmp_path, "a"), order="7")
+    assert done == ["wire 7"] * calls
