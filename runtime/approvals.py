@@ -55,10 +55,9 @@ def questions(store: Store, run: str) -> list[Question]:
                 failed.add(entry.row)
         elif (question := _question(entry)) is not None:
             found.setdefault(entry.row, []).append(question)
-    if (
-        failed and store.info(run).status == "done"
-    ):  # else they failed before they asked, and run again
-        found = {row: asked for row, asked in found.items() if row not in failed}
+    if failed and store.info(run).status == "done":  # else they run again, and will ask again
+        for row in failed:  # what came of a call is asked still, for `tenter retry`
+            found[row] = [question for question in found[row] if question.began]
     return [question for row in sorted(found) for question in found[row]]
 
 

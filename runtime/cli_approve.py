@@ -63,7 +63,7 @@ def approve(
     elif picked:
         asyncio.run(answer(store, name, picked, not deny, gave))
         said = "denied" if deny else "approved" if result is None else "answered"
-        say(f"{said}: {len(picked):,}; to go on: {going_on(store.info(name).manifest, home)}")
+        say(f"{said}: {len(picked):,}; to go on: {going_on(store.info(name), home)}")
     elif deny:
         raise InvalidInput("--deny: say which, or --all")
     elif every:

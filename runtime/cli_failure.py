@@ -11,7 +11,7 @@ from cyclopts import CycloptsError
 from .errors import InvalidWorkflow, TenterError
 
 if TYPE_CHECKING:
-    from .journal.base import Manifest
+    from .journal.base import RunInfo
 
 
 def explain_failure(error: BaseException) -> int:
@@ -55,16 +55,17 @@ def _notes(error: BaseException) -> list[str]:
     return [f"({note})" for note in getattr(error, "__notes__", ())]
 
 
-def resume_command(run: str, home: str | None) -> str:
+def resume_command(run: str, home: str | None, what: str = "resume") -> str:
     """What goes on with a run."""
-    return f"tenter resume {run}" + (f" --home {shlex.quote(home)}" if home else "")
+    return f"tenter {what} {run}" + (f" --home {shlex.quote(home)}" if home else "")
 
 
-def going_on(manifest: "Manifest", home: str | None) -> str:
+def going_on(info: "RunInfo", home: str | None) -> str:
     """How a run is gone on with."""
-    if manifest.once:
+    if info.manifest.once:
         return "what began it, once more and with the same name"
-    return resume_command(manifest.run, home)
+    what = "retry" if info.status == "done" else "resume"  # of a done one, the failed rows
+    return resume_command(info.manifest.run, home, what)
 
 
 def say(line: str) -> None:

@@ -232,7 +232,7 @@ def show_run(run: str, home: str | None, json: bool) -> int:
     if trace.exists():
         print(f"\n{_told_by(trace)}")
     if info.status in ("paused", "failed"):
-        print(f"\nto go on: {going_on(info.manifest, home)}")
+        print(f"\nto go on: {going_on(info, home)}")
     return 0
 
 

@@ -95,7 +95,7 @@ async def _follow(watched: Any, folder: Any, json: bool) -> None:
 def _say_end(info: "RunInfo", home: str | None, json: bool) -> None:
     name = info.manifest.run
     rows = f"{info.rows_done:,} rows done, {info.rows_failed:,} failed"
-    again = None if info.status in ("done", "running") else going_on(info.manifest, home)
+    again = None if info.status in ("done", "running") else going_on(info, home)
     if json:
         counts = {"rows_done": info.rows_done, "rows_failed": info.rows_failed}
         _emit(

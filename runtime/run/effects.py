@@ -13,6 +13,7 @@ from .codec import decode, encode, identity
 from .owner import Owner
 from .sharing import Settled
 from .tool_call import Call
+from .trust import Approval
 
 if TYPE_CHECKING:
     from .host import Host
@@ -127,6 +128,20 @@ class Effects:
             start()
         else:
             self._host.record(call.owner, call.path, value, None, done, sync=True)
+
+
+def question_of(
+    row: int, error: Exception | None, recorded: Mapping[str, StepRecord]
+) -> StepRecord | None:
+    """What the author may be asked of a call that ended a row, unless he has said that he does not
+    know either."""
+    if not isinstance(error, OutcomeUnknown) or error.call is None:
+        return None
+    (tool, values), path = error.call, f"{error.path}{QUESTION}"
+    said = recorded.get(path)
+    if said is not None and said.value == encode(False):
+        return None
+    return StepRecord(row, path, encode(Approval(tool, values, ()).question()))
 
 
 def differs(

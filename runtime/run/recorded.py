@@ -29,7 +29,7 @@ from ..trace import TRACE_VERSION, Fanout, Trace, TraceWriter
 from ..workflow import Workflow
 from .codec import decode, encode
 from .control import Control, Wish
-from .effects import QUESTION
+from .effects import question_of
 from .local import (
     Replicas,
     bind,
@@ -41,7 +41,7 @@ from .local import (
 from .rows import tell
 from .speech import OnText
 from .tool_failures import is_failure
-from .trust import Approval, approval_id
+from .trust import approval_id
 
 ROW = 0  # the only one of such a run
 LATER = (Drained, BackendUnavailable, JournalError)  # errors of the moment, not of the input
@@ -116,8 +116,10 @@ async def run_recorded(
         except Exception as error:
             if broken:
                 raise broken[0] from None
-            if isinstance(error, OutcomeUnknown) and _may_ask(left, error):
-                raise _asked(left.journal, error) from error
+            question = question_of(ROW, error, left.steps)
+            if question is not None and isinstance(error, OutcomeUnknown):
+                left.journal.record(question, sync=True)
+                raise ApprovalWanted(error.step, approval_id(ROW, question.path)) from error
             if control.wish == Wish.RUN and not isinstance(error, LATER):
                 left.journal.record(RowRecord(ROW, None, tell(error)))
                 status = "failed"
@@ -181,21 +183,6 @@ def _before(store: Store, run: str) -> RunInfo | None:
     if found.status == "running":
         raise JournalError(f"run {run} is running already, in another process or task")
     return found
-
-
-def _may_ask(left: _Left, error: OutcomeUnknown) -> bool:
-    """Whether its author can say what came of a call, and has not said that he cannot."""
-    said = left.steps.get(f"{error.path}{QUESTION}")
-    return error.call is not None and (said is None or said.value != encode(False))
-
-
-def _asked(journal: Journal, error: OutcomeUnknown) -> ApprovalWanted:
-    """Leave the question in the journal; the error that says so."""
-    assert error.call is not None
-    (tool, values), path = error.call, f"{error.path}{QUESTION}"
-    question = Approval(tool, values, ()).question()
-    journal.record(StepRecord(ROW, path, encode(question)), sync=True)
-    return ApprovalWanted(tool, approval_id(ROW, path))
 
 
 def _manifest(run: str, workflow: Workflow, models: str, inputs: Mapping[str, Any]) -> Manifest:

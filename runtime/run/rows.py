@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
 from ..errors import BackendUnavailable, Drained, JournalError, TenterError
-from ..journal.base import Journal, RowRecord, StepRecord
+from ..journal.base import Entry, Journal, RowRecord, StepRecord
 from .codec import decode, encode
 from .control import Control, Wish
+from .effects import question_of
 from .program import NOTHING, Ended
 from .tool_failures import is_failure
 
@@ -275,6 +276,9 @@ class RowRun:
             if (error is not None and stopping) or self._broken is not None:
                 self._changed.set()  # not recorded: it will be taken up again
             else:
+                question = question_of(row.row, error, recorded)
+                if question is not None:  # for `tenter approve`, before the row is tried again
+                    self._record(question)
                 self._end(row, value, tell(error) if error is not None else None)
 
         self._programs.arrive(row.row, row.inputs, ended, recorded)
@@ -293,11 +297,17 @@ class RowRun:
             self._unrecorded -= 1
             self._give(row, value, error)
 
-        try:
-            self._journal.record(RowRecord(row.row, data, error), durable)
-        except JournalError as failure:
+        if not self._record(RowRecord(row.row, data, error), durable):
             self._unrecorded -= 1
+
+    def _record(self, entry: Entry, then: Callable[[], None] | None = None) -> bool:
+        """Whether it will be kept; else the run ends."""
+        try:
+            self._journal.record(entry, then)
+        except JournalError as failure:
             self._break(failure)
+            return False
+        return True
 
     def _give(self, row: Row, value: Any, error: str | None) -> None:
         self._open -= 1

@@ -1,6 +1,7 @@
 """Runs for a single input that have a name: they go on where they stopped."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -387,3 +388,26 @@ def test_the_author_says_what_came_of_a_call_that_broke_off(
             with pytest.raises(OutcomeUnknown):
                 flow.run(options(tmp_path, "a"), order="7")
     assert done == ["wire 7"] * calls
+
+
+def test_a_row_whose_call_broke_off_is_retried_with_the_author_s_answer(tmp_path: Path):
+    (tmp_path / "in.csv").write_text("order\n7\n8\n")
+    paths = (str(tmp_path / name) for name in ("in.csv", "out.jsonl"))
+    spec = MapSpec(f"{__name__}:transfer", *paths, home=str(tmp_path / "home"))
+    faults.append(ConnectionError("lost"))
+    outcome = asyncio.run(map_table(spec, Control(), Tally()))
+    assert (outcome.status, outcome.rows_failed) == ("done", 2)
+    faults.clear()
+    store = Store(tmp_path / "home")
+
+    def retried() -> list[str | None]:
+        asyncio.run(resume("last", spec.home, Control(), Tally(), retry=True))
+        return [json.loads(line)["answer"] for line in Path(spec.out).read_text().splitlines()]
+
+    assert retried() == [None, None]
+    seven, eight = questions(store, outcome.run)
+    asyncio.run(answer(store, outcome.run, [seven], True))
+    asyncio.run(answer(store, outcome.run, [eight], True, "by hand"))
+    assert questions(store, outcome.run) == []
+    assert retried() == ["wired 7", "by hand"]
+    assert sorted(done) == ["wire 7", "wire 7", "wire 8"]
