@@ -55,7 +55,7 @@ def questions(store: Store, run: str) -> list[Question]:
                 failed.add(entry.row)
         elif (question := _question(entry)) is not None:
             found.setdefault(entry.row, []).append(question)
-    if failed and store.info(run).status == "done":  # else they run again, and will ask again
+    if failed and store.info(run).status == "done":
         for row in failed:  # what came of a call is asked still, for `tenter retry`
             found[row] = [question for question in found[row] if question.began]
     return [question for row in sorted(found) for question in found[row]]

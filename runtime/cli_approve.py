@@ -63,7 +63,8 @@ def approve(
     elif picked:
         asyncio.run(answer(store, name, picked, not deny, gave))
         said = "denied" if deny else "approved" if result is None else "answered"
-        say(f"{said}: {len(picked):,}; to go on: {going_on(store.info(name), home)}")
+        again = going_on(store.info(name), home, any(question.began for question in picked))
+        say(f"{said}: {len(picked):,}; to go on: {again}")
     elif deny:
         raise InvalidInput("--deny: say which, or --all")
     elif every:

@@ -60,11 +60,11 @@ def resume_command(run: str, home: str | None, what: str = "resume") -> str:
     return f"tenter {what} {run}" + (f" --home {shlex.quote(home)}" if home else "")
 
 
-def going_on(info: "RunInfo", home: str | None) -> str:
-    """How a run is gone on with."""
+def going_on(info: "RunInfo", home: str | None, retry: bool = False) -> str:
+    """How a run is gone on with; with `retry` its failed rows too."""
     if info.manifest.once:
         return "what began it, once more and with the same name"
-    what = "retry" if info.status == "done" else "resume"  # of a done one, the failed rows
+    what = "retry" if info.rows_failed and (retry or info.status == "done") else "resume"
     return resume_command(info.manifest.run, home, what)
 
 

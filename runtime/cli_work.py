@@ -118,7 +118,8 @@ def run_one(
         if not stop.signal and (run is None or os.environ.get("TENTER_DEBUG") == "1"):
             raise
         code = stop.exit_code if stop.signal else explain_failure(error)
-        if run is not None and code not in (InvalidInput.exit_code, RunMismatch.exit_code):
+        refused = code in (InvalidInput.exit_code, RunMismatch.exit_code)
+        if run is not None and not refused and Store(home).runs.has(run):
             say(f"{run} is recorded: the same command goes on with it")
         return code
     if json:

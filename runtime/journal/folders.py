@@ -36,7 +36,7 @@ class FolderRuns:
 
     def has(self, run: str) -> bool:
         path = self.path(run)
-        return path.is_file() and path.stat().st_size > 0
+        return path.is_file() and not _is_unmade(path)
 
     def path(self, run: str) -> Path:
         return self.home / "runs" / run / "journal.db"
@@ -56,7 +56,8 @@ class FolderRuns:
             if self.has(manifest.run):  # by now
                 lock.release()
                 raise exists
-            path.unlink(missing_ok=True)  # of one that died while it made the run
+            for name in ("journal.db", "journal.db-wal", "journal.db-shm"):
+                (folder / name).unlink(missing_ok=True)  # of one that died while it made the run
         except OSError as error:
             raise JournalError(f"run folder {folder}: {error.strerror or error}") from error
 
@@ -110,6 +111,16 @@ class FolderRuns:
 
     def missing(self, run: str) -> InvalidInput:
         return InvalidInput(f"there is no run {run} in {self.home}")
+
+
+def _is_unmade(path: Path) -> bool:
+    """Whether a process died while it made this journal: an SQLite file without an owner, or none."""
+    log = path.with_name(f"{path.name}-wal")
+    if log.is_file() and log.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        head = file.read(72)  # its last four bytes say whose it is
+    return not head or (head.startswith(b"SQLite format 3\0") and head[68:] == bytes(4))
 
 
 def _journal(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...tools import Tool
 from ..errors import JournalError, OutcomeUnknown, StepFailed, ToolFailed
-from ..journal.base import StepRecord
+from ..journal.base import StepRecord, check
 from ..scheduler.events import EffectUnknown
 from .codec import decode, encode, identity
 from .owner import Owner
@@ -66,7 +66,9 @@ class Effects:
             return
         first = owner.unknown.get(_same(call))
         if first is not None and first != call.path:
-            done(None, OutcomeUnknown(AGAIN.format(call.tool.name), call.started.step, first))
+            again = OutcomeUnknown(AGAIN.format(call.tool.name), call.started.step, first)
+            self.remember(call, again)
+            done(None, again)
             return
 
         def declared() -> None:
@@ -92,9 +94,10 @@ class Effects:
     def remember(self, call: Call, error: ToolFailed) -> None:
         """A call ended, now or in an earlier attempt, with `error`: equals of one of unknown outcome
         are refused."""
+        if isinstance(error, OutcomeUnknown):
+            error.call = call.tool.name, call.values
         if isinstance(error, OutcomeUnknown) and error.path == call.path:
             owner, step, name = call.owner, call.started.step, call.tool.name
-            error.call = name, call.values
             owner.unknown.setdefault(_same(call), call.path)
             self._host.note(EffectUnknown(program=owner.name, step=step, tool=name))
 
@@ -122,8 +125,9 @@ class Effects:
         if call.owner.ended:
             return
         if error is not None:
-            self.unknown(call, CUT_OFF)
-            done(None, OutcomeUnknown(str(error), "", call.path))
+            lost = OutcomeUnknown(str(error), "", call.path)
+            self.remember(call, lost)
+            done(None, lost)
         elif value is None:
             start()
         else:
@@ -141,7 +145,12 @@ def question_of(
     said = recorded.get(path)
     if said is not None and said.value == encode(False):
         return None
-    return StepRecord(row, path, encode(Approval(tool, values, ()).question()))
+    try:
+        question = StepRecord(row, path, encode(Approval(tool, values, ()).question()))
+        check(question)
+    except (TypeError, ValueError, JournalError):  # arguments that no journal takes
+        return None
+    return question
 
 
 def differs(

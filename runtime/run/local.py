@@ -279,10 +279,10 @@ async def run_program(
     row = host.next_row()
     name = f"r{row}"
     if control is not None:
-        control.attach(lambda: _stop(running, name, control.wish))
+        control.attach(lambda: _stop(host, running, name, control.wish))
     running.arrive(row, inputs, ended, recorded, on_text)
     if control is not None and control.wish > Wish.RUN:  # before there was anybody to tell
-        _stop(running, name, control.wish)
+        _stop(host, running, name, control.wish)
     try:
         return await future
     except asyncio.CancelledError:
@@ -293,9 +293,9 @@ async def run_program(
             control.detach()
 
 
-def _stop(running: Programs, name: str, wish: Wish) -> None:
-    """Let what runs end, as far as anybody can go on from there, or break it off."""
-    if wish == Wish.DRAIN:
+def _stop(host: Host, running: Programs, name: str, wish: Wish) -> None:
+    """Let what runs end, where it is recorded and can be gone on from there, or break it off."""
+    if wish == Wish.DRAIN and not isinstance(host.journal, NoJournal):
         running.drain()
     else:
         running.cancel(name)

@@ -29,7 +29,7 @@ from ..trace import TRACE_VERSION, Fanout, Trace, TraceWriter
 from ..workflow import Workflow
 from .codec import decode, encode
 from .control import Control, Wish
-from .effects import question_of
+from .effects import QUESTION, question_of
 from .local import (
     Replicas,
     bind,
@@ -40,7 +40,7 @@ from .local import (
 )
 from .rows import tell
 from .speech import OnText
-from .tool_failures import is_failure
+from .tool_failures import FAILURE, is_failure
 from .trust import approval_id
 
 ROW = 0  # the only one of such a run
@@ -119,7 +119,8 @@ async def run_recorded(
             question = question_of(ROW, error, left.steps)
             if question is not None and isinstance(error, OutcomeUnknown):
                 left.journal.record(question, sync=True)
-                raise ApprovalWanted(error.step, approval_id(ROW, question.path)) from error
+                tool = error.call[0] if error.call is not None else error.step
+                raise ApprovalWanted(tool, approval_id(ROW, question.path)) from error
             if control.wish == Wish.RUN and not isinstance(error, LATER):
                 left.journal.record(RowRecord(ROW, None, tell(error)))
                 status = "failed"
@@ -154,11 +155,12 @@ async def _open(store: Store, manifest: Manifest) -> AsyncGenerator[_Left]:
         _, journal = store.open(manifest.run)
     try:
         end = (await journal.rows(ROW, ROW)).get(ROW)
-        steps = {
-            path: step
-            for (_, path), step in (await journal.steps(ROW, ROW)).items()
-            if not (end is not None and is_failure(path))  # tools that failed are called again
-        }
+        found = await journal.steps(ROW, ROW)
+        steps = {path: step for (_, path), step in found.items()}
+        for path in [path for path in steps if is_failure(path)]:
+            asked = steps.get(f"{path.removesuffix(FAILURE)}{QUESTION}")
+            if end is not None or (asked is not None and asked.value != encode(False)):
+                del steps[path]  # the tool is called again, or asked again what came of it
         yield _Left(
             manifest if before is None else before.manifest,
             journal,

@@ -411,3 +411,102 @@ def test_a_row_whose_call_broke_off_is_retried_with_the_author_s_answer(tmp_path
     assert questions(store, outcome.run) == []
     assert retried() == ["wired 7", "by hand"]
     assert sorted(done) == ["wire 7", "wire 7", "wire 8"]
+
+
+# ---- what a second review found -----------------------------------------------------------------
+
+
+def test_a_question_that_no_journal_takes_fails_its_row_alone(tmp_path: Path):
+    (tmp_path / "in.jsonl").write_text('{"order": "7"}\n{"order": "8"}\n')
+    paths = (str(tmp_path / name) for name in ("in.jsonl", "out.jsonl"))
+    spec = MapSpec(f"{__name__}:hidden", *paths, home=str(tmp_path / "home"))
+    faults.append(ConnectionError("lost"))
+    outcome = asyncio.run(map_table(spec, Control(), Tally()))
+    assert (outcome.status, outcome.rows_failed) == ("done", 2)
+    with pytest.raises(OutcomeUnknown):
+        hidden.run(options(tmp_path, "a"), order="7")
+
+
+@workflow(models={"default": {"backend": "fake"}})
+async def hidden(order: str) -> str:
+    return await wire(order=f"{order}\ud800")
+
+
+@workflow(models={"default": {"backend": "fake"}})
+async def stubborn(order: str) -> str:
+    for _ in range(2):
+        try:
+            return await wire(order=order)
+        except ToolFailed as error:
+            failure = error
+    raise failure
+
+
+def test_an_author_that_tries_again_by_himself_is_asked_too(tmp_path: Path):
+    faults.append(ConnectionError("lost"))
+    with pytest.raises(ApprovalWanted, match="'wire'"):
+        stubborn.run(options(tmp_path, "a"), order="7")
+    faults.clear()
+    store = Store(tmp_path / "home")
+    (question,) = questions(store, "a")
+    asyncio.run(answer(store, "a", [question], True))
+    assert stubborn.run(options(tmp_path, "a"), order="7") == "wired 7"
+    assert done == ["wire 7", "wire 7"]
+
+
+lost: list[Exception] = []
+
+
+async def looked_up(order: str) -> str:
+    if lost:
+        raise lost[0]
+    return f"wired {order} before"
+
+
+@tool(effect="once", outcome=looked_up)
+async def wire_known(order: str) -> str:
+    """Wire money; what came of it can be looked up."""
+    done.append(f"wire {order}")
+    raise ConnectionError("lost")
+
+
+@workflow(models={"default": {"backend": "fake"}})
+async def known(order: str) -> str:
+    return await wire_known(order=order)
+
+
+def test_what_came_of_a_call_is_looked_up_again_though_its_author_was_asked(tmp_path: Path):
+    lost.append(TimeoutError("no answer"))
+    for _ in range(2):
+        with pytest.raises(ApprovalWanted, match="'wire_known'"):
+            known.run(options(tmp_path, "a"), order="7")
+    lost.clear()
+    assert known.run(options(tmp_path, "a"), order="7") == "wired 7 before"
+    assert done == ["wire 7"]
+    assert questions(Store(tmp_path / "home"), "a") == []
+
+
+DIED = """
+import os, sys
+from tenter.runtime.journal.file import JournalFile
+tune = JournalFile._tune
+def dies(self):
+    tune(self)
+    os._exit(9)
+JournalFile._tune = dies
+from tenter.runtime import workflow
+@workflow(models={"default": {"backend": "fake"}})
+async def flow(order: str) -> str:
+    return order
+flow.run({"run": "refund-7", "home": sys.argv[1]}, order="7")
+"""
+
+
+@pytest.mark.slow
+def test_a_name_can_be_used_though_a_process_died_while_it_made_the_journal(tmp_path: Path):
+    place = options(tmp_path)
+    command = [sys.executable, "-c", DIED, place["home"]]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert (Path(place["home"]) / "runs" / "refund-7" / "journal.db").stat().st_size > 0
+    assert list(Store(place["home"]).list()) == []
+    assert refund.run(place, order="7") == "Ann: PAID 7"
