@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...tools import Tool
+from ...tools.secrets import known, redact_data
 from ..errors import JournalError, OutcomeUnknown, StepFailed, ToolFailed
 from ..journal.base import StepRecord, check
 from ..scheduler.events import EffectUnknown
@@ -146,7 +147,8 @@ def question_of(
     if said is not None and said.value == encode(False):
         return None
     try:
-        question = StepRecord(row, path, encode(Approval(tool, values, ()).question()))
+        shown = redact_data(dict(values), encode(values), known())
+        question = StepRecord(row, path, encode(Approval(tool, shown, ()).question()))
         check(question)
     except (TypeError, ValueError, JournalError):  # arguments that no journal takes
         return None
