@@ -4,7 +4,6 @@ Nothing runs for `explain`. Statistics of the table are kept in the home, so tha
 once.
 """
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -38,6 +37,7 @@ from .report.explained import (
     expectation_table,
 )
 from .run.control import Control
+from .run.local import pools
 from .run.placed import Placed, place_on
 from .run.rows import WINDOW_ROWS
 from .table_stats import Told, tokens_of_spec
@@ -247,16 +247,12 @@ def _placed(
 
 def _pools(specs: Mapping[str, ModelSpec]) -> tuple[dict[str, list[str]], dict[str, str]]:
     """The workers of each pool, and the pool of each model; equal settings share one."""
-    pools: dict[str, list[str]] = {}
-    pool_of: dict[str, str] = {}
-    names: dict[str, str] = {}
-    for name, spec in specs.items():
-        settings = json.dumps([spec.backend, dict(spec.options)], sort_keys=True, default=str)
-        pool = pool_of[name] = names.setdefault(settings, name)
-        urls = spec.options.get("url")
+    pool_of, workers = pools(specs), dict[str, list[str]]()
+    for pool in dict.fromkeys(pool_of.values()):
+        urls = specs[pool].options.get("url")
         count = len(cast("list[Any]", urls)) if isinstance(urls, list) else 1
-        pools[pool] = [f"{pool}/{index}" for index in range(count)]
-    return pools, pool_of
+        workers[pool] = [f"{pool}/{index}" for index in range(count)]
+    return workers, pool_of
 
 
 def _placement(placed: Placed, follows: bool) -> dict[str, Any]:

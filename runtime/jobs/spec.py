@@ -29,9 +29,9 @@ class MapSpec:
 
     `columns` are the input columns copied to the output (none: all; of groups, what they are grouped
     by). With `unnest` rows are the items of the lists in that column, with `group_by` the groups of
-    rows that are equal in those columns (`tables.views`); `limit` counts these rows. `models` overrides a
-    workflow's models, as in {"default": "embedded:path=DIR,dtype=bfloat16"}. `home` is where runs
-    are kept; without `journal` nothing is, and the run cannot be resumed. `order` and `retention`
+    rows that are equal in those columns (`tables.views`); `limit` counts these rows. `models`
+    overrides a workflow's models, as in {"default": "embedded:path=DIR,dtype=bfloat16"}. `home` is
+    where runs are kept; without `journal` nothing is, and the run cannot be resumed. `order` and `retention`
     are names of policies, `limits` plain data for `scheduler.limits.Limits.read`, `tenant` an
     input: they go over what the workflow says. `without` are rules of the planner to leave out,
     beside those that the workflow leaves out. An attempt at a call on a server that takes longer

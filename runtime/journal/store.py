@@ -178,8 +178,8 @@ class Store:
         """The full name of the run that `name` begins (with or without `run_`), or of the `last`
         of those that nobody gave a name."""
         runs = tuple(self.runs.names())
-        dated = [run for run in runs if is_dated(run)]
         if name == "last" and runs:
+            dated = [run for run in runs if is_dated(run)]
             return (dated or runs)[-1]
         if name in runs:
             return name

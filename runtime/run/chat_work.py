@@ -13,7 +13,7 @@ from ..clock import now
 from ..errors import StepFailed, TenterError
 from ..scheduler.loop import Answer
 from .asking import Model, add_chat, check_answer, seed_for
-from .draft import CHUNK_TOKENS, GROWTH
+from .draft import CHUNK_TOKENS, GROWTH, TOLD_GROWTH
 from .owner import Owner
 from .sharing import Settled
 
@@ -143,6 +143,7 @@ class TurnWork:
         draft = host.draft(owner, turn.path, self._model, sampling.max_tokens, turn.schema)
         if draft is not None:
             self._hearers.insert(0, draft)
+        alone = self._hearers == [draft]
         self.request = Request(
             call=self.request.call,
             token_ids=turn.token_ids,
@@ -151,8 +152,8 @@ class TurnWork:
             session=turn.session,
             deadline_s=now() + host.call_timeout_s if host.call_timeout_s else None,
             stream=bool(self._hearers),
-            chunk_tokens=CHUNK_TOKENS if self._hearers == [draft] else 1,
-            chunk_growth=GROWTH,
+            chunk_tokens=CHUNK_TOKENS if alone else 1,
+            chunk_growth=GROWTH if alone else TOLD_GROWTH,
             drawn=draft.drawn if draft is not None else (),
             messages=turn.messages,
             tools=turn.specs,

@@ -7,6 +7,7 @@ from .codec import decode, encode
 
 CHUNK_TOKENS = 16  # an answer is written down when it has grown by so many tokens,
 GROWTH = 0.05  # and by this share, so that long answers are not written over and over
+TOLD_GROWTH = 0.02  # where somebody else hears the answer too, token by token at first
 WORTH_TOKENS = 16  # an answer that cannot be longer is not written down
 MARK = b"~"  # no JSON begins with it: the value of a step that has not ended
 

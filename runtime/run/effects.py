@@ -95,9 +95,10 @@ class Effects:
     def remember(self, call: Call, error: ToolFailed) -> None:
         """A call ended, now or in an earlier attempt, with `error`: equals of one of unknown outcome
         are refused."""
-        if isinstance(error, OutcomeUnknown):
-            error.call = call.tool.name, call.values
-        if isinstance(error, OutcomeUnknown) and error.path == call.path:
+        if not isinstance(error, OutcomeUnknown):
+            return
+        error.call = call.tool.name, call.values
+        if error.path == call.path:
             owner, step, name = call.owner, call.started.step, call.tool.name
             owner.unknown.setdefault(_same(call), call.path)
             self._host.note(EffectUnknown(program=owner.name, step=step, tool=name))

@@ -64,11 +64,11 @@ async def run_recorded(
 
     Called again with the same name it goes on: what was recorded is not done again, and the result
     of a run that is done is returned at once. One that had failed is tried again, with other seeds;
-    one that waits for an approval, or for word of what came of a call that was cut off, goes on once
-    that is given (`tenter approve`). `backends` (by
-    model name, entered) are used instead of those that the workflow names; `options` are those of
-    `open_host`. Raises RunMismatch where the workflow, the model or the input are others than the
-    run began with, and JournalError where another process runs it.
+    one that waits for an approval, or for word of what came of a call that was cut off, once that
+    is given (`tenter approve`). `backends` (by model name, entered) are used instead of those that
+    the workflow names; `options` are those of `open_host`. Raises RunMismatch where the workflow,
+    the model or the input are others than the run began with, and JournalError where another
+    process runs it.
     """
     bound = bind(workflow, inputs)
     store = Store(home)

@@ -25,7 +25,7 @@ from tenter.runtime.errors import (
     StepFailed,
     ToolFailed,
 )
-from tenter.runtime.jobs import Control, MapSpec, map_table, resume, run_once
+from tenter.runtime.jobs import Control, MapSpec, Outcome, map_table, resume, run_once
 from tenter.runtime.journal.store import Store
 from tenter.runtime.report.tally import Tally
 
@@ -390,13 +390,19 @@ def test_the_author_says_what_came_of_a_call_that_broke_off(
     assert done == ["wire 7"] * calls
 
 
-def test_a_row_whose_call_broke_off_is_retried_with_the_author_s_answer(tmp_path: Path):
-    (tmp_path / "in.csv").write_text("order\n7\n8\n")
-    paths = (str(tmp_path / name) for name in ("in.csv", "out.jsonl"))
-    spec = MapSpec(f"{__name__}:transfer", *paths, home=str(tmp_path / "home"))
+def two_that_broke_off(folder: Path, flow: str) -> tuple[MapSpec, Outcome]:
+    """A run of two rows, the calls of which break off; they go on doing so."""
+    (folder / "in.csv").write_text("order\n7\n8\n")
+    paths = (str(folder / name) for name in ("in.csv", "out.jsonl"))
+    spec = MapSpec(f"{__name__}:{flow}", *paths, home=str(folder / "home"))
     faults.append(ConnectionError("lost"))
     outcome = asyncio.run(map_table(spec, Control(), Tally()))
     assert (outcome.status, outcome.rows_failed) == ("done", 2)
+    return spec, outcome
+
+
+def test_a_row_whose_call_broke_off_is_retried_with_the_author_s_answer(tmp_path: Path):
+    spec, outcome = two_that_broke_off(tmp_path, "transfer")
     faults.clear()
     store = Store(tmp_path / "home")
 
@@ -417,12 +423,7 @@ def test_a_row_whose_call_broke_off_is_retried_with_the_author_s_answer(tmp_path
 
 
 def test_a_question_that_no_journal_takes_fails_its_row_alone(tmp_path: Path):
-    (tmp_path / "in.jsonl").write_text('{"order": "7"}\n{"order": "8"}\n')
-    paths = (str(tmp_path / name) for name in ("in.jsonl", "out.jsonl"))
-    spec = MapSpec(f"{__name__}:hidden", *paths, home=str(tmp_path / "home"))
-    faults.append(ConnectionError("lost"))
-    outcome = asyncio.run(map_table(spec, Control(), Tally()))
-    assert (outcome.status, outcome.rows_failed) == ("done", 2)
+    two_that_broke_off(tmp_path, "hidden")
     with pytest.raises(OutcomeUnknown):
         hidden.run(options(tmp_path, "a"), order="7")
 
